@@ -1,0 +1,65 @@
+"""Every exception of the project, one tree.
+
+AceError
+├── InputError            what was asked cannot be done as asked (CLI exit code 2)
+│   ├── ConditionError    instruction, image count, {image} names, history
+│   ├── ImageError        a picture that is missing, broken, too large or of the wrong kind
+│   ├── MaskError         a mask of another size, uniform, or without its image
+│   ├── ConfigError       an unknown or impossible setting
+│   ├── OutputError       a result that cannot be written where it was asked for
+│   ├── ModelNotFoundError  a model name or folder with nothing behind it
+│   └── SessionError      a session folder or node that cannot be read
+├── ShapeError            tensors whose shapes do not fit (a caller's bug)
+├── CheckpointError       weights that are wrong, partial or hostile
+└── MissingDependencyError  an optional package that this call needs
+
+Messages say what is wrong and what to do, in one line.
+"""
+
+
+class AceError(Exception):
+    """Root of all errors raised on purpose by this package."""
+
+
+class InputError(AceError):
+    """The request is wrong; the message says how to put it right."""
+
+
+class ConditionError(InputError):
+    """A condition unit that breaks a rule: instruction, number of images, `{image}` names, history."""
+
+
+class ImageError(InputError):
+    """A picture that cannot be used."""
+
+
+class MaskError(InputError):
+    """A mask that cannot be used."""
+
+
+class ConfigError(InputError):
+    """A setting that is unknown or impossible."""
+
+
+class OutputError(InputError):
+    """A result that cannot be written."""
+
+
+class ModelNotFoundError(InputError):
+    """No model behind this name."""
+
+
+class SessionError(InputError):
+    """A session folder or node that cannot be read."""
+
+
+class ShapeError(AceError):
+    """Tensors whose shapes do not fit together."""
+
+
+class CheckpointError(AceError):
+    """Weights that are wrong, partial or hostile."""
+
+
+class MissingDependencyError(AceError):
+    """An optional package is needed; the message names the extra that brings it."""
