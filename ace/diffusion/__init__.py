@@ -4,7 +4,21 @@ In: latents, noise, timesteps and the network's predictions. Out: noisy latents 
 of a sampling trajectory (inference).
 """
 
-from ace.diffusion.loss import diffusion_loss
-from ace.diffusion.noise import add_noise, linear_schedule, sample_noise
+from ace.diffusion.ddim import DIFFUSERS_SCHEDULE, ACEDDIMScheduler, ddim_plan, ddim_step
+from ace.diffusion.guidance import guide
+from ace.diffusion.loss import diffusion_loss, diffusion_losses
+from ace.diffusion.noise import add_noise, linear_schedule, sample_noise, seeded_generator
 
-__all__ = ["add_noise", "diffusion_loss", "linear_schedule", "sample_noise"]
+__all__ = [
+    "DIFFUSERS_SCHEDULE",
+    "ACEDDIMScheduler",
+    "add_noise",
+    "ddim_plan",
+    "ddim_step",
+    "diffusion_loss",
+    "diffusion_losses",
+    "guide",
+    "linear_schedule",
+    "sample_noise",
+    "seeded_generator",
+]
