@@ -70,11 +70,11 @@ def test_sampling_follows_the_recorded_trajectory(case, assert_close):
     assert_close(scheduler.plan.timesteps, recorded["out.t"], 1e-6)
     x = recorded["in.noise"]
     for step, timestep in enumerate(scheduler.timesteps):
-        assert_close(x, recorded["out.x_t"][step], 1e-4)
+        assert_close(x, recorded["out.x_t"][step], 1e-6)
         cond = recorded_network(meta, x, int(timestep), meta["s_cond"])
         uncond = recorded_network(meta, x, int(timestep), meta["s_uncond"])
         prediction = guide(cond, uncond, meta["guide_scale"] or 1.0, meta["guide_rescale"], published=True)
         result = scheduler.step(prediction, timestep, x)
-        assert_close(result.pred_original_sample, recorded["out.x0_pred"][step], 1e-4)
+        assert_close(result.pred_original_sample, recorded["out.x0_pred"][step], 1e-6)
         x = result.prev_sample
-    assert_close(x, recorded["out.final"], 1e-4)
+    assert_close(x, recorded["out.final"], 1e-6)
