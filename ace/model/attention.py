@@ -1,0 +1,111 @@
+"""Attention over packed ragged sequences: every query segment attends to its own key segment and to nothing else.
+
+An `AttentionPlan` is made once per layout. Where torch has a fused varlen kernel (CUDA, half precision) it runs on the
+packed sequence as it is; elsewhere segments of equal query length are stacked, their keys padded and masked, so one dense
+call serves a whole group. Both paths share `attend` and one test. Dropout and causal masks are not here: ACE has neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ace.errors import ShapeError
+
+try:  # torch >= 2.10; absent builds use the grouped path
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # pragma: no cover - depends on the torch build
+    varlen_attn = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Segments with the same number of queries.
+
+    queries: (G, Lq) token indices. keys: (G, Lk) token indices, padded with 0. bias: (G, 1, 1, Lk) 0 or -inf, or None.
+    whole: the group is the packed sequence itself, in order (a reshape instead of a gather)."""
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    whole: bool
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Which query segment reads which key segment.
+
+    cu_queries, cu_keys: (S + 1,) int32 running segment bounds; max_queries, max_keys: longest segments; groups: the same
+    segments for the stacked path."""
+
+    cu_queries: Tensor
+    cu_keys: Tensor
+    max_queries: int
+    max_keys: int
+    groups: tuple[Group, ...]
+
+    def to(self, device: torch.device) -> AttentionPlan:
+        """The same plan with its indices on another device."""
+        groups = tuple(
+            Group(g.queries.to(device), g.keys.to(device), None if g.bias is None else g.bias.to(device), g.whole) for g in self.groups
+        )
+        return AttentionPlan(self.cu_queries.to(device), self.cu_keys.to(device), self.max_queries, self.max_keys, groups)
+
+
+def plan_attention(query_lengths: list[int], key_lengths: list[int]) -> AttentionPlan:
+    """Plan attention of segment i's queries to segment i's keys. Raises ShapeError for unequal counts or empty segments."""
+    if len(query_lengths) != len(key_lengths) or min([*query_lengths, *key_lengths], default=0) < 1:
+        raise ShapeError(f"query segments {query_lengths} do not pair with key segments {key_lengths}")
+    cu_queries = F.pad(torch.tensor(query_lengths).cumsum(0), (1, 0))
+    cu_keys = F.pad(torch.tensor(key_lengths).cumsum(0), (1, 0))
+    by_length: dict[int, list[int]] = {}
+    for segment, length in enumerate(query_lengths):
+        by_length.setdefault(length, []).append(segment)
+    groups = []
+    for length, segments in by_length.items():
+        chosen = torch.tensor(segments)
+        queries = cu_queries[chosen, None] + torch.arange(length)
+        lengths = torch.tensor([key_lengths[s] for s in segments])
+        offsets = torch.arange(int(lengths.max()))
+        valid = offsets < lengths[:, None]
+        keys = torch.where(valid, cu_keys[chosen, None] + offsets, 0)
+        bias = None
+        if not bool(valid.all()):
+            bias = torch.zeros(valid.shape).masked_fill(~valid, float("-inf"))[:, None, None]
+        groups.append(Group(queries, keys, bias, whole=len(by_length) == 1 and bias is None))
+    return AttentionPlan(cu_queries.int(), cu_keys.int(), max(query_lengths), max(key_lengths), tuple(groups))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+    """Softmax attention within each segment, scale 1 / sqrt(d).
+
+    query: (Tq, heads, d); key, value: (Tk, heads, d). Returns (Tq, heads, d)."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if varlen_attn is not None and query.is_cuda and half and query.shape[-1] % 8 == 0:
+        return varlen_attn(query, key, value, plan.cu_queries, plan.cu_keys, plan.max_queries, plan.max_keys)
+    if len(plan.groups) == 1 and plan.groups[0].whole:
+        (group,) = plan.groups
+        stacked = (t.unflatten(0, i.shape).transpose(1, 2) for t, i in ((query, group.queries), (key, group.keys), (value, group.keys)))
+        return _dense(*stacked, None).transpose(1, 2).flatten(0, 1)
+    outputs, order = [], []
+    for group in plan.groups:
+        q, k, v = query[group.queries], key[group.keys], value[group.keys]  # (G, L, heads, d)
+        out = _dense(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), group.bias)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+        order.append(group.queries.flatten())
+    if len(outputs) == 1:
+        return outputs[0]  # one group holds every segment, in order
+    return torch.empty_like(query).index_copy(0, torch.cat(order), torch.cat(outputs))
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """(G, heads, L, d) attention. On a CPU in half precision plain matrix products beat torch's fused kernel five times."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+        if bias is not None:
+            scores = scores + bias.to(scores.dtype)
+        return scores.softmax(dim=-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=None if bias is None else bias.to(query.dtype))

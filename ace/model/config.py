@@ -1,0 +1,68 @@
+"""Sizes of an ACE transformer. Presets are literals; unknown keys raise because the dataclass refuses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ace.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ACEConfig:
+    """Shape of one `ACETransformer`.
+
+    patch_size: latent cells per token side. latent_channels: C of the autoencoder. hidden_size: D. text_channels: width of
+    the text encoder's states. max_positions: rows of each rotary axis. learned_sigma: the output has 2C channels, of which
+    the second half is ignored (published models). source_on_channels: the target's tokens also see the latents of the
+    image being edited, on the channel axis (ACE++'s idea); off for the published models.
+    Raises ConfigError for impossible sizes."""
+
+    patch_size: int = 2
+    latent_channels: int = 4
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    text_channels: int = 4096
+    max_positions: int = 1024
+    learned_sigma: bool = True
+    qk_norm: bool = True
+    source_on_channels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.head_dim % 2 or self.head_dim < 6:
+            raise ConfigError(f"head dimension {self.head_dim} must be even and at least 6 for three rotary axes")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of one latent cell as the model reads it: latents, mask and, if configured, the source's latents."""
+        return self.latent_channels + 1 + (self.latent_channels if self.source_on_channels else 0)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of one predicted latent cell."""
+        return self.latent_channels * (2 if self.learned_sigma else 1)
+
+
+PRESETS: dict[str, ACEConfig] = {
+    "tiny": ACEConfig(
+        patch_size=1,
+        latent_channels=16,
+        hidden_size=288,
+        depth=8,
+        num_heads=8,
+        text_channels=384,
+        max_positions=64,
+        learned_sigma=False,
+        source_on_channels=True,
+    ),
+    "0.6b-512": ACEConfig(max_positions=1024),
+    "0.6b-1024": ACEConfig(max_positions=4096),
+}

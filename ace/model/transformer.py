@@ -1,0 +1,265 @@
+"""`ACETransformer`: the long-context diffusion transformer (ACE, section 2.2 and figure 3), as a diffusers model.
+
+Notable choices, all exact: one packed sequence for any mixture of requests; time conditioning once per request, not per
+token; the rotary table once per layout; text keys and values once per request (`encode_text`), since they do not depend on
+the timestep; queries and keys share one RMS norm, as the published weights expect.
+
+Not here: autoencoder, text encoder, sampling, checkpoint conversion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ace.errors import ConfigError
+from ace.model.attention import AttentionPlan, attend
+from ace.model.config import PRESETS, ACEConfig
+from ace.model.rope import apply_rotary
+from ace.model.tokens import MAX_INDICATORS, Layout
+
+NORM_EPS = 1e-6
+TIME_CHANNELS = 256
+
+TextKeysValues = tuple[tuple[Tensor, Tensor], ...]  # per block: keys, values (L, heads, d)
+
+
+class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """One diffusion transformer for creation and editing.
+
+    The arguments are those of `ACEConfig`, plus indicator_states: (10, text_channels) text states of the image names
+    `{image}` … `{image9}`, a buffer saved with the weights (zeros until set by `set_indicators`)."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ACEBlock"]
+    _repeated_blocks = ["ACEBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 2,
+        latent_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        text_channels: int = 4096,
+        max_positions: int = 1024,
+        learned_sigma: bool = True,
+        qk_norm: bool = True,
+        source_on_channels: bool = False,
+    ) -> None:
+        super().__init__()
+        self.sizes = ACEConfig(
+            patch_size,
+            latent_channels,
+            hidden_size,
+            depth,
+            num_heads,
+            mlp_ratio,
+            text_channels,
+            max_positions,
+            learned_sigma,
+            qk_norm,
+            source_on_channels,
+        )
+        cells = patch_size**2
+        self.patch_embed = nn.Linear(self.sizes.in_channels * cells, hidden_size)
+        self.time_embed = TimeEmbedding(hidden_size)
+        self.time_modulation = nn.Linear(hidden_size, 6 * hidden_size)
+        self.text_embed = Mlp(text_channels, hidden_size, hidden_size)
+        self.blocks = nn.ModuleList(ACEBlock(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
+        self.final = FinalLayer(hidden_size, self.sizes.out_channels * cells)
+        self.register_buffer("indicator_states", torch.zeros(MAX_INDICATORS, text_channels))
+        self.gradient_checkpointing = False
+        self.initialise()
+
+    @classmethod
+    def from_preset(cls, name: str) -> ACETransformer:
+        """A freshly initialised model of a named size. Raises ConfigError for an unknown name."""
+        if name not in PRESETS:
+            raise ConfigError(f"unknown preset {name!r}: one of {', '.join(PRESETS)}")
+        return cls(**dataclasses.asdict(PRESETS[name]))
+
+    def set_indicators(self, states: Tensor) -> None:
+        """Store the text states of the ten image names, (10, text_channels)."""
+        self.indicator_states.copy_(states)
+
+    def encode_text(self, texts: Tensor, layout: Layout) -> TextKeysValues:
+        """Keys and values of every block's cross-attention, once per request (equation 3 adds the image indicators).
+
+        texts: (L, text_channels), all segments of all requests, in the layout's order."""
+        text_tokens = self._embed_text(texts, layout)  # (L, D)
+        return tuple(block.cross_attn.keys_values(text_tokens) for block in self.blocks)
+
+    def forward(
+        self,
+        patches: Tensor,
+        timestep: Tensor,
+        layout: Layout,
+        texts: Tensor | None = None,
+        text_keys_values: TextKeysValues | None = None,
+    ) -> Tensor:
+        """Predict the noise (or v, or the clean latents, as trained) of every target token.
+
+        patches: (T, in_channels · p · p) from `pack_latents`; timestep: (B,), 0 = clean end; texts: (L, text_channels) or
+        text_keys_values from `encode_text`. Returns (T_target, p · p · out_channels)."""
+        if (texts is None) == (text_keys_values is None):
+            raise ConfigError("give either texts or text_keys_values")
+        text_tokens = None if texts is None else self._embed_text(texts, layout)  # (L, D)
+        indicators = self.text_embed(self.indicator_states.to(patches.dtype))  # (10, D)
+
+        tokens = self.patch_embed(patches)  # (T, D)
+        tokens = layout.fold(tokens + indicators[layout.indicator])  # equation 4; (B, T / B, D) if all are equally long
+        time = self.time_embed(timestep, patches.dtype)  # (B, D)
+        modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))  # (B, 6, D)
+        for number, block in enumerate(self.blocks):
+            kv = block.cross_attn.keys_values(text_tokens) if text_tokens is not None else text_keys_values[number]
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, modulation, kv, layout, use_reentrant=False)
+            else:
+                tokens = block(tokens, modulation, kv, layout)
+        return self.final(tokens, time, layout)
+
+    def _embed_text(self, texts: Tensor, layout: Layout) -> Tensor:
+        return self.text_embed(texts) + self.text_embed(self.indicator_states.to(texts.dtype))[layout.text_indicator]
+
+    def initialise(self) -> None:
+        """Initial weights of the published training code (PUBLISHED_MODELS 1.8)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for linear in (*self.time_embed.linears(), self.time_modulation, self.text_embed.up, self.text_embed.down):
+            nn.init.normal_(linear.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.cross_attn.to_out.weight)
+        nn.init.zeros_(self.final.linear.weight)
+
+
+class ACEBlock(nn.Module):
+    """Long-context attention block: self-attention over all frames of a request, cross-attention per frame, MLP."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.randn(6, hidden_size) / math.sqrt(hidden_size))
+        self.self_attn = Attention(hidden_size, num_heads, qk_norm)
+        self.cross_attn = Attention(hidden_size, num_heads, qk_norm)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), hidden_size)
+
+    def forward(self, tokens: Tensor, modulation: Tensor, text: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
+        """tokens: (T, D) or (B, T / B, D); modulation: (B, 6, D). Returns tokens' shape."""
+        rows = (self.modulation + modulation).unbind(1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (layout.spread(row) for row in rows)
+        normed = modulate(tokens, shift1, scale1)
+        tokens = tokens + gate1 * self.self_attn.among(normed, layout.rotary, layout.self_plan)
+        tokens = tokens + self.cross_attn.to_text(tokens, text, layout.cross_plan)  # equation 5: each frame its own text
+        normed = modulate(tokens, shift2, scale2)
+        return tokens + gate2 * self.mlp(normed)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one RMS norm, over all heads at once, for queries and keys alike."""
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = num_heads
+        self.to_q = nn.Linear(hidden_size, hidden_size)
+        self.to_k = nn.Linear(hidden_size, hidden_size)
+        self.to_v = nn.Linear(hidden_size, hidden_size)
+        self.to_out = nn.Linear(hidden_size, hidden_size)
+        self.norm_qk = RMSNorm(hidden_size) if qk_norm else nn.Identity()  # upstream normalises keys with norm_q
+
+    def among(self, tokens: Tensor, rotary: Tensor, plan: AttentionPlan) -> Tensor:
+        """Self-attention within each request."""
+        query = apply_rotary(self._split(self.norm_qk(self.to_q(tokens))), rotary)
+        key = apply_rotary(self._split(self.norm_qk(self.to_k(tokens))), rotary)
+        out = attend(query, key, self._split(self.to_v(tokens)), plan)  # (T, heads, d)
+        return self.to_out(out.flatten(1).view(tokens.shape))
+
+    def to_text(self, tokens: Tensor, text: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+        """Cross-attention of each frame to its own text segment."""
+        query = self._split(self.norm_qk(self.to_q(tokens)))
+        return self.to_out(attend(query, *text, plan).flatten(1).view(tokens.shape))
+
+    def keys_values(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of text tokens (L, D), each (L, heads, d)."""
+        return self._split(self.norm_qk(self.to_k(text_tokens))), self._split(self.to_v(text_tokens))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.heads, x.shape[-1] // self.heads)
+
+
+class Mlp(nn.Module):
+    """Two linears with a tanh-approximated GELU between them."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(in_features, hidden_features)
+        self.down = nn.Linear(hidden_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in_features) → (…, out_features)."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm in float32, whatever the input's precision."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, size) → same shape and dtype."""
+        return (F.rms_norm(x.float(), self.weight.shape, eps=NORM_EPS) * self.weight.float()).to(x.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal timestep features (cosines first) through a two-layer MLP, computed once per request."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(TIME_CHANNELS, hidden_size)
+        self.down = nn.Linear(hidden_size, hidden_size)
+
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """Both layers, for initialisation."""
+        return self.up, self.down
+
+    def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B,) timesteps → (B, D)."""
+        steps = torch.arange(TIME_CHANNELS // 2, dtype=torch.float32, device=timestep.device)
+        angle = timestep[:, None].float() * torch.exp(-math.log(10000) * steps / (TIME_CHANNELS // 2))
+        features = torch.cat([angle.cos(), angle.sin()], dim=1).to(dtype)
+        return self.down(F.silu(self.up(features)))
+
+
+class FinalLayer(nn.Module):
+    """Last norm, modulation by the time embedding itself, and the projection to patches of the target tokens."""
+
+    def __init__(self, hidden_size: int, out_features: int) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.randn(2, hidden_size) / math.sqrt(hidden_size))
+        self.linear = nn.Linear(hidden_size, out_features)
+
+    def forward(self, tokens: Tensor, time: Tensor, layout: Layout) -> Tensor:
+        """tokens: as in the blocks; time: (B, D). Returns (T_target, out_features)."""
+        targets = tokens.reshape(-1, tokens.shape[-1])[layout.target_index]  # (T_target, D)
+        shift, scale = (self.modulation + time.unsqueeze(1)).unbind(1)  # (B, D) each
+        index = layout.sample_index[layout.target_index]
+        return self.linear(modulate(targets, shift[index], scale[index]))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without its own weights, then scale and shift from the timestep."""
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
