@@ -1,0 +1,350 @@
+"""What may be drawn, and the dice: the split between training and held-out material, and one sample's random choices.
+
+The split is by hash, fixed before any training: a tenth of the concepts, one style, a tenth of each task's instruction
+templates, and all seeds (a seed means different dice in each split). Training draws none of them; held-out samples use
+held-out dice and templates, some of them held-out concepts or the held-out style, and say so.
+
+Not here: what a task does with its choices (`tasks/`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal, TypeVar
+
+from ace.data.world.backgrounds import COLORS, GROUNDED, LANDSCAPES, PATTERNS, PLACES, TIMES, Background
+from ace.data.world.instructions import SLOT_WORDS, TEMPLATES
+from ace.data.world.puppet import HAIRS, POSES, SHIRTS, SKINS, TROUSERS, Puppet
+from ace.data.world.scene import FaceObject, PuppetObject, Scene, SceneObject, SpriteObject, TextObject
+from ace.data.world.sprites import HELD_OUT_STYLE, STYLES, Concept, Face, SpriteLibrary
+
+Split = Literal["train", "held_out"]
+T = TypeVar("T")
+
+DEFAULT_STYLE = "fluent-3d"  # what a picture is drawn in unless its words or its neighbours say otherwise
+LINE_STYLE = "fluent-mono"
+CORE_SHARE = 0.75  # of what is made by name
+
+# slot -> centre (fractions); things that stand on the ground use the row of left, middle and right
+SLOTS: dict[str, tuple[float, float]] = {
+    "left": (0.26, 0.5),
+    "right": (0.74, 0.5),
+    "middle": (0.5, 0.5),
+    "top": (0.5, 0.26),
+    "bottom": (0.5, 0.74),
+    "top left": (0.26, 0.26),
+    "top right": (0.74, 0.26),
+    "bottom left": (0.26, 0.74),
+    "bottom right": (0.74, 0.74),
+}
+_NAMES = tuple(SLOTS)
+
+
+def _apart(a: str, b: str) -> bool:
+    (ax, ay), (bx, by) = SLOTS[a], SLOTS[b]
+    return max(abs(ax - bx), abs(ay - by)) > 0.45
+
+
+_PAIRS = tuple((a, b) for a in _NAMES for b in _NAMES if a < b and _apart(a, b))
+_TRIPLES = tuple((a, b, c) for a, b in _PAIRS for c in _NAMES if b < c and _apart(a, c) and _apart(b, c))
+_FOOT = 0.9  # where things on the ground end
+
+
+def fraction(text: str) -> float:
+    """A text's place in 0..1, the same for ever (SHA-256)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def is_held_out_concept(slug: str) -> bool:
+    """True for the tenth of the concepts that training never sees."""
+    return fraction(f"concept:{slug}") < 0.1
+
+
+def split_templates(key: str, split: Split) -> tuple[str, ...]:
+    """The instruction templates of `TEMPLATES[key]` on one side of the split: the tenth with the smallest hashes is held out."""
+    ordered = sorted(TEMPLATES[key], key=lambda t: fraction(f"template:{key}:{t}"))
+    count = max(1, round(len(ordered) / 10))
+    return tuple(ordered[:count] if split == "held_out" else ordered[count:])
+
+
+def with_article(name: str) -> str:
+    """"a red apple", "an orange", "grapes"."""
+    last = name.split()[-1]
+    if (last.endswith("s") and not last.endswith(("ss", "us", "is"))) or last in ("people", "men", "women", "sushi", "confetti"):
+        return name
+    return f"{'an' if name[0].lower() in 'aeiou' and not name.startswith(('uni', 'one', 'eu', 'u-')) else 'a'} {name}"
+
+
+class Vocabulary:
+    """A library sorted by split: made once, shared by all samples of a world."""
+
+    def __init__(self, library: SpriteLibrary):
+        self.library = library
+        self.concepts: dict[str, Concept] = {c.slug: c for c in library.concepts}
+        pools: dict[tuple[bool, str, bool], list[Concept]] = {}
+        for concept in library.concepts:
+            held_out = is_held_out_concept(concept.slug)
+            for style in library.styles_of(concept.slug):
+                pools.setdefault((held_out, style, False), []).append(concept)
+                if concept.core:
+                    pools.setdefault((held_out, style, True), []).append(concept)
+        self._pools = {key: tuple(value) for key, value in pools.items()}
+
+    def pool(self, style: str, *, core: bool, held_out: bool) -> tuple[Concept, ...]:
+        """Concepts that can be drawn in a style; all of that side of the split if none of them is core."""
+        return self._pools.get((held_out, style, core)) or self._pools.get((held_out, style, False), ())
+
+    def name(self, slug: str) -> str:
+        return self.concepts[slug].name
+
+    @cached_property
+    def editable_faces(self) -> dict[Split, tuple[Face, ...]]:
+        """Avatars with at least one attribute edit, by the split of their identity."""
+        sides: dict[Split, list[Face]] = {"train": [], "held_out": []}
+        for face in self.library.faces():
+            if self.library.face_edits(face):
+                sides["held_out" if fraction(f"face:{face.identity}") < 0.1 else "train"].append(face)
+        return {split: tuple(faces) for split, faces in sides.items()}
+
+
+class Chance:
+    """One sample's dice, and everything that is drawn with them from one side of the split.
+
+    rng: the sample's own; split: as in `World`. `held_out_concept`, `held_out_style` tell whether such material may be used."""
+
+    def __init__(self, vocabulary: Vocabulary, split: Split, rng: random.Random, size_px: int):
+        self.vocabulary = vocabulary
+        self.library = vocabulary.library
+        self.split = split
+        self.rng = rng
+        self.size_px = size_px
+        self.held_out_concept = split == "held_out" and rng.random() < 0.3
+        self.held_out_style = split == "held_out" and rng.random() < 0.15
+
+    # -- plain choices ------------------------------------------------------------------------------------------------
+
+    def choice(self, options: Sequence[T]) -> T:
+        return options[int(self.rng.random() * len(options))]
+
+    def chance(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def weighted(self, options: dict[T, float]) -> T:
+        return self.rng.choices(list(options), list(options.values()))[0]
+
+    # -- words --------------------------------------------------------------------------------------------------------
+
+    def say(self, key: str, **words: str) -> str:
+        """An instruction from this split's templates of `key`, with `<word>` filled in."""
+        text = self.choice(_templates(key, self.split))
+        for name, value in words.items():
+            text = text.replace(f"<{name}>", value)
+        return text
+
+    def where(self, slot: str) -> str:
+        """Words for a slot: "on the left"."""
+        return self.choice(SLOT_WORDS[slot])
+
+    def noun(self, item: SceneObject) -> str:
+        """What an object is called, without an article: "red apple"."""
+        if isinstance(item, SpriteObject):
+            return self.vocabulary.name(item.slug)
+        return item.puppet.words[2:] if isinstance(item, PuppetObject) else "face"
+
+    def a(self, item: SceneObject) -> str:
+        """What an object is called, with its article: "a red apple"."""
+        return with_article(self.noun(item)) if isinstance(item, SpriteObject) else f"a {self.noun(item)}"
+
+    def the(self, item: SceneObject) -> str:
+        if isinstance(item, PuppetObject):
+            return "the person"
+        return f"the {self.noun(item)}"
+
+    # -- concepts and styles ------------------------------------------------------------------------------------------
+
+    def style(self) -> str:
+        """A colour style: mostly the default one."""
+        if self.held_out_style:
+            return HELD_OUT_STYLE
+        return DEFAULT_STYLE if self.chance(0.55) else self.choice(COLOR_STYLES)
+
+    def other_style(self, style: str, slugs: Sequence[str]) -> str | None:
+        """Another style in which all these concepts can be drawn; None if there is none."""
+        both = [s for s in STYLES if s != style and all(s in self.library.styles_of(slug) for slug in slugs)]
+        if self.split == "train" or not self.held_out_style:
+            both = [s for s in both if s != HELD_OUT_STYLE]
+        return self.choice(both) if both else None
+
+    def concept(self, style: str, *, made: bool, avoid: Collection[str] = ()) -> Concept:
+        """A concept that exists in `style`. made: it will have to be drawn from its name, so mostly a core one."""
+        core = made and self.chance(CORE_SHARE)
+        pool = self.vocabulary.pool(style, core=core, held_out=self.held_out_concept)
+        if not pool:
+            pool = self.vocabulary.pool(style, core=core, held_out=False)
+        words = {word for slug in avoid for word in self.vocabulary.name(slug).split()}
+        for _ in range(20):
+            concept = self.choice(pool)
+            if concept.slug not in avoid and not words & set(concept.name.split()):
+                break
+        return concept
+
+    # -- backgrounds --------------------------------------------------------------------------------------------------
+
+    def background(self, avoid: Background | None = None) -> Background:
+        """Any background, but not `avoid`: two fifths plain, two fifths landscapes, the rest patterns and places."""
+        while True:
+            kind = self.weighted({"plain": 0.36, "landscape": 0.4, "pattern": 0.16, "place": 0.08})
+            if kind == "plain":
+                made = Background("plain", (self.choice(_COLOR_NAMES),))
+            elif kind == "landscape":
+                made = Background(self.choice(_LANDSCAPE_NAMES), (), self.weighted({"day": 0.5, "sunset": 0.25, "night": 0.25}))
+            elif kind == "pattern":
+                first, second = self.rng.sample(_COLOR_NAMES, 2)
+                made = Background(self.choice(PATTERNS[1:]), (first, second))
+            else:
+                made = Background(self.choice(_PLACE_NAMES))
+            if made != avoid:
+                return made
+
+    def landscape(self) -> Background:
+        return Background(self.choice(_LANDSCAPE_NAMES), (), self.choice(TIMES))
+
+    def plain(self, avoid: Collection[str] = ()) -> Background:
+        return Background("plain", (self.choice([c for c in _COLOR_NAMES if c not in avoid]),))
+
+    # -- objects and scenes -------------------------------------------------------------------------------------------
+
+    def layout(self, count: int, background: Background) -> tuple[tuple[str, ...], float]:
+        """Slots for `count` objects that do not touch, and the size that fits them."""
+        if background.kind in GROUNDED:
+            if count == 1:
+                return (self.weighted({"middle": 0.5, "left": 0.25, "right": 0.25}),), 0.5
+            return (("left", "right"), 0.44) if count == 2 else (("left", "middle", "right"), 0.32)
+        if count == 1:
+            return (self.weighted({n: 4.0 if n == "middle" else 1.0 for n in _NAMES}),), 0.5
+        if count == 2:
+            slots, size = list(self.choice(_PAIRS)), 0.44
+        elif self.chance(0.5):
+            return ("left", "middle", "right"), 0.32
+        else:
+            slots, size = list(self.choice(_TRIPLES)), 0.44
+        self.rng.shuffle(slots)
+        return tuple(slots), size
+
+    def place(self, slot: str, size: float, background: Background) -> tuple[float, float]:
+        """The centre of an object of this size in a slot: on the ground where there is one."""
+        x, y = SLOTS[slot]
+        if size < 0.36:  # three in a row
+            x = 0.5 + (x - 0.5) * 1.36
+        if background.kind in GROUNDED and slot in ("left", "middle", "right"):
+            y = _FOOT - size / 2
+        return x, y
+
+    def scene(
+        self, count: int | None = None, *, made: bool = False, style: str | None = None, background: Background | None = None
+    ) -> tuple[Scene, tuple[str, ...]]:
+        """A scene of `count` sprites (None: one to three) and their slots. made: it has to be drawn from words, so sizes are
+        the usual ones and concepts mostly core ones; else sizes vary a little."""
+        count = count or self.weighted({1: 0.5, 2: 0.35, 3: 0.15})
+        style = style or self.style()
+        background = background or self.background()
+        slots, size = self.layout(count, background)
+        if not made:
+            size *= self.choice((0.9, 1.0, 1.0, 1.06)) if count > 1 else self.choice((0.88, 1.0, 1.0, 1.12, 1.24))
+        objects: list[SceneObject] = []
+        slugs: list[str] = []
+        for slot in slots:
+            concept = self.concept(style, made=made, avoid=slugs)
+            slugs.append(concept.slug)
+            x, y = self.place(slot, size, background)
+            objects.append(SpriteObject(concept.slug, style, x, y, size))
+        return Scene(background, tuple(objects)), slots
+
+    def puppet(self, pose: str | None = None) -> Puppet:
+        look = self.choice(SHIRTS), self.choice(TROUSERS), self.choice(tuple(SKINS)), self.choice(tuple(HAIRS))
+        return Puppet(*look, pose or self.choice(tuple(POSES)))
+
+    def puppet_scene(self, background: Background | None = None) -> Scene:
+        """A person on a background that shows it well."""
+        if background is None:
+            background = self.plain(("black", "white", "brown", "beige")) if self.chance(0.5) else self.landscape()
+        return Scene(background, (PuppetObject(self.puppet(), 0.5, 0.5, 0.96),))
+
+    def face_scene(self, background: Background | None = None) -> Scene:
+        """An avatar that has attribute edits."""
+        faces = self.vocabulary.editable_faces
+        if not faces["train"]:  # a pack without avatars
+            return self.puppet_scene(background)
+        face = self.choice(faces[self.split] or faces["train"])
+        return Scene(background or self.plain(("black", "brown")), (FaceObject(face, 0.5, 0.5, 0.94),))
+
+    def word(self) -> str:
+        """Something short to write: a word, letters or a number."""
+        return self.choice(_WORDS[self.split])
+
+    def text(self, background: Background, slot: str, color: str | None = None) -> TextObject:
+        """A word in a slot ("top", "middle" or "bottom"), in a colour that is not the background's."""
+        color = color or self.choice([c for c in _TEXT_COLORS if c not in background.colors])
+        word = self.word()
+        height = 0.3 if len(word) <= 4 else 0.25
+        return TextObject(word, color, 0.5, {"top": 0.17, "middle": 0.5, "bottom": 0.83}[slot], height, self.library.fonts[0])
+
+    # -- captions -----------------------------------------------------------------------------------------------------
+
+    def things(self, scene: Scene, slots: Sequence[str]) -> str:
+        """The objects of a scene with their places: "a cat on the left and a dog on the right"."""
+        parts = []
+        for item, slot in zip(scene.objects, slots, strict=True):
+            if isinstance(item, PuppetObject):
+                parts.append(f"{item.puppet.words} {item.puppet.pose}")
+            elif len(scene.objects) == 1 and slot == "middle" and self.chance(0.6):
+                parts.append(self.a(item))
+            else:
+                parts.append(f"{self.a(item)} {self.where(slot)}")
+        if scene.texts:
+            parts += [f'the word "{t.text}" in {t.color}' for t in scene.texts]
+        return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+    def caption(self, scene: Scene, slots: Sequence[str] = ()) -> str:
+        """The scene in words: "a cat on the left, on a plain blue background"."""
+        things = self.things(scene, slots)
+        if not things:
+            return scene.background.words
+        return f"{things}{self.choice((',', '', ','))} {scene.background.preposition} {scene.background.words}"
+
+
+def without(scene: Scene, index: int) -> Scene:
+    """The scene less one object."""
+    return replace(scene, objects=scene.objects[:index] + scene.objects[index + 1 :])
+
+
+def with_object(scene: Scene, index: int, item: SceneObject) -> Scene:
+    """The scene with one object exchanged."""
+    return replace(scene, objects=(*scene.objects[:index], item, *scene.objects[index + 1 :]))
+
+
+COLOR_STYLES = tuple(s for s in STYLES if s not in (LINE_STYLE, HELD_OUT_STYLE))
+_COLOR_NAMES = tuple(COLORS)
+_TEXT_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
+_LANDSCAPE_NAMES = tuple(LANDSCAPES)
+_PLACE_NAMES = tuple(PLACES)
+_ALL_WORDS = (
+    "HI", "OK", "GO", "UP", "YES", "NO", "WOW", "SUN", "SEA", "FUN", "HOT", "NEW", "ICE", "TEA", "ART", "BIG", "RED", "LOVE", "HOME",
+    "PARK", "SALE", "OPEN", "STOP", "TAXI", "CAFE", "SHOP", "ZOO", "BUS", "MAP", "KEY", "JAZZ", "ROCK", "MOON", "STAR", "FISH",
+    "HELLO", "PIZZA", "MUSIC", "HAPPY", "PARTY", "SUPER", "TIGER", "QUIZ", "EXIT", "FREE", "COOL", "NICE", "LUCK", "JOY", "BOX",
+    "CAT", "DOG", "OWL", "BEE", "FOX", "VAN", "JET", "GYM", "SPA", "BAR", "1", "2", "3", "7", "10", "42", "99", "100", "2024", "A", "B",
+    "X", "Z", "ABC", "XYZ", "A1", "B2", "C3", "TV", "DJ", "WEB", "APP", "LIKE", "PLAY", "GAME", "WIN", "TOP", "VIP", "BLUE", "GOLD",
+)  # fmt: skip
+_WORDS: dict[Split, tuple[str, ...]] = {
+    "train": tuple(w for w in _ALL_WORDS if fraction(f"word:{w}") >= 0.1),
+    "held_out": tuple(w for w in _ALL_WORDS if fraction(f"word:{w}") < 0.1),
+}
+_SPLIT_TEMPLATES = {(key, split): split_templates(key, split) for key in TEMPLATES for split in ("train", "held_out")}
+
+
+def _templates(key: str, split: Split) -> tuple[str, ...]:
+    return _SPLIT_TEMPLATES[key, split]

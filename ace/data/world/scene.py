@@ -1,0 +1,251 @@
+"""Scenes: what a picture of the world shows, and how it is drawn.
+
+A `Scene` is a background, objects from back to front, texts, a camera and a look, all frozen and in fractions of the side,
+so that one scene can be drawn at any size and an edit is a `dataclasses.replace`. `draw` makes the picture, `render` the
+picture and its exact facts (masks, depth, labels). numpy and Pillow only. Not here: what scenes there are, instructions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ace.data.world.backgrounds import COLORS, Background, near, paint
+from ace.data.world.puppet import Puppet, draw_puppet
+from ace.data.world.sprites import Face, SpriteLibrary
+from ace.errors import ConfigError
+
+LOOKS = ("", "black and white", "sepia", "pixel art", "negative", "line drawing")
+
+
+@dataclass(frozen=True)
+class SpriteObject:
+    """A drawing of a concept. x, y: centre; size: side of its square; all fractions of the picture's side."""
+
+    slug: str
+    style: str
+    x: float
+    y: float
+    size: float
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class FaceObject:
+    """An avatar; x, y, size as in `SpriteObject`."""
+
+    face: Face
+    x: float
+    y: float
+    size: float
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class PuppetObject:
+    """A jointed person; x, y, size as in `SpriteObject`."""
+
+    puppet: Puppet
+    x: float
+    y: float
+    size: float
+    flip: bool = False
+
+
+SceneObject = SpriteObject | FaceObject | PuppetObject
+
+
+@dataclass(frozen=True)
+class TextObject:
+    """A word. x, y: centre; height: of the font, as a fraction of the side; color: a name of `COLORS`; font: of the library."""
+
+    text: str
+    color: str
+    x: float
+    y: float
+    height: float
+    font: str
+
+
+@dataclass(frozen=True)
+class Camera:
+    """The window that is seen: its centre in scene coordinates, and how much it enlarges. mirrored: left and right swapped."""
+
+    x: float = 0.5
+    y: float = 0.5
+    zoom: float = 1.0
+    mirrored: bool = False
+
+    @property
+    def window(self) -> tuple[float, float, float]:
+        """Left, top and side in scene coordinates."""
+        return self.x - 0.5 / self.zoom, self.y - 0.5 / self.zoom, 1 / self.zoom
+
+
+@dataclass(frozen=True)
+class Scene:
+    """objects and texts: back to front, texts before all objects. look: of `LOOKS`, applied to the finished picture."""
+
+    background: Background
+    objects: tuple[SceneObject, ...] = ()
+    texts: tuple[TextObject, ...] = ()
+    camera: Camera = Camera()
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """image: (H, W, 3) uint8. object_masks: per object (H, W) float32 0..1, its visible part. depth: (H, W) float32, 0 far … 1 near.
+
+    classes: (H, W) uint8, the background's pixel classes. labels: per object its group ("animals", …; "people" for avatars and
+    puppets)."""
+
+    image: np.ndarray
+    object_masks: tuple[np.ndarray, ...]
+    depth: np.ndarray
+    classes: np.ndarray
+    labels: tuple[str, ...]
+
+
+def draw(scene: Scene, library: SpriteLibrary, size_px: int) -> np.ndarray:
+    """The picture of a scene, (size_px, size_px, 3) uint8."""
+    canvas = paint(scene.background, size_px, scene.camera.window).image.copy()
+    for item in scene.objects:
+        paste(canvas, patch(item, library, size_px, scene.camera), *corner(item, size_px, scene.camera))
+    for text in scene.texts:
+        rgba = text_patch(text, library, size_px, scene.camera.zoom)
+        x, y = _seen(text.x, text.y, scene.camera)
+        paste(canvas, rgba, round(y * size_px - rgba.shape[0] / 2), round(x * size_px - rgba.shape[1] / 2))
+    if scene.camera.mirrored:
+        canvas = np.ascontiguousarray(canvas[:, ::-1])
+    return apply_look(canvas, scene.look)
+
+
+def render(scene: Scene, library: SpriteLibrary, size_px: int) -> Rendered:
+    """The picture of a scene and its exact facts. Objects have one depth each: that of the ground they stand on, and a little."""
+    painted = paint(scene.background, size_px, scene.camera.window)
+    depth = painted.depth.copy()
+    masks: list[np.ndarray] = []
+    labels: list[str] = []
+    for item in scene.objects:
+        alpha = object_alpha(item, library, size_px, scene.camera)
+        for mask in masks:
+            mask *= 1 - alpha
+        masks.append(alpha)
+        foot = _seen(item.x, item.y, scene.camera)[1] + item.size * scene.camera.zoom / 2
+        depth += (min(1.0, float(near(foot)) + 0.28) - depth) * alpha
+        labels.append(
+            _concept_groups(library).get(item.slug, "objects") if isinstance(item, SpriteObject) else "people"
+        )
+    classes = painted.classes
+    if scene.camera.mirrored:
+        masks = [np.ascontiguousarray(m[:, ::-1]) for m in masks]
+        depth, classes = np.ascontiguousarray(depth[:, ::-1]), np.ascontiguousarray(classes[:, ::-1])
+    return Rendered(draw(scene, library, size_px), tuple(masks), depth, classes, tuple(labels))
+
+
+def object_alpha(item: SceneObject, library: SpriteLibrary, size_px: int, camera: Camera = Camera()) -> np.ndarray:
+    """Where an object is, (size_px, size_px) float32 0..1, as if nothing were in front of it."""
+    alpha = np.zeros((size_px, size_px), np.float32)
+    rgba = patch(item, library, size_px, camera)
+    top, left = corner(item, size_px, camera)
+    into, out_of = _overlap(size_px, rgba.shape[:2], top, left)
+    alpha[into] = rgba[out_of][..., 3] * np.float32(1 / 255)
+    return alpha
+
+
+def patch(item: SceneObject, library: SpriteLibrary, size_px: int, camera: Camera = Camera()) -> np.ndarray:
+    """The drawing of one object, (n, n, 4) uint8 RGBA, straight alpha; n = its side in pixels as the camera sees it."""
+    side = max(1, round(item.size * camera.zoom * size_px))
+    if isinstance(item, SpriteObject):
+        rgba = library.sprite(item.slug, item.style, side)
+    elif isinstance(item, FaceObject):
+        rgba = library.face(item.face, side)
+    else:
+        rgba = draw_puppet(item.puppet, side)
+    return rgba[:, ::-1] if item.flip else rgba
+
+
+def corner(item: SceneObject, size_px: int, camera: Camera = Camera()) -> tuple[int, int]:
+    """Top and left pixel of an object's square, before mirroring; may lie outside the picture."""
+    side = max(1, round(item.size * camera.zoom * size_px))
+    x, y = _seen(item.x, item.y, camera)
+    return round(y * size_px - side / 2), round(x * size_px - side / 2)
+
+
+def paste(canvas: np.ndarray, rgba: np.ndarray, top: int, left: int) -> None:
+    """Composite (h, w, 4) uint8 over canvas (H, W, 3) uint8 in place; what falls outside is cut off."""
+    height, width = canvas.shape[:2]
+    if canvas.shape[0] != canvas.shape[1]:
+        raise ConfigError(f"scenes are square, this canvas is {width}x{height} px")
+    into, out_of = _overlap(height, rgba.shape[:2], top, left)
+    below = canvas[into].astype(np.int32)
+    above = rgba[out_of].astype(np.int32)
+    alpha = above[..., 3:]
+    canvas[into] = (below * (255 - alpha) + above[..., :3] * alpha + 127) // 255
+
+
+def text_patch(text: TextObject, library: SpriteLibrary, size_px: int, zoom: float = 1.0) -> np.ndarray:
+    """A word as (h, w, 4) uint8 RGBA: filled with its colour, outlined in black or white, whichever contrasts."""
+    return _draw_text(text.text, text.color, max(6, round(text.height * zoom * size_px)), text.font, library)
+
+
+def apply_look(image: np.ndarray, look: str) -> np.ndarray:
+    """A look over a whole picture (H, W, 3) uint8. Raises ConfigError for a look that is not in `LOOKS`."""
+    if not look:
+        return image
+    if look == "negative":
+        return 255 - image
+    if look == "pixel art":
+        side = max(1, image.shape[0] // 21)
+        small = Image.fromarray(image).resize((image.shape[1] // side, image.shape[0] // side), Image.Resampling.BOX)
+        blocks = np.asarray(small.resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)).astype(np.int32)
+        return ((blocks + 25) // 51 * 51).clip(0, 255).astype(np.uint8)
+    luma = image @ np.array((0.299, 0.587, 0.114), np.float32)
+    if look == "black and white":
+        return np.repeat(luma.round().astype(np.uint8)[..., None], 3, 2)
+    if look == "sepia":
+        return (luma[..., None] * np.array((1.07, 0.87, 0.62), np.float32) + 8).clip(0, 255).astype(np.uint8)
+    if look == "line drawing":
+        from ace.extract.lines import line_drawing
+
+        return line_drawing(image)
+    raise ConfigError(f"unknown look {look!r}: one of {', '.join(LOOKS[1:])}")
+
+
+def _seen(x: float, y: float, camera: Camera) -> tuple[float, float]:
+    """Scene coordinates to picture coordinates (before mirroring)."""
+    return (x - camera.x) * camera.zoom + 0.5, (y - camera.y) * camera.zoom + 0.5
+
+
+def _overlap(side: int, shape: tuple[int, ...], top: int, left: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The common part of a square canvas and a patch laid at (top, left), as slices of each."""
+    t0, l0 = max(0, top), max(0, left)
+    t1, l1 = max(t0, min(side, top + shape[0])), max(l0, min(side, left + shape[1]))
+    return (slice(t0, t1), slice(l0, l1)), (slice(t0 - top, t1 - top), slice(l0 - left, l1 - left))
+
+
+@lru_cache(maxsize=8)
+def _concept_groups(library: SpriteLibrary) -> dict[str, str]:
+    return {c.slug: c.group for c in library.concepts}
+
+
+@lru_cache(maxsize=4000)
+def _draw_text(text: str, color: str, height_px: int, font: str, library: SpriteLibrary) -> np.ndarray:
+    factor = 3
+    face = library.font(font, height_px * factor)
+    edge = max(1, round(height_px * factor * 0.07))
+    left, top, right, bottom = face.getbbox(text, stroke_width=edge)
+    width, height = (-(-int(right - left) // factor) + 1) * factor, (-(-int(bottom - top) // factor) + 1) * factor
+    canvas = Image.new("RGBA", (width, height), (0, 0, 0, 0))
+    at = ((width - (right - left)) / 2 - left, (height - (bottom - top)) / 2 - top)
+    fill = COLORS[color]
+    luma = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2]
+    outline = (20, 20, 24) if luma > 120 else (250, 250, 250)
+    ImageDraw.Draw(canvas).text(at, text, font=face, fill=fill, stroke_width=edge, stroke_fill=outline)
+    array = np.array(canvas.resize((width // factor, height // factor), Image.Resampling.BOX))
+    array.setflags(write=False)
+    return array

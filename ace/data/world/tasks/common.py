@@ -1,0 +1,68 @@
+"""What every task file needs: pictures of scenes, masks around a change, and the record."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from ace.conditions import ConditionUnit, LongContextConditionUnit
+from ace.data.sample import EditSample
+from ace.data.world.chance import Chance
+from ace.data.world.scene import Scene, SceneObject, corner, draw, object_alpha, patch
+
+MaskShape = Literal["box", "ellipse", "blob"]
+
+
+def picture(chance: Chance, scene: Scene) -> Image.Image:
+    """A scene drawn at this sample's size."""
+    return Image.fromarray(draw(scene, chance.library, chance.size_px))
+
+
+def sample(
+    task: str,
+    instruction: str,
+    images: tuple[Image.Image, ...],
+    target: Image.Image,
+    mask: Image.Image | None = None,
+) -> EditSample:
+    """A request of one round; a mask belongs to the first image."""
+    masks = (mask, *(None for _ in images[1:])) if mask is not None else ()
+    return EditSample(LongContextConditionUnit(ConditionUnit(instruction, images, masks)), target, task)
+
+
+def scene_edit(chance: Chance, task: str, instruction: str, before: Scene, after: Scene) -> EditSample:
+    """An edit of a whole scene without a mask."""
+    return sample(task, instruction, (picture(chance, before),), picture(chance, after))
+
+
+def mask_around(
+    chance: Chance, items: tuple[SceneObject, ...], before: Image.Image, after: Image.Image, scene: Scene
+) -> Image.Image:
+    """A mask (white = change) around objects: their box, an ellipse or their shape made thicker. It covers every pixel that changes."""
+    size = chance.size_px
+    shape: MaskShape = chance.choice(("box", "ellipse", "blob"))
+    mask = Image.new("L", (size, size), 0)
+    pen = ImageDraw.Draw(mask)
+    pad = chance.choice((0.01, 0.03, 0.06)) * size
+    for item in items:
+        top, left = corner(item, size, scene.camera)
+        side = patch(item, chance.library, size, scene.camera).shape[0]
+        box = (left - pad, top - pad, left + side - 1 + pad, top + side - 1 + pad)
+        if shape == "box":
+            pen.rectangle(box, fill=255)
+        elif shape == "ellipse":
+            grow = side * 0.12
+            pen.ellipse((box[0] - grow, box[1] - grow, box[2] + grow, box[3] + grow), fill=255)
+        else:
+            alpha = Image.fromarray((object_alpha(item, chance.library, size, scene.camera) > 0).astype(np.uint8) * 255)
+            reach = 2 * max(1, round(size / 32)) + 1
+            mask.paste(255, (0, 0), alpha.filter(ImageFilter.MaxFilter(reach)))
+    return covering(mask, before, after)
+
+
+def covering(mask: Image.Image, before: Image.Image, after: Image.Image) -> Image.Image:
+    """The mask with every changed pixel added, so that nothing differs outside it."""
+    changed = (np.asarray(before) != np.asarray(after)).any(2)
+    return Image.fromarray(np.where(changed, np.uint8(255), np.asarray(mask)))

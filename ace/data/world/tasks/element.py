@@ -1,0 +1,64 @@
+"""Element editing: objects added, removed and replaced, words written and wiped off. Nothing else in the picture changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ace.data.sample import EditSample
+from ace.data.world.chance import Chance, with_article, with_object, without
+from ace.data.world.scene import SpriteObject
+from ace.data.world.tasks.common import mask_around, picture, sample
+
+MASKED_SHARE = 0.33
+
+
+def object_add(chance: Chance) -> EditSample:
+    task = "element_editing/object_add"
+    after, slots = chance.scene(chance.weighted({1: 0.35, 2: 0.45, 3: 0.2}))
+    index = chance.rng.randrange(len(slots))
+    made = chance.concept(after.objects[0].style, made=True, avoid=[o.slug for o in after.objects])
+    item = replace(after.objects[index], slug=made.slug)
+    after = with_object(after, index, item)
+    before = without(after, index)
+    images = picture(chance, before), picture(chance, after)
+    if chance.chance(MASKED_SHARE):
+        mask = mask_around(chance, (item,), *images, after)
+        return sample(task, chance.say(f"{task}#masked", a=chance.a(item)), images[:1], images[1], mask)
+    return sample(task, chance.say(task, a=chance.a(item), where=chance.where(slots[index])), images[:1], images[1])
+
+
+def object_remove(chance: Chance) -> EditSample:
+    task = "element_editing/object_remove"
+    before, slots = chance.scene()
+    index = chance.rng.randrange(len(slots))
+    item = before.objects[index]
+    images = picture(chance, before), picture(chance, without(before, index))
+    if chance.chance(MASKED_SHARE):
+        mask = mask_around(chance, (item,), *images, before)
+        return sample(task, chance.say(f"{task}#masked", the=chance.the(item), noun=chance.noun(item)), images[:1], images[1], mask)
+    the = referring(chance, item, slots[index], len(slots))
+    return sample(task, chance.say(task, the=the, noun=chance.noun(item)), images[:1], images[1])
+
+
+def object_replace(chance: Chance) -> EditSample:
+    task = "element_editing/object_replace"
+    before, slots = chance.scene()
+    index = chance.rng.randrange(len(slots))
+    item = before.objects[index]
+    made = chance.concept(item.style, made=True, avoid=[o.slug for o in before.objects])
+    new = replace(item, slug=made.slug)
+    images = picture(chance, before), picture(chance, with_object(before, index, new))
+    if chance.chance(MASKED_SHARE):
+        mask = mask_around(chance, (item, new), *images, before)
+        words = chance.say(f"{task}#masked", the=chance.the(item), a=with_article(made.name))
+        return sample(task, words, images[:1], images[1], mask)
+    the = referring(chance, item, slots[index], len(slots))
+    return sample(task, chance.say(task, the=the, a=with_article(made.name)), images[:1], images[1])
+
+
+def referring(chance: Chance, item: SpriteObject, slot: str, count: int) -> str:
+    """"the cat", sometimes "the cat on the left" or, among several, only "the object on the left"."""
+    way = chance.weighted({"name": 0.7, "both": 0.15, "place": 0.15 if count > 1 else 0.0})
+    if way == "name":
+        return chance.the(item)
+    return f"{chance.the(item) if way == 'both' else 'the object'} {chance.where(slot)}"

@@ -1,0 +1,97 @@
+"""`World`: samples of every task and pictures for the autoencoder, each decided by its seed alone.
+
+Every sample has its own dice, seeded from split, seed and task, so the order of asking and the number of workers change
+nothing. The scene does not depend on the resolution. Not here: batches, tensors, files.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from PIL import Image
+
+from ace.data.sample import FAMILIES, EditSample, family_of
+from ace.data.world.chance import Chance, Split, Vocabulary
+from ace.data.world.sprites import SpriteLibrary
+from ace.data.world.tasks import element, generation, semantic
+from ace.errors import ConfigError
+
+# how often each family is drawn when no task is asked for; subtasks of a family evenly
+MIXTURE: dict[str, float] = {
+    "element_editing": 0.30,
+    "semantic_editing": 0.20,
+    "repainting": 0.12,
+    "text_guided_generation": 0.08,
+    "low_level_analysis": 0.08,
+    "controllable_generation": 0.07,
+    "layer_editing": 0.06,
+    "reference_generation": 0.05,
+    "multi_turn": 0.04,
+}
+
+MAKERS: dict[str, Callable[[Chance], EditSample]] = {
+    "text_guided_generation/text_to_image": generation.text_to_image,
+    "element_editing/object_add": element.object_add,
+    "element_editing/object_remove": element.object_remove,
+    "element_editing/object_replace": element.object_replace,
+    "semantic_editing/background": semantic.background,
+}
+
+
+class World:
+    """The procedural world at one size and on one side of the split.
+
+    size_px: side of every picture. split: "train" never draws held-out concepts, style or templates; "held_out" uses held-out
+    templates and dice throughout, and some held-out concepts and the held-out style (provenance says which).
+    library: None = the best pack at hand. Raises ConfigError for a size below 16 px or an unknown split."""
+
+    def __init__(self, size_px: int = 64, split: Split = "train", library: SpriteLibrary | None = None):
+        if size_px < 16:
+            raise ConfigError(f"size_px is {size_px}: pictures of the world need at least 16 px")
+        if split not in ("train", "held_out"):
+            raise ConfigError(f"split is {split!r}: use 'train' or 'held_out'")
+        self.size_px = size_px
+        self.split: Split = split
+        self.library = library if library is not None else SpriteLibrary()
+        self._vocabulary = Vocabulary(self.library)
+
+    def __getstate__(self) -> tuple[int, Split, SpriteLibrary]:
+        return self.size_px, self.split, self.library
+
+    def __setstate__(self, state: tuple[int, Split, SpriteLibrary]) -> None:
+        self.__init__(*state)
+
+    def sample(self, seed: int, task: str | None = None) -> EditSample:
+        """The sample of a seed. task: None = drawn from `MIXTURE`. Raises ConfigError for a task that is not in `TASKS`."""
+        if task is None:
+            task = self._drawn_task(seed)
+        family_of(task)
+        chance = self._chance(f"{seed}:{task}")
+        made = MAKERS[task](chance)
+        provenance: dict[str, str | int | float] = {
+            "source": "world",
+            "size_px": self.size_px,
+            "split": self.split,
+            "seed": seed,
+            "held_out_concept": int(chance.held_out_concept),
+            "held_out_style": int(chance.held_out_style),
+        }
+        return replace(made, provenance={**provenance, **made.provenance})
+
+    def picture(self, seed: int) -> Image.Image:
+        """Any one picture that the world makes, input or target of any task (RGB)."""
+        made = self.sample(seed)
+        images = [frame.image for frame in made.request.frames()] + [made.target]
+        return random.Random(f"{seed}:picture").choice(images)
+
+    def _chance(self, key: str) -> Chance:
+        return Chance(self._vocabulary, self.split, random.Random(f"{self.split}:{key}"), self.size_px)
+
+    def _drawn_task(self, seed: int) -> str:
+        dice = random.Random(f"{self.split}:{seed}:mixture")
+        tasks = {f: [f"{f}/{s}" for s in FAMILIES[f] if f"{f}/{s}" in MAKERS] for f in MIXTURE}
+        families = [f for f in MIXTURE if tasks[f]]
+        family = dice.choices(families, [MIXTURE[f] for f in families])[0]
+        return dice.choice(tasks[family])
