@@ -1,0 +1,372 @@
+"""Image intake: one normaliser for every entrance, and the geometry that turns a picture into what a model reads.
+
+Whatever comes in (a file, a stream, a picture in memory) leaves `open_image` or `normalise_image` as 8-bit RGB, upright
+(EXIF orientation applied), with everything that must reach the output again beside it (alpha, ICC profile). Sizes are checked
+from the header, before anything is decoded. Masks go through the same code and leave as "L" with 0 and 255 only.
+
+Two geometries: ours never crops, keeps the aspect as nearly as the model's cells allow and never loses a thin mask;
+`prepare_published` is the original's, step by step, for its weights. No torch here: arrays are numpy, channels first.
+
+Not here: tensors, latents, pasting the result back (`ace/inference/preserve.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+from ace.errors import ImageError, MaskError
+
+# The first five need no further Pillow plugins, so they are tried first.
+ALLOWED_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "MPO")
+MAX_PIXELS = 64_000_000
+MASK_THRESHOLD = 128  # brighter than this = change (published rule)
+MAX_ASPECT = 16.0  # of our own geometry; the models were trained up to 4
+PUBLISHED_MAX_ASPECT = 4
+PUBLISHED_CELL_PX = 16
+PUBLISHED_BLANKING_TASKS = ("inpainting", "Try On", "Inpainting")
+
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """A picture that has passed intake.
+
+    image: RGB, upright; what a model reads (alpha composited over white). A picture in memory that already is upright 8-bit
+    RGB is this very object.
+    stored: RGB, upright; the colours as they are in the file, under the alpha; the same object as `image` without alpha.
+    alpha: "L" of the same size, or None. icc_profile: of an RGB colour space, or None. mode: Pillow's mode of the original.
+    converted: what was converted on the way, in words, or None. name: for messages; never a path."""
+
+    image: Image.Image
+    stored: Image.Image
+    alpha: Image.Image | None = None
+    icc_profile: bytes | None = None
+    mode: str = "RGB"
+    converted: str | None = None
+    name: str = "image"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in px, upright."""
+        return self.image.size
+
+
+def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> OpenedImage:
+    """Read a picture file (or an open binary stream) of one of `ALLOWED_FORMATS`; of an animation the first frame.
+
+    Raises ImageError if it is missing, not a picture, cut off, or has more than `max_pixels` pixels (checked in the header;
+    Pillow's own limit of about 179 million pixels stays in force above that)."""
+    label = name or _name_of(source)
+    try:
+        with Image.open(source, formats=ALLOWED_FORMATS) as image:
+            return normalise_image(image, max_pixels=max_pixels, name=label)
+    except FileNotFoundError:
+        raise ImageError(f"{label}: no such file: check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{label} is a folder: name a picture file") from None
+    except PermissionError:
+        raise ImageError(f"{label} cannot be read: permission denied, check its access rights") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(_too_large(label, None, max_pixels)) from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{label} is not a picture that can be read: save it as PNG, JPEG or WebP") from None
+    except _DECODE_ERRORS:  # a plugin that stumbles over a header
+        raise ImageError(f"{label} is damaged: save it again as PNG or JPEG") from None
+
+
+def normalise_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "image") -> OpenedImage:
+    """The same for a picture in memory (or opened by Pillow and not decoded yet). Raises ImageError like `open_image`."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is {width}x{height} px, an empty picture: give one with at least one pixel")
+    if width * height > max_pixels:
+        raise ImageError(_too_large(name, (width, height), max_pixels))
+    notes: list[str] = []
+    sixteen_bit = _is_sixteen_bit(image)
+    try:
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            image.seek(0)
+            notes.append("animation to its first frame")
+        image.load()
+    except MemoryError:
+        raise ImageError(f"{name} is {width}x{height} px, too large for the memory: make it smaller first") from None
+    except _DECODE_ERRORS:
+        raise ImageError(f"{name} is damaged or cut off: save or download it again") from None
+    icc_profile = image.info.get("icc_profile")
+    icc_profile = icc_profile if isinstance(icc_profile, bytes) and icc_profile else None
+    mode = image.mode
+    upright = _upright(image)
+    try:
+        stored, alpha = _to_rgb(upright, icc_profile, name, notes)
+    except (OSError, ValueError, KeyError):
+        raise ImageError(
+            f"{name} has colours that cannot be converted (mode {mode}): save it as 8-bit RGB PNG"
+        ) from None
+    if sixteen_bit and not notes:
+        notes.append("16-bit to 8-bit")
+    if icc_profile is not None and icc_profile[16:20] != b"RGB ":
+        icc_profile = None  # describes grey or ink, not the RGB that leaves here
+    return OpenedImage(
+        image=stored if alpha is None else _over_white(stored, alpha),
+        stored=stored,
+        alpha=alpha,
+        icc_profile=icc_profile,
+        mode=mode,
+        converted=", ".join(notes) or None,
+        name=name,
+    )
+
+
+def open_mask(
+    source: str | Path | BinaryIO, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Image.Image:
+    """Read a mask file for an upright image of `image_size` (width, height). See `normalise_mask` for the rule.
+
+    Raises MaskError for another size or a uniform mask, ImageError for a file that cannot be read."""
+    opened = open_image(source, max_pixels=max_pixels, name=name or _name_of(source))
+    return _mask_of(opened, image_size)
+
+
+def normalise_mask(mask: Image.Image, image_size: tuple[int, int], *, name: str = "mask") -> Image.Image:
+    """A mask in memory as mode "L", 0 = keep, 255 = change, upright, of `image_size` (width, height).
+
+    The rule: a pixel is painted if its alpha is more than half of the largest alpha (every pixel, without alpha). If the
+    painted pixels do not cover the picture and all have one brightness (to within 16 of 255), the mask has no luminance
+    content and the painted pixels are the mask: brush strokes of one colour on a transparent canvas. Otherwise the brighter
+    part (luminance above 128) of the painted pixels is the mask.
+    Raises MaskError for another size, or if nothing or everything is selected."""
+    return _mask_of(normalise_image(mask, name=name), image_size)
+
+
+def _mask_of(opened: OpenedImage, image_size: tuple[int, int]) -> Image.Image:
+    name, (width, height) = opened.name, image_size
+    if opened.size != (width, height):
+        turned = " (it lies on its side: turn it as well)" if opened.size == (height, width) else ""
+        raise MaskError(
+            f"{name} is {opened.size[0]}x{opened.size[1]} px, its image {width}x{height} px upright: "
+            f"make the mask the size of the image{turned}"
+        )
+    luminance = np.asarray(opened.stored.convert("L"))
+    painted = np.ones(luminance.shape, dtype=bool)
+    if opened.alpha is not None:
+        alpha = np.asarray(opened.alpha)
+        painted = alpha.astype(np.uint16) * 2 > alpha.max()
+    values = luminance[painted]
+    if not painted.all() and values.size and int(values.max()) - int(values.min()) <= 16:
+        change = painted
+    else:
+        change = painted & (luminance > MASK_THRESHOLD)
+    if not change.any():
+        brightest = int(values.max()) if values.size else 0
+        hint = f" (its brightest value is {brightest}, white is 255)" if 0 < brightest else ""
+        raise MaskError(f"{name} selects nothing{hint}: paint what should change white, the rest black")
+    if change.all():
+        raise MaskError(f"{name} selects the whole picture: leave the mask out, or paint what should stay black")
+    return Image.fromarray(change.astype(np.uint8) * 255)
+
+
+# Geometry
+
+
+def fit_size(
+    width: int, height: int, budget: int, cell_px: int, *, enlarge: bool = False, published: bool = False
+) -> tuple[int, int]:
+    """The size (width, height) at which a model reads a picture: whole cells, at most `budget` of them.
+
+    budget: number of cells; cell_px: side of a cell, VAE factor times patch size. Never enlarged, unless `enlarge` fills the
+    budget. Sides are never less than one cell. A picture of whole cells within the budget keeps its size.
+    published: the original's rule to the pixel (both sides rounded down, a side under one cell becomes 0); ours takes the
+    neighbouring whole number of cells that keeps the aspect best.
+    Raises ImageError if one side is more than 16 times the other (ours only)."""
+    if width < 1 or height < 1 or budget < 1 or cell_px < 1:
+        raise ImageError(f"cannot fit {width}x{height} px into {budget} cells of {cell_px} px: all must be at least 1")
+    scale = math.sqrt(budget / ((height / cell_px) * (width / cell_px)))
+    if not enlarge or published:
+        scale = min(1.0, scale)
+    if published:
+        return int(width * scale) // cell_px * cell_px, int(height * scale) // cell_px * cell_px
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"the picture is {width}x{height} px, longer than 16 to 1: crop it to the part that matters")
+    across, down = width * scale / cell_px, height * scale / cell_px
+    columns = {max(1, math.floor(across + 1e-9)), max(1, math.ceil(across - 1e-9))}
+    rows = {max(1, math.floor(down + 1e-9)), max(1, math.ceil(down - 1e-9))}
+    most = (budget, budget) if enlarge else (max(1, width // cell_px), max(1, height // cell_px))
+    within = [(c, r) for c in columns for r in rows if c * r <= budget and c <= most[0] and r <= most[1]]
+    if not within:  # a budget of a few cells and a long picture
+        within = [(min(max(1, int(across)), budget), 1) if width >= height else (1, min(max(1, int(down)), budget))]
+    best = min(within, key=lambda cells: (abs(math.log(cells[0] * height / (cells[1] * width))), -cells[0] * cells[1]))
+    return best[0] * cell_px, best[1] * cell_px
+
+
+def aspect_size(size: tuple[int, int], model_size: tuple[int, int]) -> tuple[int, int]:
+    """The size (width, height) with the aspect of `size` and about the area of `model_size`: whole cells bend the aspect
+    a little on the way in, this undoes it on the way out."""
+    scale = math.sqrt(model_size[0] * model_size[1] / (size[0] * size[1]))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def prepare_image(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """An RGB picture as a model reads it at `size` (width, height): the whole picture, resized (bicubic), never cropped.
+
+    Returns float32 (3, height, width) in [-1, 1]."""
+    if image.mode != "RGB":
+        raise ImageError(f"expected an RGB picture, got mode {image.mode}: pass it through normalise_image first")
+    resized = image if image.size == tuple(size) else image.resize(size, Image.Resampling.BICUBIC)
+    return _to_array(resized)
+
+
+def prepare_mask(mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
+    """A mask at `size` (width, height): 1 where any of its pixels says change, so that thin masks are not lost.
+
+    mask: "L", above 128 = change, or None for all of it. Returns float32 (1, height, width) of 0 and 1."""
+    width, height = size
+    if mask is None:
+        return np.ones((1, height, width), dtype=np.float32)
+    change = np.asarray(mask.convert("L")) > MASK_THRESHOLD
+    rows = np.arange(height) * change.shape[0] // height
+    columns = np.arange(width) * change.shape[1] // width
+    covered = np.logical_or.reduceat(np.logical_or.reduceat(change, rows, axis=0), columns, axis=1)
+    return covered[None].astype(np.float32)
+
+
+def prepare_published(
+    image: Image.Image, mask: Image.Image | None, *, task: str, budget: int, cell_px: int = PUBLISHED_CELL_PX
+) -> tuple[np.ndarray, np.ndarray]:
+    """The original's inference preparation, step by step: centre crop over 4 to 1, budget, bicubic picture, nearest mask,
+    an all-black mask means everything, three task names blank the masked area.
+
+    image: RGB; mask: "L" of its size or None. Returns float32 (3, H, W) in [-1, 1] and (1, H, W) of 0 and 1.
+    Raises ImageError if a side would be under one cell, where the original fails later on an empty picture."""
+    mask = Image.new("L", image.size, 0) if mask is None else mask.convert("L")
+    width, height = image.size
+    if height / width > PUBLISHED_MAX_ASPECT:
+        image, mask = (_centre_crop(picture, width, int(PUBLISHED_MAX_ASPECT * width)) for picture in (image, mask))
+    elif width / height > PUBLISHED_MAX_ASPECT:
+        image, mask = (_centre_crop(picture, int(PUBLISHED_MAX_ASPECT * height), height) for picture in (image, mask))
+    size = fit_size(*image.size, budget, cell_px, published=True)
+    if 0 in size:
+        raise ImageError(f"the picture is {width}x{height} px: this model needs at least {cell_px} px on each side")
+    array = _to_array(image.resize(size, Image.Resampling.BICUBIC))
+    change = (np.asarray(mask.resize(size, Image.Resampling.NEAREST)) > MASK_THRESHOLD).astype(np.float32)[None]
+    if not change.any():
+        change = np.ones_like(change)
+    if task in PUBLISHED_BLANKING_TASKS:
+        array = np.where(change > 0, np.float32(-1), array)
+    return array, change
+
+
+def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left = round((image.width - width) / 2)  # half to even, as upstream
+    top = round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image, dtype=np.float32) / np.float32(255)
+    return np.ascontiguousarray(((values - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1))
+
+
+# Conversion
+
+
+def _name_of(source: str | Path | BinaryIO) -> str:
+    if isinstance(source, str | Path):
+        return Path(source).name or str(source)
+    return "image"
+
+
+def _too_large(name: str, size: tuple[int, int] | None, max_pixels: int) -> str:
+    is_size = f"is {size[0]}x{size[1]} px, too large" if size else "is far too large"
+    return f"{name} {is_size}: make it at most {max_pixels / 1e6:g} million pixels"
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    """True if the file stores 16 bits per channel, which Pillow cuts to 8 for colour while it decodes."""
+    if image.mode.startswith("I;16"):
+        return True
+    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()) or ())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODE_ERRORS:
+        orientation = 1  # EXIF that cannot be read says nothing about the orientation
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(
+    image: Image.Image, icc_profile: bytes | None, name: str, notes: list[str]
+) -> tuple[Image.Image, Image.Image | None]:
+    """(RGB, alpha or None); appends to `notes` what was converted."""
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image, None
+    if mode.startswith("I") or mode == "F":
+        image, depth = _to_grey(image, name)
+        notes.append(f"{depth} to 8-bit")
+    elif mode == "CMYK":
+        notes.append("CMYK to RGB" + (" by its ICC profile" if icc_profile and icc_profile[16:20] == b"CMYK" else ""))
+        return _from_cmyk(image, icc_profile), None
+    elif mode == "LAB":
+        notes.append("LAB to RGB")
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        return converted if converted is not None else image.convert("RGB"), None
+    elif mode in ("P", "PA"):
+        notes.append("palette to RGB")
+    elif mode == "1":
+        notes.append("1-bit to 8-bit")
+    elif mode in ("YCbCr", "HSV"):
+        notes.append(f"{mode} to RGB")
+    if image.has_transparency_data:
+        straight = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
+        return straight.convert("RGB"), straight.getchannel("A")
+    return image.convert("RGB"), None
+
+
+def _to_grey(image: Image.Image, name: str) -> tuple[Image.Image, str]:
+    """One-channel pictures of more than 8 bits as "L"."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = (float(values.min()), float(values.max())) if np.isfinite(values).all() else (-1.0, -1.0)
+    if image.mode != "F" and 0 <= low and high <= 65535:
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)), "16-bit"
+    if image.mode == "F" and 0 <= low and high <= 255:
+        return Image.fromarray(np.round(values * (255 if high <= 1 else 1)).astype(np.uint8)), "floating point"
+    raise ImageError(f"{name} holds values beyond 0 to 1, 0 to 255 or 16 bits: save it as 8-bit RGB PNG")
+
+
+def _from_cmyk(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
+    if icc_profile and icc_profile[16:20] == b"CMYK":
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a broken profile: convert without it
+    return image.convert("RGB")
+
+
+def _over_white(stored: Image.Image, alpha: Image.Image) -> Image.Image:
+    return Image.composite(stored, Image.new("RGB", stored.size, (255, 255, 255)), alpha)
