@@ -1,8 +1,9 @@
 """Image intake: one normaliser for every entrance, and the geometry that turns a picture into what a model reads.
 
 Whatever comes in (a file, a stream, a picture in memory) leaves `open_image` or `normalise_image` as 8-bit RGB, upright
-(EXIF orientation applied), with everything that must reach the output again beside it (alpha, ICC profile). Sizes are checked
-from the header, before anything is decoded. Masks go through the same code and leave as "L" with 0 and 255 only.
+(EXIF orientation applied), with everything that must reach the output again beside it (alpha, ICC profile). Sizes are
+checked from the header, before anything is decoded. Masks go through the same code and leave as "L" with 0 and 255
+only.
 
 Two geometries: ours never crops, keeps the aspect as nearly as the model's cells allow and never loses a thin mask;
 `prepare_published` is the original's, step by step, for its weights. No torch here: arrays are numpy, channels first.
@@ -15,7 +16,10 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +30,7 @@ from PIL import ExifTags, Image, ImageCms
 from ace.errors import ImageError, MaskError
 
 # The first five need no further Pillow plugins, so they are tried first.
-ALLOWED_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "MPO")
+ALLOWED_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
 MASK_THRESHOLD = 128  # brighter than this = change (published rule)
 MAX_ASPECT = 16.0  # of our own geometry; the models were trained up to 4
@@ -50,10 +54,12 @@ _TURNS = {
 class OpenedImage:
     """A picture that has passed intake.
 
-    image: RGB, upright; what a model reads (alpha composited over white). A picture in memory that already is upright 8-bit
-    RGB is this very object.
-    stored: RGB, upright; the colours as they are in the file, under the alpha; the same object as `image` without alpha.
-    alpha: "L" of the same size, or None. icc_profile: of an RGB colour space, or None. mode: Pillow's mode of the original.
+    image: RGB, upright; what a model reads (alpha composited over white). A picture in memory that already is upright
+    8-bit RGB is this very object.
+    stored: RGB, upright; the colours as they are in the file, under the alpha; the same object as `image` without
+    alpha.
+    alpha: "L" of the same size, or None. icc_profile: of an RGB colour space, or None. mode: Pillow's mode of the
+    original.
     converted: what was converted on the way, in words, or None. name: for messages; never a path."""
 
     image: Image.Image
@@ -73,11 +79,11 @@ class OpenedImage:
 def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> OpenedImage:
     """Read a picture file (or an open binary stream) of one of `ALLOWED_FORMATS`; of an animation the first frame.
 
-    Raises ImageError if it is missing, not a picture, cut off, or has more than `max_pixels` pixels (checked in the header;
-    Pillow's own limit of about 179 million pixels stays in force above that)."""
+    Raises ImageError if it is missing, not a picture, cut off, or has more than `max_pixels` pixels (checked in the
+    header; Pillow's own limit of about 179 million pixels stays in force above that)."""
     label = name or _name_of(source)
     try:
-        with Image.open(source, formats=ALLOWED_FORMATS) as image:
+        with _quiet_pillow(), Image.open(source, formats=ALLOWED_FORMATS) as image:
             return normalise_image(image, max_pixels=max_pixels, name=label)
     except FileNotFoundError:
         raise ImageError(f"{label}: no such file: check the path") from None
@@ -85,7 +91,7 @@ def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, n
         raise ImageError(f"{label} is a folder: name a picture file") from None
     except PermissionError:
         raise ImageError(f"{label} cannot be read: permission denied, check its access rights") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise ImageError(_too_large(label, None, max_pixels)) from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{label} is not a picture that can be read: save it as PNG, JPEG or WebP") from None
@@ -94,7 +100,8 @@ def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, n
 
 
 def normalise_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "image") -> OpenedImage:
-    """The same for a picture in memory (or opened by Pillow and not decoded yet). Raises ImageError like `open_image`."""
+    """The same for a picture in memory (or opened by Pillow and not decoded yet). Raises ImageError like
+    `open_image`."""
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width}x{height} px, an empty picture: give one with at least one pixel")
@@ -149,10 +156,10 @@ def open_mask(
 def normalise_mask(mask: Image.Image, image_size: tuple[int, int], *, name: str = "mask") -> Image.Image:
     """A mask in memory as mode "L", 0 = keep, 255 = change, upright, of `image_size` (width, height).
 
-    The rule: a pixel is painted if its alpha is more than half of the largest alpha (every pixel, without alpha). If the
-    painted pixels do not cover the picture and all have one brightness (to within 16 of 255), the mask has no luminance
-    content and the painted pixels are the mask: brush strokes of one colour on a transparent canvas. Otherwise the brighter
-    part (luminance above 128) of the painted pixels is the mask.
+    The rule: a pixel is painted if its alpha is more than half of the largest alpha (every pixel, without alpha). If
+    the painted pixels do not cover the picture and all have one brightness (to within 16 of 255), the mask has no
+    luminance content and the painted pixels are the mask: brush strokes of one colour on a transparent canvas.
+    Otherwise the brighter part (luminance above 128) of the painted pixels is the mask.
     Raises MaskError for another size, or if nothing or everything is selected."""
     return _mask_of(normalise_image(mask, name=name), image_size)
 
@@ -177,7 +184,7 @@ def _mask_of(opened: OpenedImage, image_size: tuple[int, int]) -> Image.Image:
         change = painted & (luminance > MASK_THRESHOLD)
     if not change.any():
         brightest = int(values.max()) if values.size else 0
-        hint = f" (its brightest value is {brightest}, white is 255)" if 0 < brightest else ""
+        hint = f" (its brightest value is {brightest}, white is 255)" if brightest > 0 else ""
         raise MaskError(f"{name} selects nothing{hint}: paint what should change white, the rest black")
     if change.all():
         raise MaskError(f"{name} selects the whole picture: leave the mask out, or paint what should stay black")
@@ -192,10 +199,10 @@ def fit_size(
 ) -> tuple[int, int]:
     """The size (width, height) at which a model reads a picture: whole cells, at most `budget` of them.
 
-    budget: number of cells; cell_px: side of a cell, VAE factor times patch size. Never enlarged, unless `enlarge` fills the
-    budget. Sides are never less than one cell. A picture of whole cells within the budget keeps its size.
-    published: the original's rule to the pixel (both sides rounded down, a side under one cell becomes 0); ours takes the
-    neighbouring whole number of cells that keeps the aspect best.
+    budget: number of cells; cell_px: side of a cell, VAE factor times patch size. Never enlarged, unless `enlarge`
+    fills the budget. Sides are never less than one cell. A picture of whole cells within the budget keeps its size.
+    published: the original's rule to the pixel (both sides rounded down, a side under one cell becomes 0); ours takes
+    the neighbouring whole number of cells that keeps the aspect best.
     Raises ImageError if one side is more than 16 times the other (ours only)."""
     if width < 1 or height < 1 or budget < 1 or cell_px < 1:
         raise ImageError(f"cannot fit {width}x{height} px into {budget} cells of {cell_px} px: all must be at least 1")
@@ -207,25 +214,37 @@ def fit_size(
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"the picture is {width}x{height} px, longer than 16 to 1: crop it to the part that matters")
     across, down = width * scale / cell_px, height * scale / cell_px
-    columns = {max(1, math.floor(across + 1e-9)), max(1, math.ceil(across - 1e-9))}
-    rows = {max(1, math.floor(down + 1e-9)), max(1, math.ceil(down - 1e-9))}
+    aspect = width / height
     most = (budget, budget) if enlarge else (max(1, width // cell_px), max(1, height // cell_px))
-    within = [(c, r) for c in columns for r in rows if c * r <= budget and c <= most[0] and r <= most[1]]
-    if not within:  # a budget of a few cells and a long picture
-        within = [(min(max(1, int(across)), budget), 1) if width >= height else (1, min(max(1, int(down)), budget))]
-    best = min(within, key=lambda cells: (abs(math.log(cells[0] * height / (cells[1] * width))), -cells[0] * cells[1]))
-    return best[0] * cell_px, best[1] * cell_px
+    sizes = {(c, r) for r in _neighbours(down) for c in (*_neighbours(r * aspect), *_neighbours(across), budget // r)}
+    sizes |= {(c, r) for c in _neighbours(across) for r in (*_neighbours(c / aspect), budget // c)}
+    sizes |= {(budget, 1)} if width > height else {(1, budget)}
+    within = {(min(c, most[0]), min(r, most[1])) for c, r in sizes if c >= 1 and r >= 1 and c * r <= budget}
+
+    def cost(cells: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+        columns, rows = cells  # a bent aspect costs twice a lost area
+        bend = abs(math.log(columns / rows / aspect))
+        return round(bend + 0.5 * max(0.0, math.log(across * down / (columns * rows))), 9), cells
+
+    columns, rows = min(within, key=cost)
+    return columns * cell_px, rows * cell_px
+
+
+def _neighbours(value: float) -> tuple[int, int]:
+    """The whole numbers around a value, at least 1; a value that is whole but for rounding counts as whole."""
+    return max(1, math.floor(value + 1e-9)), max(1, math.ceil(value - 1e-9))
 
 
 def aspect_size(size: tuple[int, int], model_size: tuple[int, int]) -> tuple[int, int]:
-    """The size (width, height) with the aspect of `size` and about the area of `model_size`: whole cells bend the aspect
-    a little on the way in, this undoes it on the way out."""
+    """The size (width, height) with the aspect of `size` and about the area of `model_size`: whole cells bend the
+    aspect a little on the way in, this undoes it on the way out."""
     scale = math.sqrt(model_size[0] * model_size[1] / (size[0] * size[1]))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def prepare_image(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """An RGB picture as a model reads it at `size` (width, height): the whole picture, resized (bicubic), never cropped.
+    """An RGB picture as a model reads it at `size` (width, height): the whole picture, resized (bicubic), never
+    cropped.
 
     Returns float32 (3, height, width) in [-1, 1]."""
     if image.mode != "RGB":
@@ -251,8 +270,8 @@ def prepare_mask(mask: Image.Image | None, size: tuple[int, int]) -> np.ndarray:
 def prepare_published(
     image: Image.Image, mask: Image.Image | None, *, task: str, budget: int, cell_px: int = PUBLISHED_CELL_PX
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The original's inference preparation, step by step: centre crop over 4 to 1, budget, bicubic picture, nearest mask,
-    an all-black mask means everything, three task names blank the masked area.
+    """The original's inference preparation, step by step: centre crop over 4 to 1, budget, bicubic picture, nearest
+    mask, an all-black mask means everything, three task names blank the masked area.
 
     image: RGB; mask: "L" of its size or None. Returns float32 (3, H, W) in [-1, 1] and (1, H, W) of 0 and 1.
     Raises ImageError if a side would be under one cell, where the original fails later on an empty picture."""
@@ -286,6 +305,16 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 
 # Conversion
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow warns of oddities in files (broken EXIF, cut tags); what matters to the user is raised here as one
+    line."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        yield
 
 
 def _name_of(source: str | Path | BinaryIO) -> str:
@@ -349,9 +378,9 @@ def _to_grey(image: Image.Image, name: str) -> tuple[Image.Image, str]:
     """One-channel pictures of more than 8 bits as "L"."""
     values = np.asarray(image).astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if np.isfinite(values).all() else (-1.0, -1.0)
-    if image.mode != "F" and 0 <= low and high <= 65535:
+    if image.mode != "F" and low >= 0 and high <= 65535:
         return Image.fromarray(np.round(values / 257).astype(np.uint8)), "16-bit"
-    if image.mode == "F" and 0 <= low and high <= 255:
+    if image.mode == "F" and low >= 0 and high <= 255:
         return Image.fromarray(np.round(values * (255 if high <= 1 else 1)).astype(np.uint8)), "floating point"
     raise ImageError(f"{name} holds values beyond 0 to 1, 0 to 255 or 16 bits: save it as 8-bit RGB PNG")
 

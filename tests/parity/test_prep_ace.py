@@ -19,7 +19,8 @@ def test_published_preparation_gives_the_recorded_pictures_and_masks(case):
             budget=case.meta["max_seq_len"],
         )
         recorded = case.tensors[f"out.image.{number}"].numpy()
-        assert ours.shape == recorded.shape and ours.dtype == np.float32
+        assert ours.shape == recorded.shape
+        assert ours.dtype == np.float32
         assert np.abs(ours - recorded).max() <= 2 / 255 + 1e-6  # one grey level
         np.testing.assert_array_equal(ours_mask, case.tensors[f"out.mask.{number}"].numpy())
 
