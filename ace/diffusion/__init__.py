@@ -1,7 +1,7 @@
 """PREDICTION ↔ LATENTS. Imports: errors.
 
-In: latents, noise, timesteps and the network's predictions. Out: noisy latents and a loss (training), or the next latents
-of a sampling trajectory (inference).
+In: latents, noise, timesteps and the network's predictions. Out: noisy latents and a loss (training), or the next
+latents of a sampling trajectory (inference).
 """
 
 from ace.diffusion.ddim import DIFFUSERS_SCHEDULE, ACEDDIMScheduler, ddim_plan, ddim_step

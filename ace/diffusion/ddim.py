@@ -1,12 +1,12 @@
 """The sampler ACE was published with: DDIM (Song et al. 2020, arXiv 2010.02502), eta = 0, on "trailing" timesteps.
 
-It differs from diffusers' `DDIMScheduler(timestep_spacing="trailing")` where the number of steps does not divide 1000. The
-timesteps are then fractional: the network gets them rounded (half to even), the clean estimate uses the tables at the floor,
-and the update interpolates log(sigma / alpha) between floor and ceiling. Rounding makes some counts one step longer (61, 103,
-121, …); that is kept.
+It differs from diffusers' `DDIMScheduler(timestep_spacing="trailing")` where the number of steps does not divide 1000.
+The timesteps are then fractional: the network gets them rounded (half to even), the clean estimate uses the tables at
+the floor, and the update interpolates log(sigma / alpha) between floor and ceiling. Rounding makes some counts one step
+longer (61, 103, 121, …); that is kept.
 
-`ddim_plan` holds what is fixed for a number of steps, `ddim_step` is the pure step over any mixture of samples at different
-steps of different plans, and `ACEDDIMScheduler` is the diffusers scheduler that stands on both.
+`ddim_plan` holds what is fixed for a number of steps, `ddim_step` is the pure step over any mixture of samples at
+different steps of different plans, and `ACEDDIMScheduler` is the diffusers scheduler that stands on both.
 
 Other solvers are diffusers' own on the same betas:
     DPMSolverMultistepScheduler(**DIFFUSERS_SCHEDULE, prediction_type=…, final_sigmas_type="zero")
@@ -55,7 +55,7 @@ class DDIMPlan:
 
     timesteps: (S,) float32, fractional, falling. model_timesteps: (S,) int64, what the network is given.
     floor_alpha, floor_sigma: (S,) float32, sqrt(1 - sigma^2) and sigma at floor(t): prediction -> clean latents.
-    k: (S,) float32, sigma / alpha interpolated at t. sigma: (S + 1,) float32, the update's noise levels, the last is 0."""
+    k: (S,) float32, sigma / alpha interpolated at t. sigma: (S + 1,) float32, the update's noise levels, last 0."""
 
     timesteps: Tensor
     model_timesteps: Tensor
@@ -85,8 +85,8 @@ def ddim_plan(
     last = num_train_timesteps - 1
     timesteps = torch.arange(last, -1, -num_train_timesteps / num_inference_steps, dtype=torch.float32).clamp(0, last)
     floor, ceil = timesteps.floor().long(), timesteps.ceil().long()
-    # sqrt(1 - sigma^2) and not sqrt(alpha_bar): the same number but for float32 rounding, which at t = 999 (signal 0.006)
-    # moves the clean estimate by 1e-3. The published sampler computes it this way.
+    # sqrt(1 - sigma^2) and not sqrt(alpha_bar): the same number but for float32 rounding, which at t = 999 (signal
+    # 0.006) moves the clean estimate by 1e-3. The published sampler computes it this way.
     alpha = torch.sqrt(1 - schedule.sigma**2)
     log_k = torch.log(schedule.sigma / alpha)
     k = torch.exp(torch.lerp(log_k[floor], log_k[ceil], timesteps - floor))
@@ -122,8 +122,8 @@ def ddim_step(
 
     model_output, sample: (N, …), or packed rows (T, …) with lengths (N,): sample n owns the next lengths[n] rows.
     plan, step_index: one for all, or one per sample; 0 <= step_index < len(plan).
-    Returns tensors of sample's shape and dtype, computed in float32. Every operation is elementwise, so neighbours change
-    nothing. Raises ShapeError if shapes or counts do not fit, ConfigError for a step outside its plan."""
+    Returns tensors of sample's shape and dtype, computed in float32. Every operation is elementwise, so neighbours
+    change nothing. Raises ShapeError if shapes or counts do not fit, ConfigError for a step outside its plan."""
     check_prediction_type(prediction_type)
     if model_output.shape != sample.shape:
         raise ShapeError(f"model output {tuple(model_output.shape)} and sample {tuple(sample.shape)} differ")
@@ -244,8 +244,8 @@ class ACEDDIMScheduler(SchedulerMixin, ConfigMixin):
     ) -> DDIMStep | tuple[Tensor, Tensor | None]:
         """One step for a batch whose samples are all at the same timestep; see `ddim_step` for mixtures.
 
-        The first call finds its step by `timestep` (or by `set_begin_index`), the following ones count on: where steps are
-        dense two of them can round to one network timestep."""
+        The first call finds its step by `timestep` (or by `set_begin_index`), the following ones count on: where steps
+        are dense two of them can round to one network timestep."""
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
         result = ddim_step(model_output, sample, self.plan, self._step_index, self.config.prediction_type)

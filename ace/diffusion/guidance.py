@@ -1,8 +1,8 @@
-"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) and its rescale (Lin et al. 2023, arXiv 2305.08891, 3.4).
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) and its rescale (Lin et al., arXiv 2305.08891).
 
-Notable choice: the standard deviations of the rescale are taken over one sample's own entries, each sample by itself, so that
-a request gets the same result alone and in any batch. The published code takes them over the batch's zero-padded rectangle,
-where a large neighbour changes a small picture; `published=True` does that too.
+Notable choice: the standard deviations of the rescale are taken over one sample's own entries, each sample by itself,
+so that a request gets the same result alone and in any batch. The published code takes them over the batch's
+zero-padded rectangle, where a large neighbour changes a small picture; `published=True` does that too.
 
 Not here: running the network on both branches.
 """
@@ -30,10 +30,10 @@ def guide(
     """Guided prediction u + g (y - u), times r std(y) / std(guided) + (1 - r) where r > 0.
 
     cond (y), uncond (u): (N, …), or packed rows (T, …) with lengths (N,): sample n owns the next lengths[n] rows.
-    guidance_scale (g), guidance_rescale (r, 0 to 1): one number, or one per sample. g <= 1 gives back y itself: no guidance
-    and no rescale, as published.
-    published=True: std over the sample padded with zeros to the longest of the batch, as the published code has it (a dense
-    (N, …) input already is that rectangle, so there both forms agree).
+    guidance_scale (g), guidance_rescale (r, 0 to 1): one number, or one per sample. g <= 1 gives back y itself: no
+    guidance and no rescale, as published.
+    published=True: std over the sample padded with zeros to the longest of the batch, as the published code has it (a
+    dense (N, …) input already is that rectangle, so there both forms agree).
     Returns cond's shape and dtype, computed in float32. Raises ShapeError if the shapes do not fit."""
     if cond.shape != uncond.shape:
         raise ShapeError(
@@ -45,7 +45,7 @@ def guide(
     scales = _one_per_sample(guidance_scale, len(rows), "guidance_scale")
     rescales = _one_per_sample(guidance_rescale, len(rows), "guidance_rescale")
     longest = max(rows, default=0)
-    # One sample at a time: a reduction over a sample's own slice does not depend on its neighbours, not even in rounding.
+    # One sample at a time: a reduction over a sample's own slice is the same in any batch, to the last bit.
     guided = [
         _guide_one(y, u, g, r, pad_rows=longest - y.shape[0] if published else 0)
         for y, u, g, r in zip(cond.split(rows), uncond.split(rows), scales, rescales, strict=True)

@@ -1,8 +1,8 @@
 """What the network is trained to predict, and how far it is from it.
 
-Three prediction types, named as in diffusers: "epsilon" (the noise), "v_prediction" (Salimans and Ho 2022, arXiv 2202.00512,
-appendix D) and "sample" (the clean latents). The loss is a mean over each sample's own entries and then over samples, so that
-a large picture weighs as much as a small one and padding never counts.
+Three prediction types, named as in diffusers: "epsilon" (the noise), "v_prediction" (Salimans and Ho 2022, arXiv
+2202.00512, appendix D) and "sample" (the clean latents). The loss is a mean over each sample's own entries and then
+over samples, so that a large picture weighs as much as a small one and padding never counts.
 
 Not here: losses in pixel space, the optimiser, text dropout.
 """
@@ -54,10 +54,10 @@ def min_snr_weight(
     gamma: float = 5.0,
     schedule: NoiseSchedule | None = None,
 ) -> Tensor:
-    """Loss weight per sample, (N,) float32 (min-SNR, Hang et al. 2023, arXiv 2303.09556, section 3.4).
+    """Loss weight per sample, (N,) float32 (min-SNR, Hang et al. 2023, arXiv 2303.09556).
 
-    min(SNR, gamma) as a weight of the clean-latents error, restated for each prediction type: divided by SNR for "epsilon",
-    by SNR + 1 for "v_prediction", by 1 for "sample"."""
+    min(SNR, gamma) as a weight of the clean-latents error, restated for each prediction type: divided by SNR for
+    "epsilon", by SNR + 1 for "v_prediction", by 1 for "sample"."""
     check_prediction_type(prediction_type)
     if gamma <= 0:
         raise ConfigError(f"min-SNR gamma is {gamma}: give a positive number, 5 is usual")
@@ -74,7 +74,8 @@ def min_snr_weight(
 def mean_per_sample(values: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
     """Mean over each sample's own entries, (N,) float32.
 
-    values: (N, …) with lengths None, or packed rows (T, …) with lengths (N,): sample n owns the next lengths[n] rows."""
+    values: (N, …) with lengths None, or packed rows (T, …) with lengths (N,): sample n owns the next
+    lengths[n] rows."""
     rows = values.float().reshape(values.shape[0], -1).mean(dim=1)
     if lengths is None:
         return rows
@@ -101,12 +102,12 @@ def diffusion_losses(
 ) -> Tensor:
     """Squared error to the target per sample, (N,) float32; its mean is the training loss.
 
-    prediction, latents, noise: (N, …), or packed (T, …) with lengths (N,), rows per sample. timestep: (N,) int, per sample in
-    both forms. min_snr_gamma: None for equal weights. Raises ShapeError if the shapes differ."""
+    prediction, latents, noise: (N, …), or packed (T, …) with lengths (N,), rows per sample. timestep: (N,) int, per
+    sample in both forms. min_snr_gamma: None for equal weights. Raises ShapeError if the shapes differ."""
     if not prediction.shape == latents.shape == noise.shape:
         raise ShapeError(
-            f"prediction {tuple(prediction.shape)}, latents {tuple(latents.shape)} and noise {tuple(noise.shape)} differ: "
-            "the second half of a learned-sigma output is not part of the prediction"
+            f"prediction {tuple(prediction.shape)}, latents {tuple(latents.shape)} and noise {tuple(noise.shape)} differ"
+            ": the second half of a learned-sigma output is not part of the prediction"
         )
     per_row = timestep if lengths is None else per_token(timestep, lengths)
     if per_row.shape[0] != latents.shape[0]:

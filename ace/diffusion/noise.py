@@ -1,8 +1,8 @@
 """The noise schedule of ACE and the noising of latents (DDPM, Ho et al. 2020, arXiv 2006.11239).
 
-Notable choices: everything is float32; `alpha_bar` is the product of (1 - beta), never its root; noise belongs to one image,
-so it is drawn from that image's own generator, on the CPU unless the generator lives elsewhere: CPU and CUDA then start from
-the same noise. Index 0 of every table is the least noisy timestep.
+Notable choices: everything is float32; `alpha_bar` is the product of (1 - beta), never its root; noise belongs to one
+image, so it is drawn from that image's own generator, on the CPU unless the generator lives elsewhere: CPU and CUDA
+then start from the same noise. Index 0 of every table is the least noisy timestep.
 
 Not here: the sampler (`ddim.py`), the training target (`loss.py`).
 """
@@ -27,7 +27,8 @@ BETA_END = 0.02
 class NoiseSchedule:
     """The tables of a schedule, each (num_train_timesteps,) float32, index 0 = least noise.
 
-    betas: beta_t. alpha_bar: prod over s <= t of (1 - beta_s). sigma: sqrt(1 - alpha_bar), the noise standard deviation."""
+    betas: beta_t. alpha_bar: prod over s <= t of (1 - beta_s). sigma: sqrt(1 - alpha_bar), the noise standard
+    deviation."""
 
     betas: Tensor
     alpha_bar: Tensor
@@ -59,7 +60,8 @@ def linear_schedule(
     beta_end: float = BETA_END,
     device: torch.device | str = "cpu",
 ) -> NoiseSchedule:
-    """The schedule of ACE: betas linear from `beta_start` to `beta_end`. Made once per device and shared: do not write to it.
+    """The schedule of ACE: betas linear from `beta_start` to `beta_end`. Made once per device and shared: do not write
+    to it.
 
     Raises ConfigError unless 0 < beta_start <= beta_end < 1 and there is at least one timestep."""
     if num_train_timesteps < 1:
@@ -89,8 +91,8 @@ def add_noise(
     latents, noise: (N, …), VAE units; timestep: (N,) int in [0, num_train_timesteps), 0 = clean end.
     Packed tokens are the same call: latents (T, D) with one timestep per token, (T,); `per_token` makes those from one
     timestep per sample.
-    published=True: the literal published signal factor sqrt(1 - beta_t^2), which leaves the signal unattenuated. A defect,
-    kept for comparison only.
+    published=True: the literal published signal factor sqrt(1 - beta_t^2), which leaves the signal unattenuated. A
+    defect, kept for comparison only.
     Returns latents' shape and dtype, computed in float32.
     Raises ShapeError if latents and noise differ or timestep does not match their first axis."""
     if latents.shape != noise.shape:

@@ -1,7 +1,8 @@
 """Recorded numbers of the published code, read case by case.
 
-A case is `<name>.json` (its kind, settings, layout) beside `<name>.safetensors`. Cases come from `tests/parity/cases`, or from
-the folder that `ACE_PARITY_DIR` names (the full set); every case of a kind that lies there is run, none is skipped.
+A case is `<name>.json` (its kind, settings, layout) beside `<name>.safetensors`. Cases come from `tests/parity/cases`,
+or from the folder that `ACE_PARITY_DIR` names (the full set); every case of a kind that lies there is run, none is
+skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded run: meta is its json, tensors hold `in.*`, `out.*`, `mid.*` and weights (own and of `weights_file`)."""
+    """One recorded run: meta is its json, tensors hold `in.*`, `out.*`, `mid.*` and weights (own and of
+    `weights_file`)."""
 
     name: str
     meta: dict[str, Any]

@@ -1,4 +1,5 @@
-"""Schedule, noising and sampler against recorded runs of the published code (kinds ddim_schedule, ddim_addnoise, ddim_traj)."""
+"""Schedule, noising and sampler against recorded runs of the published code (kinds ddim_schedule, ddim_addnoise,
+ddim_traj)."""
 
 import math
 

@@ -1,0 +1,60 @@
+# One word for each thing one does here. Every target sets the machine up by itself (.venv, pinned by constraints.txt).
+#   make demo [SEED=n]     show edited images made by the model in the package
+#   make test [ARGS=...]   run the tests
+#   make check             style, types, spelling;  make fix  puts right what can be put right by itself
+#   make docs              write the generated parts of docs/
+#   make bench             run benchmarks/ and print hardware, command and numbers
+# PYTHON=python3.12   use this interpreter.  VENV=path   put the environment elsewhere.
+# TORCH_INDEX=address of an extra package index for torch, for example the CPU-only one (pytorch.org, "Get started", CPU).
+
+VENV ?= .venv
+SEED ?=
+ARGS ?=
+TORCH_INDEX ?=
+# The first interpreter that is new enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: demo test check fix docs bench
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.core
+	$(BIN)/ace demo $(if $(SEED),--seed $(SEED))
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fix: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.core
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.core
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Stamp files: an installation is repeated when what it depends on has changed.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing ace and what it needs into $(VENV) (once)"
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing ace and its development tools into $(VENV) (once)"
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.core
