@@ -105,9 +105,10 @@ def diffusion_losses(
     prediction, latents, noise: (N, …), or packed (T, …) with lengths (N,), rows per sample. timestep: (N,) int, per
     sample in both forms. min_snr_gamma: None for equal weights. Raises ShapeError if the shapes differ."""
     if not prediction.shape == latents.shape == noise.shape:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (prediction, latents, noise))
         raise ShapeError(
-            f"prediction {tuple(prediction.shape)}, latents {tuple(latents.shape)} and noise {tuple(noise.shape)} differ"
-            ": the second half of a learned-sigma output is not part of the prediction"
+            f"prediction, latents and noise differ, {shapes}: the second half of a learned-sigma output is not part of the "
+            "prediction"
         )
     per_row = timestep if lengths is None else per_token(timestep, lengths)
     if per_row.shape[0] != latents.shape[0]:

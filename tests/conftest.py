@@ -1,0 +1,19 @@
+"""What every test may rely on: no network, and a clear skip where a marked test's device is missing."""
+
+import os
+
+# Read by huggingface_hub and transformers when they are imported: a test never reaches for a file that is not on disk.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
