@@ -107,8 +107,8 @@ def diffusion_losses(
     if not prediction.shape == latents.shape == noise.shape:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (prediction, latents, noise))
         raise ShapeError(
-            f"prediction, latents and noise differ, {shapes}: the second half of a learned-sigma output is not part of the "
-            "prediction"
+            f"prediction, latents and noise differ, {shapes}: the second half of a learned-sigma output is not part "
+            "of the prediction"
         )
     per_row = timestep if lengths is None else per_token(timestep, lengths)
     if per_row.shape[0] != latents.shape[0]:
