@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ace.conditions.prompt import check_references
+from ace.conditions.prompt import check_references, shift_references
 from ace.errors import ConditionError, MaskError
 
 MAX_IMAGES = 9  # the indicator table has ten rows: nine images and the target
@@ -119,18 +119,26 @@ class LongContextConditionUnit:
     def frames(self) -> tuple[Frame, ...]:
         """All images in the model's order: each kept round's images and then its answer, then the current images.
 
-        An answer that is also the first image of the next round (the very same object) appears once, there."""
+        An answer that is also the first image of the next round (the very same object) appears once, there. Image names
+        are renumbered: a unit's own `{image}` becomes the name of that frame in the whole context; in a unit without images
+        it means the answer before it."""
         frames: list[Frame] = []
         turns = self.kept_history
         for number, turn in enumerate(turns):
             unit = turn.unit
-            frames += [Frame(i, m, unit.instruction, number) for i, m in zip(unit.images, unit.masks, strict=True)]
+            text = _in_context(unit, len(frames))
+            frames += [Frame(i, m, text, number) for i, m in zip(unit.images, unit.masks, strict=True)]
             following = turns[number + 1].unit if number + 1 < len(turns) else self.current
             if not _continues(following, turn):
-                frames.append(Frame(turn.answer, None, unit.instruction, number))
-        unit = self.current
-        frames += [Frame(i, m, unit.instruction, len(turns)) for i, m in zip(unit.images, unit.masks, strict=True)]
+                frames.append(Frame(turn.answer, None, text, number))
+        text = _in_context(self.current, len(frames))
+        frames += [Frame(i, m, text, len(turns)) for i, m in zip(self.current.images, self.current.masks, strict=True)]
         return tuple(frames)
+
+    @property
+    def instruction(self) -> str:
+        """The current instruction with its image names renumbered for the whole context."""
+        return _in_context(self.current, len(self.frames()) - len(self.current.images))
 
     @property
     def source_index(self) -> int | None:
@@ -146,3 +154,8 @@ class LongContextConditionUnit:
 def _continues(unit: ConditionUnit, turn: Turn) -> bool:
     """True if `unit` starts from the answer of `turn` itself, so that the answer need not appear twice."""
     return bool(unit.images) and unit.images[0] is turn.answer
+
+
+def _in_context(unit: ConditionUnit, num_earlier: int) -> str:
+    """The unit's instruction with `{image}` named as the frame it has in the context, after `num_earlier` frames."""
+    return shift_references(unit.instruction, num_earlier if unit.images else max(num_earlier - 1, 0))

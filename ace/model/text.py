@@ -1,0 +1,76 @@
+"""Instructions → text states, for any Hugging Face encoder with a tokenizer (T5 of the published models, our small BERT).
+
+One path for training and inference: clean, tokenise, encode each distinct text once, cut to its own length. Two settings belong
+to a model: `max_length`, and `spell_quoted`, which spaces out the characters of quoted text so that the encoder reads letters
+(our small model; the published ones were trained without it).
+
+Not here: image names (`conditions/prompt.py`), the projection into the transformer.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ace.conditions.prompt import IMAGE_NAMES
+
+_QUOTED = re.compile("([\"“”])([^\"“”]{1,40})([\"“”])")
+
+
+def clean_text(text: str) -> str:
+    """Repair encoding, unescape HTML twice, fold white space (the published "whitespace" cleaning)."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def spell_quoted(text: str) -> str:
+    """'write "cat"' → 'write " c a t "'."""
+    return _QUOTED.sub(lambda m: f"{m[1]} {' '.join(m[2].replace(' ', ''))} {m[3]}", text)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Distinct texts as padded token ids. ids, mask: (N, L) int64; lengths: valid tokens per text."""
+
+    ids: Tensor
+    mask: Tensor
+    lengths: tuple[int, ...]
+
+
+def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, spell: bool) -> TokenBatch:
+    """Clean and tokenise texts, padded to the longest of them, cut to `max_length` tokens."""
+    cleaned = [clean_text(t) for t in texts]
+    if spell:
+        cleaned = [spell_quoted(t) for t in cleaned]
+    batch = tokenizer(cleaned, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
+    return TokenBatch(batch["input_ids"], batch["attention_mask"], tuple(batch["attention_mask"].sum(1).tolist()))
+
+
+def encode(batch: TokenBatch, text_encoder: PreTrainedModel) -> list[Tensor]:
+    """Text states of a token batch, one (L_k, C) per text, padding cut off."""
+    device = text_encoder.device
+    states = text_encoder(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device)).last_hidden_state
+    return [row[:length] for row, length in zip(states, batch.lengths, strict=True)]
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, max_length: int, spell: bool
+) -> list[Tensor]:
+    """Text states (L_k, C) of every text; repeated texts are encoded once and share their states."""
+    distinct = list(dict.fromkeys(texts))
+    states = dict(zip(distinct, encode(tokenize(distinct, tokenizer, max_length, spell), text_encoder), strict=True))
+    return [states[text] for text in texts]
+
+
+def encode_indicators(tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, position: int = 0) -> Tensor:
+    """States of the ten image names, (10, C): of the token at `position` of each (published: the first)."""
+    with torch.no_grad():
+        states = [encode_texts([n], tokenizer, text_encoder, 120, False)[0][position] for n in IMAGE_NAMES]
+    return torch.stack(states)
