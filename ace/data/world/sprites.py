@@ -26,9 +26,7 @@ from PIL import Image, ImageFont
 from ace.errors import InputError
 
 PACK_VERSION = 1  # raise it whenever the layout of a pack changes: an older one in the cache is then not used
-MASTER_PX = (
-    128  # side of the pictures of a full pack; the shipped pack has smaller ones
-)
+MASTER_PX = 128  # side of the pictures of a full pack; the shipped pack has smaller ones
 
 STYLES: tuple[str, ...] = (
     "noto",
@@ -122,29 +120,19 @@ class SpriteLibrary:
 
     def __init__(self, pack: Path | None = None):
         if pack is None:
-            pack = (
-                full_pack() if (full_pack() / "index.json").is_file() else SHIPPED_PACK
-            )
+            pack = full_pack() if (full_pack() / "index.json").is_file() else SHIPPED_PACK
         self.pack = Path(pack)
         self._index = _read_index(self.pack)
         self.master_px: int = self._index["master_px"]
         self.concepts: tuple[Concept, ...] = tuple(
-            Concept(c["slug"], c["name"], c["group"], c["core"], c["zh"])
-            for c in self._index["concepts"]
+            Concept(c["slug"], c["name"], c["group"], c["core"], c["zh"]) for c in self._index["concepts"]
         )
-        self._places: dict[str, dict[str, list[int]]] = {
-            c["slug"]: c["styles"] for c in self._index["concepts"]
-        }
+        self._places: dict[str, dict[str, list[int]]] = {c["slug"]: c["styles"] for c in self._index["concepts"]}
         self._faces: tuple[Face, ...] = tuple(
-            Face(f["identity"], f["style"], f["attributes"], f["key"])
-            for f in self._index["faces"]
+            Face(f["identity"], f["style"], f["attributes"], f["key"]) for f in self._index["faces"]
         )
-        self._face_places: dict[str, list[int]] = {
-            f["key"]: f["place"] for f in self._index["faces"]
-        }
-        self.face_styles: tuple[str, ...] = tuple(
-            dict.fromkeys(f.style for f in self._faces)
-        )
+        self._face_places: dict[str, list[int]] = {f["key"]: f["place"] for f in self._index["faces"]}
+        self.face_styles: tuple[str, ...] = tuple(dict.fromkeys(f.style for f in self._faces))
         self.fonts: tuple[str, ...] = tuple(self._index["fonts"])
         self._decoded = _Recent(CACHE_BYTES)
         self._resized = _Recent(CACHE_BYTES)
@@ -155,9 +143,7 @@ class SpriteLibrary:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __getstate__(self) -> Path:
-        return (
-            self.pack
-        )  # a data-loading worker opens the pack itself: nothing that is cached travels
+        return self.pack  # a data-loading worker opens the pack itself: nothing that is cached travels
 
     def __setstate__(self, pack: Path) -> None:
         self.__init__(pack)
@@ -186,20 +172,14 @@ class SpriteLibrary:
 
         All avatars of one identity are placed alike. Raises InputError if it is not in the pack."""
         if face.key not in self._face_places:
-            raise InputError(
-                f"no face {face.key!r} in {self.pack}: take one from faces()"
-            )
+            raise InputError(f"no face {face.key!r} in {self.pack}: take one from faces()")
         return self._picture(self._face_places[face.key], size_px)
 
     def face_edits(self, face: Face) -> tuple[tuple[str, Face], ...]:
         """The avatars of the same identity that differ from this one in exactly one attribute: (attribute, avatar)."""
         edits = []
         for other in self._identities.get(face.identity, ()):
-            changed = [
-                name
-                for name, value in face.attributes.items()
-                if other.attributes[name] != value
-            ]
+            changed = [name for name, value in face.attributes.items() if other.attributes[name] != value]
             if len(changed) == 1:
                 edits.append((changed[0], other))
         return tuple(edits)
@@ -207,19 +187,13 @@ class SpriteLibrary:
     def font(self, name: str, size_px: int) -> ImageFont.FreeTypeFont:
         """A font of the pack at a size in pixels per em. Raises InputError for an unknown name."""
         if name not in self.fonts:
-            raise InputError(
-                f"no font {name!r} in {self.pack}: choose one of {', '.join(self.fonts)}"
-            )
-        return _open_font(
-            self.pack / "fonts" / self._index["fonts"][name]["file"], size_px
-        )
+            raise InputError(f"no font {name!r} in {self.pack}: choose one of {', '.join(self.fonts)}")
+        return _open_font(self.pack / "fonts" / self._index["fonts"][name]["file"], size_px)
 
     def font_characters(self, name: str) -> frozenset[str]:
         """The characters that a font of the pack can draw."""
         if name not in self.fonts:
-            raise InputError(
-                f"no font {name!r} in {self.pack}: choose one of {', '.join(self.fonts)}"
-            )
+            raise InputError(f"no font {name!r} in {self.pack}: choose one of {', '.join(self.fonts)}")
         return frozenset(self._index["fonts"][name]["characters"])
 
     @cached_property
@@ -231,9 +205,7 @@ class SpriteLibrary:
 
     def _styles(self, slug: str) -> dict[str, list[int]]:
         if slug not in self._places:
-            raise InputError(
-                f"no concept {slug!r} in {self.pack}: take a slug from `concepts`"
-            )
+            raise InputError(f"no concept {slug!r} in {self.pack}: take a slug from `concepts`")
         return self._places[slug]
 
     def _picture(self, place: list[int], size_px: int) -> np.ndarray:
@@ -267,13 +239,9 @@ def _read_index(pack: Path) -> dict:
         index = json.loads((pack / "index.json").read_text(encoding="utf-8"))
         size = (pack / "sprites.bin").stat().st_size
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"no sprite pack in {pack} ({error}): run `ace data assets`"
-        ) from error
+        raise InputError(f"no sprite pack in {pack} ({error}): run `ace data assets`") from error
     if index.get("version") != PACK_VERSION or index.get("sprites_bytes") != size:
-        raise InputError(
-            f"the sprite pack in {pack} is incomplete or of another version: run `ace data assets` again"
-        )
+        raise InputError(f"the sprite pack in {pack} is incomplete or of another version: run `ace data assets` again")
     return index
 
 
