@@ -174,20 +174,22 @@ class Chance:
 
     def other_style(self, style: str, slugs: Sequence[str]) -> str | None:
         """Another style in which all these concepts can be drawn; None if there is none."""
-        both = [s for s in STYLES if s != style and all(s in self.library.styles_of(slug) for slug in slugs)]
-        if self.split == "train" or not self.held_out_style:
-            both = [s for s in both if s != HELD_OUT_STYLE]
+        known = (*COLOR_STYLES, HELD_OUT_STYLE) if self.held_out_style else COLOR_STYLES
+        both = [s for s in known if s != style and all(s in self.library.styles_of(slug) for slug in slugs)]
         return self.choice(both) if both else None
 
-    def concept(self, style: str, *, made: bool, avoid: Collection[str] = ()) -> Concept:
-        """A concept that exists in `style`. made: it will have to be drawn from its name, so mostly a core one."""
+    def concept(self, style: str, *, made: bool, avoid: Collection[str] = (), also: str | None = None) -> Concept:
+        """A concept that exists in `style` (and `also`). made: it will have to be drawn from its name, so mostly a core one.
+        avoid: concepts whose names may not share a word with it."""
         core = made and self.chance(CORE_SHARE)
         pool = self.vocabulary.pool(style, core=core, held_out=self.held_out_concept)
         if not pool:
             pool = self.vocabulary.pool(style, core=core, held_out=False)
         words = {word for slug in avoid for word in self.vocabulary.name(slug).split()}
-        for _ in range(20):
+        for _ in range(100):
             concept = self.choice(pool)
+            if also is not None and also not in self.library.styles_of(concept.slug):
+                continue
             if concept.slug not in avoid and not words & set(concept.name.split()):
                 break
         return concept
@@ -242,23 +244,32 @@ class Chance:
             x = 0.5 + (x - 0.5) * 1.36
         if background.kind in GROUNDED and slot in ("left", "middle", "right"):
             y = _FOOT - size / 2
-        return x, y
+        return min(max(x, size / 2), 1 - size / 2), min(max(y, size / 2), 1 - size / 2)
 
     def scene(
-        self, count: int | None = None, *, made: bool = False, style: str | None = None, background: Background | None = None
+        self,
+        count: int | None = None,
+        *,
+        made: bool = False,
+        style: str | None = None,
+        background: Background | None = None,
+        also: str | None = None,
+        vary: bool = True,
     ) -> tuple[Scene, tuple[str, ...]]:
-        """A scene of `count` sprites (None: one to three) and their slots. made: it has to be drawn from words, so sizes are
-        the usual ones and concepts mostly core ones; else sizes vary a little."""
+        """A scene of `count` sprites (None: one to three) and their slots.
+
+        made: it has to be drawn from words, so sizes are the usual ones and concepts mostly core ones; else sizes vary a
+        little, unless `vary` is False. also: another style in which all of it can be drawn."""
         count = count or self.weighted({1: 0.5, 2: 0.35, 3: 0.15})
         style = style or self.style()
         background = background or self.background()
         slots, size = self.layout(count, background)
-        if not made:
+        if vary and not made:
             size *= self.choice((0.9, 1.0, 1.0, 1.06)) if count > 1 else self.choice((0.88, 1.0, 1.0, 1.12, 1.24))
         objects: list[SceneObject] = []
         slugs: list[str] = []
         for slot in slots:
-            concept = self.concept(style, made=made, avoid=slugs)
+            concept = self.concept(style, made=made, avoid=slugs, also=also)
             slugs.append(concept.slug)
             x, y = self.place(slot, size, background)
             objects.append(SpriteObject(concept.slug, style, x, y, size))
@@ -293,6 +304,20 @@ class Chance:
         height = 0.3 if len(word) <= 4 else 0.25
         return TextObject(word, color, 0.5, {"top": 0.17, "middle": 0.5, "bottom": 0.83}[slot], height, self.library.fonts[0])
 
+    def text_scene(self) -> tuple[Scene, str]:
+        """A scene with one word and at most one object below or above it, and the slot of the word."""
+        background = self.background()
+        if self.chance(0.35):
+            slot = self.choice(("top", "middle", "bottom"))
+            return Scene(background, texts=(self.text(background, slot),)), slot
+        on_ground = background.kind in GROUNDED
+        slot = "top" if on_ground or self.chance(0.5) else "bottom"
+        style = self.style()
+        size = 0.5
+        x, y = self.choice((0.28, 0.5, 0.5, 0.72)), 0.66 if slot == "top" else 0.34
+        item = SpriteObject(self.concept(style, made=False).slug, style, x, y, size)
+        return Scene(background, (item,), (self.text(background, slot),)), slot
+
     # -- captions -----------------------------------------------------------------------------------------------------
 
     def things(self, scene: Scene, slots: Sequence[str]) -> str:
@@ -306,7 +331,7 @@ class Chance:
             else:
                 parts.append(f"{self.a(item)} {self.where(slot)}")
         if scene.texts:
-            parts += [f'the word "{t.text}" in {t.color}' for t in scene.texts]
+            parts += [f'the word "{t.text}" in {t.color} letters' for t in scene.texts]
         return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
     def caption(self, scene: Scene, slots: Sequence[str] = ()) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property, partial
 
 from PIL import Image
 
 from ace.data.sample import FAMILIES, EditSample, family_of
 from ace.data.world.chance import Chance, Split, Vocabulary
 from ace.data.world.sprites import SpriteLibrary
-from ace.data.world.tasks import element, generation, semantic
+from ace.data.world.tasks import chain, element, generation, layers, reference, repainting, semantic, signals
 from ace.errors import ConfigError
 
 # how often each family is drawn when no task is asked for; subtasks of a family evenly
@@ -33,10 +34,29 @@ MIXTURE: dict[str, float] = {
 
 MAKERS: dict[str, Callable[[Chance], EditSample]] = {
     "text_guided_generation/text_to_image": generation.text_to_image,
+    **{f"low_level_analysis/{name}": partial(signals.analyse, name=name) for name in FAMILIES["low_level_analysis"]},
+    **{f"controllable_generation/{name}": partial(signals.control, name=name) for name in FAMILIES["controllable_generation"]},
+    "semantic_editing/style": semantic.style,
+    "semantic_editing/face": semantic.face,
+    "semantic_editing/background": semantic.background,
+    "semantic_editing/time_of_day": semantic.time_of_day,
+    "semantic_editing/pose": semantic.pose,
+    "semantic_editing/camera": semantic.camera,
+    "element_editing/text_add": element.text_add,
+    "element_editing/text_remove": element.text_remove,
     "element_editing/object_add": element.object_add,
     "element_editing/object_remove": element.object_remove,
     "element_editing/object_replace": element.object_replace,
-    "semantic_editing/background": semantic.background,
+    "repainting/inpainting": repainting.inpainting,
+    "repainting/text_guided_inpainting": repainting.text_guided_inpainting,
+    "repainting/outpainting": repainting.outpainting,
+    "layer_editing/decouple": layers.decouple,
+    "layer_editing/fusion": layers.fusion,
+    "reference_generation/multi_condition": reference.multi_condition,
+    "reference_generation/series": reference.series,
+    "reference_generation/style_reference": reference.style_reference,
+    "reference_generation/face_reference": reference.face_reference,
+    "multi_turn/chain": chain.chain,
 }
 
 
@@ -68,6 +88,8 @@ class World:
         if task is None:
             task = self._drawn_task(seed)
         family_of(task)
+        if task not in self.tasks:
+            raise ConfigError(f"the sprite pack in {self.library.pack} has nothing for {task}: build it with `ace data assets`")
         chance = self._chance(f"{seed}:{task}")
         made = MAKERS[task](chance)
         provenance: dict[str, str | int | float] = {
@@ -86,12 +108,17 @@ class World:
         images = [frame.image for frame in made.request.frames()] + [made.target]
         return random.Random(f"{seed}:picture").choice(images)
 
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that this library can make: those about faces need avatars, those about text a font."""
+        without_faces = () if self._vocabulary.editable_faces["train"] else ("semantic_editing/face", "reference_generation/face_reference")
+        without_fonts = () if self.library.fonts else ("element_editing/text_add", "element_editing/text_remove")
+        return tuple(task for task in MAKERS if task not in (*without_faces, *without_fonts))
+
     def _chance(self, key: str) -> Chance:
         return Chance(self._vocabulary, self.split, random.Random(f"{self.split}:{key}"), self.size_px)
 
     def _drawn_task(self, seed: int) -> str:
         dice = random.Random(f"{self.split}:{seed}:mixture")
-        tasks = {f: [f"{f}/{s}" for s in FAMILIES[f] if f"{f}/{s}" in MAKERS] for f in MIXTURE}
-        families = [f for f in MIXTURE if tasks[f]]
-        family = dice.choices(families, [MIXTURE[f] for f in families])[0]
-        return dice.choice(tasks[family])
+        family = dice.choices(list(MIXTURE), list(MIXTURE.values()))[0]
+        return dice.choice([task for task in self.tasks if task.startswith(f"{family}/")])

@@ -66,3 +66,34 @@ def covering(mask: Image.Image, before: Image.Image, after: Image.Image) -> Imag
     """The mask with every changed pixel added, so that nothing differs outside it."""
     changed = (np.asarray(before) != np.asarray(after)).any(2)
     return Image.fromarray(np.where(changed, np.uint8(255), np.asarray(mask)))
+
+
+def random_mask(chance: Chance, low: float = 0.12, high: float = 0.45) -> Image.Image:
+    """A mask of one box, ellipse or thick stroke, covering about `low` to `high` of the picture."""
+    size = chance.size_px
+    while True:
+        mask = Image.new("L", (size, size), 0)
+        pen = ImageDraw.Draw(mask)
+        shape = chance.choice(("box", "box", "ellipse", "stroke"))
+        if shape == "stroke":
+            points = [(chance.rng.random() * size, chance.rng.random() * size) for _ in range(chance.choice((3, 4)))]
+            width = round(size * chance.choice((0.16, 0.22, 0.28)))
+            pen.line(points, fill=255, width=width, joint="curve")
+            for x, y in points:
+                pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
+        else:
+            w, h = (size * (0.3 + 0.5 * chance.rng.random()) for _ in range(2))
+            left, top = chance.rng.random() * (size - w), chance.rng.random() * (size - h)
+            box = tuple(round(v) for v in (left, top, left + w, top + h))
+            if shape == "box":
+                pen.rectangle(box, fill=255)
+            else:
+                pen.ellipse(box, fill=255)
+        if low <= np.asarray(mask).mean() / 255 <= high:
+            return mask
+
+
+def blanked(chance: Chance, image: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """The picture with its masked pixels painted over, mostly in grey. image: (H, W, 3) uint8; mask: (H, W) bool."""
+    level = chance.choice((127, 127, 127, 255, 0))
+    return Image.fromarray(np.where(mask[..., None], np.uint8(level), image))

@@ -1,0 +1,281 @@
+"""Multi-turn editing: two to five edits of one scene, each an exact render of the scene so far.
+
+Later turns have no images of their own: they continue from the last answer. Only a turn with a mask brings an image, the
+last answer itself. Some turns speak of earlier ones ("undo that", "put the cat back", "make it bigger").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
+from ace.data.sample import EditSample
+from ace.data.world.backgrounds import TIMES, Background
+from ace.data.world.chance import DEFAULT_STYLE, SLOTS, Chance, with_article, with_object, without
+from ace.data.world.instructions import TIME_WORDS
+from ace.data.world.scene import Camera, Scene, SceneObject, SpriteObject
+from ace.data.world.tasks.common import mask_around, picture
+from ace.data.world.tasks.semantic import restyled
+
+TASK = "multi_turn/chain"
+MASKED_SHARE = 0.12
+BIGGER, SMALLER = 1.3, 0.75
+
+
+@dataclass(frozen=True)
+class State:
+    """A scene with the slots of its objects. scenes: the states before, oldest first. last: slug that the last turn was about;
+    gone: the object that was removed last, and its slot."""
+
+    scene: Scene
+    slots: tuple[str, ...]
+    before: tuple[State, ...] = ()
+    last: str | None = None
+    gone: tuple[SceneObject, str] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn: what is asked, where it leads, and the objects that a mask would have to cover (none: no mask)."""
+
+    words: str
+    state: State
+    touched: tuple[SceneObject, ...] = ()
+
+
+Edit = Callable[[Chance, State], Step | None]
+
+
+def chain(chance: Chance) -> EditSample:
+    state, opening = _start(chance)
+    count = chance.weighted({2: 0.4, 3: 0.35, 4: 0.15, 5: 0.1})
+    homogeneous = chance.choice(_HOMOGENEOUS) if chance.chance(0.3) else None
+    turns: list[Turn] = []
+    answer = picture(chance, state.scene)
+    first_image: tuple[Image.Image, ...] = (answer,)
+    if opening is not None:
+        turns.append(Turn(ConditionUnit(opening), answer))
+        first_image = ()
+    while True:
+        step = _next(chance, state, homogeneous)
+        following = picture(chance, step.state.scene)
+        images = first_image if not turns else ()
+        masks: tuple[Image.Image, ...] = ()
+        if step.touched and chance.chance(MASKED_SHARE):
+            images = (answer,)
+            masks = (mask_around(chance, step.touched, answer, following, step.state.scene),)
+        unit = ConditionUnit(step.words, images, masks)
+        if len(turns) == count - 1:
+            return EditSample(LongContextConditionUnit(unit, tuple(turns)), following, TASK, {"turns": count})
+        turns.append(Turn(unit, following))
+        state, answer = step.state, following
+
+
+def _start(chance: Chance) -> tuple[State, str | None]:
+    """The first scene, and the caption it was made from if the conversation begins with text to image."""
+    if chance.chance(0.3):
+        scene, slots = chance.scene(chance.weighted({1: 0.7, 2: 0.3}), made=True, style=None if chance.held_out_style else DEFAULT_STYLE)
+        return State(scene, slots), chance.say("text_guided_generation/text_to_image", caption=chance.caption(scene, slots))
+    scene, slots = chance.scene(chance.weighted({1: 0.55, 2: 0.45}), vary=False)
+    return State(scene, slots), None
+
+
+def _next(chance: Chance, state: State, homogeneous: str | None) -> Step:
+    """Some edit that the state allows."""
+    for _ in range(50):
+        name = homogeneous or chance.weighted(_WEIGHTS)
+        homogeneous = homogeneous if chance.chance(0.7) else None
+        step = _EDITS[name](chance, state)
+        if step is not None and step.state.scene != state.scene:
+            return step
+    raise AssertionError("no edit fits the scene")  # the background can always be changed
+
+
+def _goes_on(state: State, scene: Scene, **known: object) -> State:
+    """The state after an edit."""
+    new = State(scene, state.slots, (*state.before, state), state.last, state.gone)
+    return replace(new, **known)  # type: ignore[arg-type]
+
+
+def _plain_view(state: State) -> bool:
+    """True if places still mean what they say: nothing mirrored, no look over it."""
+    return state.scene.camera == Camera() and not state.scene.look
+
+
+def _add(chance: Chance, state: State) -> Step | None:
+    scene = state.scene
+    if not _plain_view(state) or len(scene.objects) > 2:
+        return None
+    size = scene.objects[0].size if scene.objects else 0.44
+    free = [s for s in SLOTS if all(_distance(chance, s, size, scene, o) >= (size + o.size) * 0.48 for o in scene.objects)]
+    if not free:
+        return None
+    slot = chance.choice(free)
+    style = next((o.style for o in scene.objects if isinstance(o, SpriteObject)), DEFAULT_STYLE)
+    concept = chance.concept(style, made=True, avoid=_slugs(state))
+    x, y = chance.place(slot, size, scene.background)
+    item = SpriteObject(concept.slug, style, x, y, size)
+    after = replace(scene, objects=(*scene.objects, item))
+    words = chance.say("element_editing/object_add", a=chance.a(item), where=chance.where(slot))
+    return Step(words, _goes_on(state, after, slots=(*state.slots, slot), last=concept.slug), (item,))
+
+
+def _remove(chance: Chance, state: State) -> Step | None:
+    if not state.scene.objects or state.scene.look:
+        return None
+    index = chance.rng.randrange(len(state.scene.objects))
+    item = state.scene.objects[index]
+    slots = state.slots[:index] + state.slots[index + 1 :]
+    if item.slug == state.last and chance.chance(0.4):
+        words = chance.say(f"{TASK}#remove it")
+    else:
+        words = chance.say("element_editing/object_remove", the=chance.the(item), noun=chance.noun(item))
+    after = _goes_on(state, without(state.scene, index), slots=slots, gone=(item, state.slots[index]), last=None)
+    return Step(words, after, (item,) if state.scene.camera == Camera() else ())
+
+
+def _replace(chance: Chance, state: State) -> Step | None:
+    if not state.scene.objects or state.scene.look:
+        return None
+    index = chance.rng.randrange(len(state.scene.objects))
+    item = state.scene.objects[index]
+    concept = chance.concept(item.style, made=True, avoid=_slugs(state))
+    new = replace(item, slug=concept.slug)
+    key = f"{TASK}#replace it" if item.slug == state.last and chance.chance(0.4) else "element_editing/object_replace"
+    words = chance.say(key, the=chance.the(item), a=with_article(concept.name))
+    after = _goes_on(state, with_object(state.scene, index, new), last=concept.slug)
+    return Step(words, after, (item, new) if state.scene.camera == Camera() else ())
+
+
+def _background(chance: Chance, state: State) -> Step | None:
+    if state.scene.look or state.scene.camera != Camera():
+        return None
+    new = chance.background(avoid=state.scene.background)
+    words = chance.say("semantic_editing/background", background=new.words, prep=new.preposition)
+    return Step(words, _goes_on(state, replace(state.scene, background=new)))
+
+
+def _time(chance: Chance, state: State) -> Step | None:
+    place = state.scene.background
+    if not place.has_time or state.scene.look:
+        return None
+    time = chance.choice([t for t in TIMES if t != place.time_of_day])
+    words = chance.say("semantic_editing/time_of_day", time=chance.choice(TIME_WORDS[time]))
+    return Step(words, _goes_on(state, replace(state.scene, background=Background(place.kind, (), time))))
+
+
+def _style(chance: Chance, state: State) -> Step | None:
+    if not state.scene.objects or state.scene.look:
+        return None
+    after, style = restyled(chance, state.scene)
+    return Step(chance.say("semantic_editing/style", style=style), _goes_on(state, after))
+
+
+def _mirror(chance: Chance, state: State) -> Step | None:
+    camera = replace(state.scene.camera, mirrored=not state.scene.camera.mirrored)
+    return Step(chance.say("semantic_editing/camera#mirror"), _goes_on(state, replace(state.scene, camera=camera)))
+
+
+def _text(chance: Chance, state: State) -> Step | None:
+    scene = state.scene
+    if not _plain_view(state) or not chance.library.fonts:
+        return None
+    if scene.texts:
+        text = scene.texts[0]
+        words = chance.say("element_editing/text_remove", text=text.text, color=text.color)
+        return Step(words, _goes_on(state, replace(scene, texts=())))
+    slot = next((s for s in ("top", "bottom") if all(_clear(s, o) for o in scene.objects)), None)
+    if slot is None:
+        return None
+    text = chance.text(scene.background, slot)
+    words = chance.say("element_editing/text_add", text=text.text, color=text.color, where=chance.where(slot))
+    return Step(words, _goes_on(state, replace(scene, texts=(text,))))
+
+
+def _undo(chance: Chance, state: State) -> Step | None:
+    if not state.before:
+        return None
+    earlier = state.before[-1]
+    return Step(chance.say(f"{TASK}#undo"), replace(earlier, before=(*state.before, state)))
+
+
+def _put_back(chance: Chance, state: State) -> Step | None:
+    if state.gone is None or not _plain_view(state):
+        return None
+    item, slot = state.gone
+    if item.slug in _slugs(state) or any(_overlap(item, o) for o in state.scene.objects):
+        return None
+    after = replace(state.scene, objects=(*state.scene.objects, item))
+    words = chance.say(f"{TASK}#put back", the=chance.the(item))
+    return Step(words, _goes_on(state, after, slots=(*state.slots, slot), last=item.slug, gone=None), (item,))
+
+
+def _resize(chance: Chance, state: State) -> Step | None:
+    """Bigger or smaller, about its own foot; the last one spoken of, or the only one."""
+    scene = state.scene
+    about = [i for i, o in enumerate(scene.objects) if o.slug == state.last] or ([0] if len(scene.objects) == 1 else [])
+    if not about or scene.look or scene.camera != Camera():
+        return None
+    index = about[0]
+    item = scene.objects[index]
+    grow = chance.chance(0.5)
+    size = item.size * (BIGGER if grow else SMALLER)
+    if not 0.28 <= size <= 0.75:
+        return None
+    x, y = min(max(item.x, size / 2), 1 - size / 2), min(max(item.y, size / 2), 1 - size / 2)
+    new = replace(item, size=size, x=x, y=y)
+    if any(_overlap(new, o) for i, o in enumerate(scene.objects) if i != index):
+        return None
+    it = "it" if item.slug == state.last and chance.chance(0.6) else chance.the(item)
+    words = chance.say(f"{TASK}#{'bigger' if grow else 'smaller'}", it=it)
+    return Step(words, _goes_on(state, with_object(scene, index, new), last=item.slug), (item, new))
+
+
+def _slugs(state: State) -> list[str]:
+    return [o.slug for o in state.scene.objects if isinstance(o, SpriteObject)]
+
+
+def _distance(chance: Chance, slot: str, size: float, scene: Scene, other: SceneObject) -> float:
+    x, y = chance.place(slot, size, scene.background)
+    return max(abs(x - other.x), abs(y - other.y))
+
+
+def _overlap(a: SceneObject, b: SceneObject) -> bool:
+    return max(abs(a.x - b.x), abs(a.y - b.y)) < (a.size + b.size) * 0.48
+
+
+def _clear(slot: str, item: SceneObject) -> bool:
+    """True if a word in this slot would not lie on the object."""
+    return item.y - item.size / 2 > 0.28 if slot == "top" else item.y + item.size / 2 < 0.72
+
+
+_EDITS: dict[str, Edit] = {
+    "add": _add,
+    "remove": _remove,
+    "replace": _replace,
+    "background": _background,
+    "time": _time,
+    "style": _style,
+    "mirror": _mirror,
+    "text": _text,
+    "undo": _undo,
+    "put back": _put_back,
+    "resize": _resize,
+}
+_WEIGHTS: dict[str, float] = {
+    "add": 0.2,
+    "remove": 0.13,
+    "replace": 0.15,
+    "background": 0.15,
+    "time": 0.08,
+    "style": 0.05,
+    "mirror": 0.04,
+    "text": 0.06,
+    "undo": 0.07,
+    "put back": 0.15,
+    "resize": 0.1,
+}
+_HOMOGENEOUS = ("add", "replace", "background", "time")

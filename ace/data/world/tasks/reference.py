@@ -1,0 +1,102 @@
+"""Reference generation: new pictures after other pictures: their lines, their subject, their style, their face."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from PIL import Image
+
+from ace.data.sample import EditSample
+from ace.data.world.backgrounds import Background
+from ace.data.world.chance import COLOR_STYLES, DEFAULT_STYLE, SLOTS, Chance
+from ace.data.world.scene import LOOKS, Scene, SpriteObject, draw
+from ace.data.world.sprites import HELD_OUT_STYLE
+from ace.data.world.tasks.common import picture, sample
+from ace.data.world.tasks.signals import SIGNAL_WORDS, signal_map
+
+WHITE = Background("plain", ("white",))
+
+
+def multi_condition(chance: Chance) -> EditSample:
+    """A map of the objects and a picture of the place: together they decide the picture, with words for the objects."""
+    task = "reference_generation/multi_condition"
+    kind = chance.choice(("edge", "contour", "segmentation", "depth", "scribble", "pose"))
+    if kind == "pose":
+        scene = chance.puppet_scene()
+        person = scene.objects[0].puppet
+        things = f"a person with {person.hair} hair and {person.skin} skin in a {person.shirt} shirt and {person.trousers} trousers"
+    else:
+        style = HELD_OUT_STYLE if chance.held_out_style else DEFAULT_STYLE
+        scene, slots = chance.scene(chance.weighted({1: 0.7, 2: 0.3}), made=True, style=style)
+        things = chance.things(scene, slots)
+    bare = Scene(WHITE, scene.objects)
+    condition = Image.fromarray(signal_map(chance, bare, draw(bare, chance.library, chance.size_px), kind))
+    place = picture(chance, replace(scene, objects=()))
+    words = {"things": things, "signal": chance.choice(SIGNAL_WORDS[kind])}
+    if chance.chance(0.5):
+        return sample(task, chance.say(task, **words), (condition, place), picture(chance, scene))
+    return sample(task, chance.say(f"{task}#place_first", **words), (place, condition), picture(chance, scene))
+
+
+def series(chance: Chance) -> EditSample:
+    """The thing of two or three pictures, once more in another place."""
+    task = "reference_generation/series"
+    style = chance.style()
+    concept = chance.concept(style, made=False)
+    count = chance.weighted({2: 0.7, 3: 0.3})
+    background: Background | None = None
+    scenes: list[Scene] = []
+    for _ in range(count + 1):
+        background = chance.background(avoid=background)
+        (slot,), size = chance.layout(1, background)
+        x, y = chance.place(slot, size, background)
+        scenes.append(Scene(background, (SpriteObject(concept.slug, style, x, y, size),)))
+    key = f"{task}#{count}"
+    place = scenes[-1].background
+    words = {"noun": concept.name, "where": chance.where(slot), "background": place.words, "prep": place.preposition}
+    images = tuple(picture(chance, s) for s in scenes[:-1])
+    return sample(task, chance.say(key, **words), images, picture(chance, scenes[-1]))
+
+
+def style_reference(chance: Chance) -> EditSample:
+    """A picture in the style of another one; or a caption in the style of one."""
+    task = "reference_generation/style_reference"
+    if chance.chance(0.3):  # looks: seen in the reference, not named
+        look = chance.choice(LOOKS[1:])
+        content, _ = chance.scene()
+        reference, _ = chance.scene()
+        images = picture(chance, content), picture(chance, replace(reference, look=look))
+        return sample(task, chance.say(task), images, picture(chance, replace(content, look=look)))
+    style = HELD_OUT_STYLE if chance.held_out_style else chance.choice(COLOR_STYLES)
+    reference, _ = chance.scene(style=style)
+    if chance.chance(0.35):
+        scene, slots = chance.scene(made=True, style=style)
+        words = chance.say(f"{task}#caption", caption=chance.caption(scene, slots))
+        return sample(task, words, (picture(chance, reference),), picture(chance, scene))
+    after, _ = chance.scene(style=style)
+    slugs = [o.slug for o in after.objects]
+    other = chance.choice([s for s in COLOR_STYLES if s != style])
+    if not all(other in chance.library.styles_of(slug) for slug in slugs):
+        other = chance.other_style(style, slugs) or style
+    content = replace(after, objects=tuple(replace(o, style=other) for o in after.objects))
+    return sample(task, chance.say(task), (picture(chance, content), picture(chance, reference)), picture(chance, after))
+
+
+def face_reference(chance: Chance) -> EditSample:
+    """The face of a picture in another place, large or small."""
+    task = "reference_generation/face_reference"
+    before = chance.face_scene()
+    new = chance.background(avoid=before.background)
+    slot = chance.choice(("left", "middle", "right"))
+    item = before.objects[0]
+    if chance.chance(0.4):
+        moved, words = item, {"where": chance.where("middle")}
+    else:
+        size = 0.55
+        x, y = SLOTS[slot][0], 0.5
+        moved, words = replace(item, x=x if slot == "middle" else 0.5 + (x - 0.5) * 0.85, y=y, size=size), {"where": chance.where(slot)}
+    key = task if moved is item else f"{task}#small"
+    words |= {"background": new.words, "prep": new.preposition}
+    after = replace(before, background=new, objects=(moved,))
+    return sample(task, chance.say(key, **words), (picture(chance, before),), picture(chance, after))
+

@@ -1,0 +1,82 @@
+"""Repainting: what is hidden behind a mask, with or without words for it, and what lies beyond the edges of a picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from ace.data.sample import EditSample
+from ace.data.world.chance import Chance, with_object, without
+from ace.data.world.scene import Scene, draw, object_alpha
+from ace.data.world.tasks.common import blanked, mask_around, picture, random_mask, sample
+
+
+def inpainting(chance: Chance) -> EditSample:
+    """A painted-over region, nothing said about its content."""
+    task = "repainting/inpainting"
+    scene = chance.puppet_scene() if chance.chance(0.1) else chance.scene()[0]
+    image = draw(scene, chance.library, chance.size_px)
+    mask = random_mask(chance, 0.08, 0.35)
+    given = blanked(chance, image, np.asarray(mask) > 0)
+    return sample(task, chance.say(task), (given,), Image.fromarray(image), mask)
+
+
+def text_guided_inpainting(chance: Chance) -> EditSample:
+    """A region and what to paint there: an object, or everything around the objects that stay."""
+    task = "repainting/text_guided_inpainting"
+    scene, slots = chance.scene(vary=False)
+    if chance.chance(0.25):
+        return _new_surroundings(chance, task, scene)
+    index = chance.rng.randrange(len(slots))
+    concept = chance.concept(scene.objects[0].style, made=True, avoid=[o.slug for o in scene.objects])
+    item = replace(scene.objects[index], slug=concept.slug)
+    after = with_object(scene, index, item)
+    target = picture(chance, after)
+    if chance.chance(0.7):  # the region is painted over, the object that was there is lost
+        mask = mask_around(chance, (item,), picture(chance, without(after, index)), target, after)
+        given = blanked(chance, np.asarray(target), np.asarray(mask) > 0)
+    else:
+        given = picture(chance, without(after, index))
+        mask = mask_around(chance, (item,), given, target, after)
+    return sample(task, chance.say(task, a=chance.a(item)), (given,), target, mask)
+
+
+def outpainting(chance: Chance) -> EditSample:
+    """A canvas with empty borders."""
+    task = "repainting/outpainting"
+    scene, slots = chance.scene()
+    size = chance.size_px
+    kept = np.ones((size, size), bool)
+    sides = chance.choice((("left",), ("right",), ("top",), ("bottom",), ("left", "right"), ("top", "bottom"), ("all",), ("all",)))
+    for side in ("left", "right", "top", "bottom") if sides == ("all",) else sides:
+        width = round(size * chance.choice((0.15, 0.2, 0.28) if len(sides) > 1 or sides == ("all",) else (0.2, 0.28, 0.36)))
+        if side in ("left", "right"):
+            kept[:, slice(0, width) if side == "left" else slice(size - width, size)] = False
+        else:
+            kept[slice(0, width) if side == "top" else slice(size - width, size)] = False
+    for index in reversed(range(len(scene.objects))):  # what would be mostly hidden cannot be guessed
+        alpha = object_alpha(scene.objects[index], chance.library, size)
+        if alpha[kept].sum() < 0.6 * alpha.sum():
+            scene, slots = without(scene, index), slots[:index] + slots[index + 1 :]
+    image = draw(scene, chance.library, size)
+    given = blanked(chance, image, ~kept)
+    mask = Image.fromarray((~kept).astype(np.uint8) * 255)
+    key = f"{task}#caption" if chance.chance(0.35) else task
+    return sample(task, chance.say(key, caption=chance.caption(scene, slots)), (given,), Image.fromarray(image), mask)
+
+
+def _new_surroundings(chance: Chance, task: str, scene: Scene) -> EditSample:
+    """Everything but the objects is masked, and the words are for the background."""
+    size = chance.size_px
+    new = replace(scene, background=chance.background(avoid=scene.background))
+    stays = np.zeros((size, size), bool)
+    for item in scene.objects:
+        stays |= object_alpha(item, chance.library, size) >= 1
+    target = draw(new, chance.library, size)
+    given = draw(scene, chance.library, size)
+    mask = Image.fromarray((~stays).astype(np.uint8) * 255)
+    source = blanked(chance, given, ~stays) if chance.chance(0.5) else Image.fromarray(given)
+    words = chance.say(f"{task}#background", background=new.background.words, prep=new.background.preposition)
+    return sample(task, words, (source,), Image.fromarray(target), mask)
