@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def test_every_python_example_compiles_and_imports_names_that_exist(page):
 def test_every_page_can_be_reached_from_the_index():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "index.md" or f"({page.name})" in index, page.name
+        assert page.name == "index.md" or page.name in index, page.name
 
 
 def test_all_twenty_nine_traps_are_answered():
@@ -39,3 +41,10 @@ def test_all_twenty_nine_traps_are_answered():
     assert numbers == list(range(1, 30))
     entries = re.split(r"^\d+\. ", text, flags=re.MULTILINE)[1:]
     assert all(re.search(r"\*We\*|\*Ours\*|Ours:", entry) for entry in entries)
+
+
+def test_the_command_lines_page_is_its_own_help():
+    pytest.importorskip("ace.cli")
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
