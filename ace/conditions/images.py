@@ -83,7 +83,7 @@ def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, n
     header; Pillow's own limit of about 179 million pixels stays in force above that)."""
     label = name or _name_of(source)
     try:
-        with _quiet_pillow(), Image.open(source, formats=ALLOWED_FORMATS) as image:
+        with quiet_pillow(), Image.open(source, formats=ALLOWED_FORMATS) as image:
             return normalise_image(image, max_pixels=max_pixels, name=label)
     except FileNotFoundError:
         raise ImageError(f"{label}: no such file: check the path") from None
@@ -308,7 +308,7 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """Pillow warns of oddities in files (broken EXIF, cut tags); what matters to the user is raised here as one
     line."""
     with warnings.catch_warnings():
