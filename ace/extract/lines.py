@@ -1,7 +1,7 @@
 """Lines: contours of masks, line drawings and scribbles of pictures, dark on white.
 
-Line drawings are an extended difference of Gaussians (Winnemöller 2011) with a hard threshold. All pictures are
-(H, W, 3) uint8. Not here: thin edges (`edges`), learned line art.
+A scribble is thick Canny edges of a strongly smoothed picture; a pencil drawing is as dark as the colours change. All
+pictures are (H, W, 3) uint8. Not here: thin edges (`edges`), learned line art.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from ace.extract.edges import canny
 
 INK = 20  # grey level of a line
 
@@ -25,30 +27,26 @@ def draw_contours(masks: Sequence[np.ndarray], size_px: int) -> np.ndarray:
 
 
 def line_drawing(image: np.ndarray) -> np.ndarray:
-    """A pencil sketch: fine dark lines on white."""
-    return _ink(_dark_sides(image, sigma=image.shape[0] / 110, threshold=3.0))
+    """A pencil drawing: the darker, the more the picture changes there."""
+    smooth = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(image.shape[0] / 160)), np.float32)
+    p = np.pad(smooth, ((1, 1), (1, 1), (0, 0)), "edge")
+    across, down = p[1:-1, 2:] - p[1:-1, :-2], p[2:, 1:-1] - p[:-2, 1:-1]
+    change = np.sqrt(across * across + down * down).max(2)
+    return (255 - (1.6 * change).clip(0, 255 - INK)).round().astype(np.uint8)[..., None].repeat(3, 2)
 
 
 def scribble(image: np.ndarray) -> np.ndarray:
     """A rough sketch: few, thick dark lines on white, without small details."""
     size = image.shape[0]
-    lines = Image.fromarray(_dark_sides(image, sigma=size / 40, threshold=7.0))
-    thick = lines.convert("L").filter(ImageFilter.GaussianBlur(size / 64))
-    return _ink(np.asarray(thick) > 96)
+    edges = Image.fromarray(canny(image, 40, 90, blur_px=size / 36).astype(np.uint8) * 255)
+    reach = 2 * max(1, round(size / 72)) + 1
+    return _ink(np.asarray(edges.filter(ImageFilter.MaxFilter(reach))) > 0)
 
 
 def doodle(line_art: np.ndarray) -> np.ndarray:
     """Line art (H, W, 4) uint8 RGBA as ink on white paper."""
     alpha = line_art[..., 3:].astype(np.int32)
     return ((INK * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8).repeat(3, 2)
-
-
-def _dark_sides(image: np.ndarray, sigma: float, threshold: float) -> np.ndarray:
-    """(H, W) bool: where a picture is darker than its wider surroundings in some channel."""
-    picture = Image.fromarray(image)
-    fine = np.asarray(picture.filter(ImageFilter.GaussianBlur(sigma)), np.float32)
-    wide = np.asarray(picture.filter(ImageFilter.GaussianBlur(1.6 * sigma)), np.float32)
-    return (wide - fine).max(2) > threshold
 
 
 def _ink(lines: np.ndarray) -> np.ndarray:

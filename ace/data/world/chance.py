@@ -16,8 +16,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from ace.data.world.backgrounds import COLORS, GROUNDED, LANDSCAPES, PATTERNS, PLACES, TIMES, Background
-from ace.data.world.instructions import SLOT_WORDS, TEMPLATES
+from ace.data.world.instructions import BARE_NAMES, SLOT_WORDS, TEMPLATES
 from ace.data.world.puppet import HAIRS, POSES, SHIRTS, SKINS, TROUSERS, Puppet
 from ace.data.world.scene import FaceObject, PuppetObject, Scene, SceneObject, SpriteObject, TextObject
 from ace.data.world.sprites import HELD_OUT_STYLE, STYLES, Concept, Face, SpriteLibrary
@@ -73,10 +75,10 @@ def split_templates(key: str, split: Split) -> tuple[str, ...]:
 
 def with_article(name: str) -> str:
     """"a red apple", "an orange", "grapes"."""
-    last = name.split()[-1]
-    if (last.endswith("s") and not last.endswith(("ss", "us", "is"))) or last in ("people", "men", "women", "sushi", "confetti"):
+    if name in BARE_NAMES:
         return name
-    return f"{'an' if name[0].lower() in 'aeiou' and not name.startswith(('uni', 'one', 'eu', 'u-')) else 'a'} {name}"
+    vowel = name.startswith("hour") or (name[0] in "aeiou" and not name.startswith(("uni", "one", "eu", "uf")))
+    return f"{'an' if vowel else 'a'} {name}"
 
 
 class Vocabulary:
@@ -92,6 +94,7 @@ class Vocabulary:
                 pools.setdefault((held_out, style, False), []).append(concept)
                 if concept.core:
                     pools.setdefault((held_out, style, True), []).append(concept)
+        self._colors: dict[tuple[str, str], tuple[int, int, int]] = {}
         self._pools = {key: tuple(value) for key, value in pools.items()}
 
     def pool(self, style: str, *, core: bool, held_out: bool) -> tuple[Concept, ...]:
@@ -100,6 +103,16 @@ class Vocabulary:
 
     def name(self, slug: str) -> str:
         return self.concepts[slug].name
+
+    def mean_color(self, slug: str, style: str) -> tuple[int, int, int]:
+        """The average colour of a drawing."""
+        found = self._colors.get((slug, style))
+        if found is None:
+            rgba = self.library.sprite(slug, style, 16).astype(np.float32)
+            weight = rgba[..., 3:]
+            r, g, b = (rgba[..., :3] * weight).sum((0, 1)) / max(1.0, float(weight.sum()))
+            found = self._colors[slug, style] = (round(float(r)), round(float(g)), round(float(b)))
+        return found
 
     @cached_property
     def editable_faces(self) -> dict[Split, tuple[Face, ...]]:
@@ -262,7 +275,7 @@ class Chance:
         little, unless `vary` is False. also: another style in which all of it can be drawn."""
         count = count or self.weighted({1: 0.5, 2: 0.35, 3: 0.15})
         style = style or self.style()
-        background = background or self.background()
+        given, background = background, background or self.background()
         slots, size = self.layout(count, background)
         if vary and not made:
             size *= self.choice((0.9, 1.0, 1.0, 1.06)) if count > 1 else self.choice((0.88, 1.0, 1.0, 1.12, 1.24))
@@ -273,7 +286,17 @@ class Chance:
             slugs.append(concept.slug)
             x, y = self.place(slot, size, background)
             objects.append(SpriteObject(concept.slug, style, x, y, size))
+        if given is None:
+            background = self.showing(background, [self.vocabulary.mean_color(slug, style) for slug in slugs])
         return Scene(background, tuple(objects)), slots
+
+    def showing(self, background: Background, colors: Sequence[tuple[int, int, int]]) -> Background:
+        """The background, with another colour if it is plain and something of these colours would be lost on it."""
+        for _ in range(12):
+            if background.kind != "plain" or all(_distance(COLORS[background.colors[0]], color) > 90 for color in colors):
+                break
+            background = self.plain()
+        return background
 
     def puppet(self, pose: str | None = None) -> Puppet:
         look = self.choice(SHIRTS), self.choice(TROUSERS), self.choice(tuple(SKINS)), self.choice(tuple(HAIRS))
@@ -281,9 +304,11 @@ class Chance:
 
     def puppet_scene(self, background: Background | None = None) -> Scene:
         """A person on a background that shows it well."""
+        puppet = self.puppet()
         if background is None:
-            background = self.plain(("black", "white", "brown", "beige")) if self.chance(0.5) else self.landscape()
-        return Scene(background, (PuppetObject(self.puppet(), 0.5, 0.5, 0.96),))
+            hidden = ("black", "brown", "beige", puppet.shirt, puppet.trousers)
+            background = self.plain(hidden) if self.chance(0.5) else self.landscape()
+        return Scene(background, (PuppetObject(puppet, 0.5, 0.5, 0.96),))
 
     def face_scene(self, background: Background | None = None) -> Scene:
         """An avatar that has attribute edits."""
@@ -297,26 +322,29 @@ class Chance:
         """Something short to write: a word, letters or a number."""
         return self.choice(_WORDS[self.split])
 
-    def text(self, background: Background, slot: str, color: str | None = None) -> TextObject:
-        """A word in a slot ("top", "middle" or "bottom"), in a colour that is not the background's."""
-        color = color or self.choice([c for c in _TEXT_COLORS if c not in background.colors])
+    def text(self, background: Background, slot: str, *, any_font: bool = False) -> TextObject:
+        """A word in a slot ("top", "middle" or "bottom"), in a colour that is not the background's. What has to be written is
+        always in the first font, what is only wiped off in any that writes Latin letters."""
+        color = self.choice([c for c in _TEXT_COLORS if c not in background.colors])
         word = self.word()
-        height = 0.3 if len(word) <= 4 else 0.25
-        return TextObject(word, color, 0.5, {"top": 0.17, "middle": 0.5, "bottom": 0.83}[slot], height, self.library.fonts[0])
+        height = 0.34 if len(word) <= 3 else 0.3 if len(word) == 4 else 0.25
+        font = self.choice(self.library.fonts) if any_font else self.library.fonts[0]
+        return TextObject(word, color, 0.5, {"top": 0.17, "middle": 0.5, "bottom": 0.83}[slot], height, font)
 
-    def text_scene(self) -> tuple[Scene, str]:
+    def text_scene(self, *, any_font: bool = False) -> tuple[Scene, str]:
         """A scene with one word and at most one object below or above it, and the slot of the word."""
         background = self.background()
         if self.chance(0.35):
             slot = self.choice(("top", "middle", "bottom"))
-            return Scene(background, texts=(self.text(background, slot),)), slot
+            return Scene(background, texts=(self.text(background, slot, any_font=any_font),)), slot
         on_ground = background.kind in GROUNDED
         slot = "top" if on_ground or self.chance(0.5) else "bottom"
         style = self.style()
         size = 0.5
         x, y = self.choice((0.28, 0.5, 0.5, 0.72)), 0.66 if slot == "top" else 0.34
         item = SpriteObject(self.concept(style, made=False).slug, style, x, y, size)
-        return Scene(background, (item,), (self.text(background, slot),)), slot
+        background = self.showing(background, [self.vocabulary.mean_color(item.slug, style)])
+        return Scene(background, (item,), (self.text(background, slot, any_font=any_font),)), slot
 
     # -- captions -----------------------------------------------------------------------------------------------------
 
@@ -350,6 +378,11 @@ def without(scene: Scene, index: int) -> Scene:
 def with_object(scene: Scene, index: int, item: SceneObject) -> Scene:
     """The scene with one object exchanged."""
     return replace(scene, objects=(*scene.objects[:index], item, *scene.objects[index + 1 :]))
+
+
+def _distance(a: tuple[int, int, int], b: tuple[int, int, int]) -> int:
+    """Sum of the differences of two colours."""
+    return sum(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 COLOR_STYLES = tuple(s for s in STYLES if s not in (LINE_STYLE, HELD_OUT_STYLE))

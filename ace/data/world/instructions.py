@@ -19,10 +19,24 @@ SLOT_WORDS: dict[str, tuple[str, ...]] = {
     "bottom right": ("in the bottom right corner", "at the bottom right"),
 }
 
-TIME_WORDS: dict[str, tuple[str, ...]] = {
-    "day": ("day", "daytime", "a sunny day", "bright daylight"),
-    "sunset": ("sunset", "dusk", "the evening", "a sunset"),
-    "night": ("night", "night time", "a starry night", "midnight"),
+# things in the plural, names and substances: they take no article
+BARE_NAMES = frozenset(
+    (
+        "revolving hearts, hundred points, sweat droplets, pinched fingers, crossed fingers, clapping hands, raising hands, heart hands, "
+        "open hands, folded hands, flexed biceps, lungs, eyes, footprints, paw prints, grapes, cherries, blueberries, peanuts, beans, "
+        "pancakes, french fries, clinking glasses, chopsticks, houses, hot springs, fireworks, sparkles, japanese dolls, admission tickets, "
+        "skis, nesting dolls, flower playing cards, theater masks, glasses, sunglasses, goggles, jeans, gloves, socks, briefs, shorts, "
+        "shopping bags, ballet shoes, prayer beads, control knobs, maracas, film frames, books, bookmark tabs, card index dividers, "
+        "paper clips, scissors, swords, chains, bubbles, santa claus, mrs claus, dice, sushi, popcorn, bread, corn, broccoli, cheese, "
+        "spaghetti, bacon, salt, butter, garlic, ice, fire, wood, confetti, oden"
+    ).split(", ")
+)
+
+# time -> (as in "make it …", as in "show it …")
+TIME_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "day": (("day", "daytime", "a sunny day", "bright day"), ("by day", "in daylight", "during the day")),
+    "sunset": (("sunset", "dusk", "evening", "a sunset"), ("at sunset", "in the evening", "at dusk")),
+    "night": (("night", "night time", "a starry night", "midnight"), ("at night", "at midnight", "by night")),
 }
 
 LOOK_WORDS: dict[str, tuple[str, ...]] = {
@@ -36,17 +50,37 @@ LOOK_WORDS: dict[str, tuple[str, ...]] = {
 # (attribute, value it shall take) -> what to say; "*" = any other value
 FACE_WORDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("glasses", "yes"): ("add glasses", "put glasses on the face", "let the person wear glasses", "give the person glasses"),
-    ("glasses", "no"): ("take off the glasses", "remove the glasses", "no glasses please", "get rid of the glasses"),
+    ("glasses", "sunglasses"): ("add sunglasses", "put sunglasses on", "let the person wear sunglasses", "give the person dark glasses"),
+    ("glasses", "no"): ("take off the <old>", "remove the <old>", "no <old> please", "get rid of the <old>"),
     ("beard", "yes"): ("add a beard", "give the person a beard", "let a beard grow"),
-    ("beard", "no"): ("remove the beard", "shave the beard off", "get rid of the beard"),
+    ("beard", "mustache"): ("add a mustache", "give the person a mustache", "let a mustache grow"),
+    ("beard", "no"): ("remove the <old>", "shave the <old> off", "get rid of the <old>"),
     ("mouth", "smile"): ("make the person smile", "add a smile", "smile, please", "make the face happy"),
     ("mouth", "sad"): ("make the person sad", "let the mouth look sad", "make the face unhappy"),
-    ("mouth", "*"): ("change the mouth to <value>", "give the person a <value> mouth", "make the mouth <value>"),
+    ("mouth", "laugh"): ("make the person laugh", "let the person laugh out loud", "add a big laugh"),
+    ("mouth", "surprised"): ("make the person surprised", "let the person look surprised", "open the mouth in surprise"),
+    ("mouth", "angry"): ("make the person angry", "let the person look angry", "make the face furious"),
+    ("mouth", "serious"): ("make the person serious", "let the person look serious", "no smile, a serious face"),
+    ("mouth", "*"): ("make the person <value>", "let the person look <value>", "give the person a <value> mouth"),
     ("hair", "*"): ("dye the hair <value>", "make the hair <value>", "change the hair colour to <value>", "give the person <value> hair"),
     ("skin", "*"): ("change the skin tone to <value>", "make the skin <value>", "give the person <value> skin"),
-    ("eyes", "*"): ("change the eyes to <value>", "make the eyes <value>", "give the person <value> eyes"),
-    ("hat", "yes"): ("add a hat", "put a hat on the head", "let the person wear a hat"),
-    ("hat", "no"): ("take off the hat", "remove the hat", "no hat please"),
+    ("eyes", "open"): ("open the eyes", "let the person open both eyes", "eyes open, please"),
+    ("eyes", "closed"): ("close the eyes", "let the person close both eyes", "eyes closed, please"),
+    ("eyes", "wink"): ("wink with one eye", "let the person wink", "make the person wink"),
+    ("earrings", "yes"): ("add earrings", "put earrings on", "let the person wear earrings"),
+    ("earrings", "no"): ("take off the earrings", "remove the earrings", "no earrings please"),
+    ("mask", "yes"): ("add a face mask", "put a medical mask on", "let the person wear a mask"),
+    ("mask", "no"): ("take off the mask", "remove the face mask", "no mask please"),
+    ("flowers", "yes"): ("put flowers in the hair", "add flowers to the hair", "let the person wear flowers"),
+    ("flowers", "no"): ("take the flowers out of the hair", "remove the flowers", "no flowers please"),
+    ("shirt", "*"): ("change the shirt to <value>", "make the shirt <value>", "give the person a <value> shirt", "dye the clothes <value>"),
+}
+# what "no" takes away
+FACE_OLD_WORDS: dict[tuple[str, str], str] = {
+    ("glasses", "yes"): "glasses",
+    ("glasses", "sunglasses"): "sunglasses",
+    ("beard", "yes"): "beard",
+    ("beard", "mustache"): "mustache",
 }
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -215,15 +249,15 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "change the time of day to <time>",
         "make it <time>",
         "turn it into <time>",
-        "now it is <time>",
+        "the same picture, but <at>",
         "let it be <time>",
-        "show the same place at <time>",
-        "the scene at <time>",
+        "show the same place <at>",
+        "the scene <at>",
         "change {image} to <time>",
-        "what does it look like at <time>?",
+        "what does it look like <at>?",
         "switch to <time>",
         "set the time to <time>",
-        "<time> instead",
+        "<at> instead",
     ),
     "semantic_editing/pose": (
         "let the person <pose>",

@@ -17,6 +17,8 @@ from ace.data.world.backgrounds import COLORS, Background, near, paint
 from ace.data.world.puppet import Puppet, draw_puppet
 from ace.data.world.sprites import Face, SpriteLibrary
 from ace.errors import ConfigError
+from ace.extract.degrade import mosaic
+from ace.extract.lines import line_drawing
 
 LOOKS = ("", "black and white", "sepia", "pixel art", "negative", "line drawing")
 
@@ -200,18 +202,14 @@ def apply_look(image: np.ndarray, look: str) -> np.ndarray:
     if look == "negative":
         return 255 - image
     if look == "pixel art":
-        side = max(1, image.shape[0] // 21)
-        small = Image.fromarray(image).resize((image.shape[1] // side, image.shape[0] // side), Image.Resampling.BOX)
-        blocks = np.asarray(small.resize((image.shape[1], image.shape[0]), Image.Resampling.NEAREST)).astype(np.int32)
-        return ((blocks + 25) // 51 * 51).clip(0, 255).astype(np.uint8)
+        blocks = mosaic(image, max(2, image.shape[0] // 32)).astype(np.int32)
+        return ((blocks + 42) // 85 * 85).astype(np.uint8)
     luma = image @ np.array((0.299, 0.587, 0.114), np.float32)
     if look == "black and white":
         return np.repeat(luma.round().astype(np.uint8)[..., None], 3, 2)
     if look == "sepia":
         return (luma[..., None] * np.array((1.07, 0.87, 0.62), np.float32) + 8).clip(0, 255).astype(np.uint8)
     if look == "line drawing":
-        from ace.extract.lines import line_drawing
-
         return line_drawing(image)
     raise ConfigError(f"unknown look {look!r}: one of {', '.join(LOOKS[1:])}")
 

@@ -15,10 +15,9 @@ from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.data.sample import EditSample
 from ace.data.world.backgrounds import TIMES, Background
 from ace.data.world.chance import DEFAULT_STYLE, SLOTS, Chance, with_article, with_object, without
-from ace.data.world.instructions import TIME_WORDS
 from ace.data.world.scene import Camera, Scene, SceneObject, SpriteObject
 from ace.data.world.tasks.common import mask_around, picture
-from ace.data.world.tasks.semantic import restyled
+from ace.data.world.tasks.semantic import restyled, time_request
 
 TASK = "multi_turn/chain"
 MASKED_SHARE = 0.12
@@ -110,7 +109,7 @@ def _add(chance: Chance, state: State) -> Step | None:
     if not _plain_view(state) or len(scene.objects) > 2:
         return None
     size = scene.objects[0].size if scene.objects else 0.44
-    free = [s for s in SLOTS if all(_distance(chance, s, size, scene, o) >= (size + o.size) * 0.48 for o in scene.objects)]
+    free = [s for s in SLOTS if all(_distance(chance, s, size, scene, o) >= (size + o.size) * 0.5 for o in scene.objects)]
     if not free:
         return None
     slot = chance.choice(free)
@@ -163,7 +162,7 @@ def _time(chance: Chance, state: State) -> Step | None:
     if not place.has_time or state.scene.look:
         return None
     time = chance.choice([t for t in TIMES if t != place.time_of_day])
-    words = chance.say("semantic_editing/time_of_day", time=chance.choice(TIME_WORDS[time]))
+    words = time_request(chance, time)
     return Step(words, _goes_on(state, replace(state.scene, background=Background(place.kind, (), time))))
 
 
@@ -244,7 +243,7 @@ def _distance(chance: Chance, slot: str, size: float, scene: Scene, other: Scene
 
 
 def _overlap(a: SceneObject, b: SceneObject) -> bool:
-    return max(abs(a.x - b.x), abs(a.y - b.y)) < (a.size + b.size) * 0.48
+    return max(abs(a.x - b.x), abs(a.y - b.y)) < (a.size + b.size) * 0.499
 
 
 def _clear(slot: str, item: SceneObject) -> bool:

@@ -69,7 +69,7 @@ def text_add(chance: Chance) -> EditSample:
 
 def text_remove(chance: Chance) -> EditSample:
     task = "element_editing/text_remove"
-    before, slot = chance.text_scene()
+    before, slot = chance.text_scene(any_font=True)
     return _text_edit(chance, task, before, replace(before, texts=()), slot)
 
 

@@ -18,7 +18,12 @@ def inpainting(chance: Chance) -> EditSample:
     task = "repainting/inpainting"
     scene = chance.puppet_scene() if chance.chance(0.1) else chance.scene()[0]
     image = draw(scene, chance.library, chance.size_px)
-    mask = random_mask(chance, 0.08, 0.35)
+    for _ in range(8):  # enough of each object must be left to know it by
+        mask = random_mask(chance, 0.08, 0.35)
+        left = np.asarray(mask) == 0
+        alphas = [object_alpha(item, chance.library, chance.size_px) for item in scene.objects]
+        if all(alpha[left].sum() > 0.4 * alpha.sum() for alpha in alphas):
+            break
     given = blanked(chance, image, np.asarray(mask) > 0)
     return sample(task, chance.say(task), (given,), Image.fromarray(image), mask)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ace.data.sample import EditSample
 from ace.data.world.backgrounds import TIMES, Background
 from ace.data.world.chance import Chance
-from ace.data.world.instructions import FACE_WORDS, LOOK_WORDS, TIME_WORDS
+from ace.data.world.instructions import FACE_OLD_WORDS, FACE_WORDS, LOOK_WORDS, TIME_WORDS
 from ace.data.world.puppet import POSE_REQUESTS, POSES
 from ace.data.world.scene import LOOKS, Camera, PuppetObject, Scene, SpriteObject
 from ace.data.world.sprites import STYLE_NAMES
@@ -44,15 +44,15 @@ def face(chance: Chance) -> EditSample:
     attribute, other = chance.choice(chance.library.face_edits(item.face))
     after = replace(before, objects=(replace(item, face=other),))
     images = picture(chance, before), picture(chance, after)
-    words = chance.say(task, change=face_request(chance, attribute, other.attributes[attribute]))
+    words = chance.say(task, change=face_request(chance, attribute, item.face.attributes[attribute], other.attributes[attribute]))
     mask = mask_around(chance, after.objects, *images, after) if chance.chance(0.25) else None
     return sample(task, words, images[:1], images[1], mask)
 
 
-def face_request(chance: Chance, attribute: str, value: str) -> str:
-    """What to ask for so that an attribute takes a value: "add glasses"."""
+def face_request(chance: Chance, attribute: str, old: str, value: str) -> str:
+    """What to ask for so that an attribute changes from an old value to a new one: "add glasses"."""
     phrases = FACE_WORDS.get((attribute, value)) or FACE_WORDS[attribute, "*"]
-    return chance.choice(phrases).replace("<value>", value)
+    return chance.choice(phrases).replace("<value>", value).replace("<old>", FACE_OLD_WORDS.get((attribute, old), attribute))
 
 
 def background(chance: Chance) -> EditSample:
@@ -73,7 +73,13 @@ def time_of_day(chance: Chance) -> EditSample:
     before, _ = chance.scene(background=place)
     time = chance.choice([t for t in TIMES if t != place.time_of_day])
     after = replace(before, background=Background(place.kind, (), time))
-    return scene_edit(chance, task, chance.say(task, time=chance.choice(TIME_WORDS[time])), before, after)
+    return scene_edit(chance, task, time_request(chance, time), before, after)
+
+
+def time_request(chance: Chance, time: str) -> str:
+    """How to ask for a time of day."""
+    names, moments = TIME_WORDS[time]
+    return chance.say("semantic_editing/time_of_day", time=chance.choice(names), at=chance.choice(moments))
 
 
 def pose(chance: Chance) -> EditSample:

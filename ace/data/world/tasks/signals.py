@@ -25,14 +25,14 @@ from ace.extract.segments import CLASSES
 REGIONAL_SHARE = 0.15
 # words for a signal in instructions; the degradations have names of their own
 SIGNAL_WORDS: dict[str, tuple[str, ...]] = {
-    "segmentation": ("segmentation map", "segmentation", "semantic segmentation map"),
-    "depth": ("depth map", "depth image"),
+    "segmentation": ("segmentation map", "segmentation", "class map"),
+    "depth": ("depth map", "depth image", "map of distances"),
     "pose": ("pose map", "human pose skeleton", "pose skeleton"),
-    "mosaic": ("mosaic", "pixelated mosaic"),
+    "mosaic": ("mosaic", "mosaic of blocks"),
     "gray": ("grayscale image", "gray image", "black and white image"),
-    "edge": ("edge map", "canny edge map", "edges"),
+    "edge": ("edge map", "canny edge map", "edge image"),
     "doodle": ("doodle", "simple ink doodle"),
-    "contour": ("contour map", "contour drawing", "object outlines"),
+    "contour": ("contour map", "contour drawing", "outline drawing"),
     "scribble": ("scribble", "rough scribble"),
 }
 DEGRADATIONS = ("blur", "noise", "jpeg", "low resolution")
