@@ -225,6 +225,15 @@ class Chance:
             if made != avoid:
                 return made
 
+    def new_background(self, scene: Scene) -> Background:
+        """Another background than the scene's, on which its objects can be seen."""
+        items = [o for o in scene.objects if isinstance(o, SpriteObject)]
+        colors = [self.vocabulary.mean_color(o.slug, o.style) for o in items]
+        while True:
+            made = self.showing(self.background(avoid=scene.background), colors)
+            if made != scene.background:
+                return made
+
     def landscape(self) -> Background:
         return Background(self.choice(_LANDSCAPE_NAMES), (), self.choice(TIMES))
 

@@ -152,7 +152,7 @@ def _replace(chance: Chance, state: State) -> Step | None:
 def _background(chance: Chance, state: State) -> Step | None:
     if state.scene.look or state.scene.camera != Camera():
         return None
-    new = chance.background(avoid=state.scene.background)
+    new = chance.new_background(state.scene)
     words = chance.say("semantic_editing/background", background=new.words, prep=new.preposition)
     return Step(words, _goes_on(state, replace(state.scene, background=new)))
 

@@ -75,7 +75,7 @@ def outpainting(chance: Chance) -> EditSample:
 def _new_surroundings(chance: Chance, task: str, scene: Scene) -> EditSample:
     """Everything but the objects is masked, and the words are for the background."""
     size = chance.size_px
-    new = replace(scene, background=chance.background(avoid=scene.background))
+    new = replace(scene, background=chance.new_background(scene))
     stays = np.zeros((size, size), bool)
     for item in scene.objects:
         stays |= object_alpha(item, chance.library, size) >= 1

@@ -62,7 +62,7 @@ def background(chance: Chance) -> EditSample:
         before, _ = chance.scene()
     else:
         before = chance.puppet_scene() if kind == "puppet" else chance.face_scene()
-    new = chance.background(avoid=before.background)
+    new = chance.new_background(before)
     words = chance.say(task, background=new.words, prep=new.preposition)
     return scene_edit(chance, task, words, before, replace(before, background=new))
 

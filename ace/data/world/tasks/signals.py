@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ace.data.sample import EditSample
+from ace.data.world.backgrounds import PATTERNS
 from ace.data.world.chance import DEFAULT_STYLE, LINE_STYLE, Chance
 from ace.data.world.puppet import keypoints
 from ace.data.world.scene import PuppetObject, Scene, corner, draw, paste, patch, render
@@ -141,10 +142,12 @@ def _scene_for(chance: Chance, name: str, *, made: bool) -> tuple[Scene, str]:
         style = chance.choice((DEFAULT_STYLE, DEFAULT_STYLE, "fluent-flat")) if not made else DEFAULT_STYLE
         scene, slots = chance.scene(made=made, style=style, also=LINE_STYLE)
         return scene, chance.caption(scene, slots)
+    background = None
     if name in ("depth", "segmentation") and chance.chance(0.6):
         background = chance.landscape()
-    else:
-        background = chance.background()
+    elif name in ("edge", "scribble"):  # lines of a pattern would drown those of the objects
+        while (background := chance.background()).kind in PATTERNS[2:]:
+            pass
     style = None
     if made:
         style = HELD_OUT_STYLE if chance.held_out_style else DEFAULT_STYLE
