@@ -50,9 +50,12 @@ class AttentionPlan:
     def to(self, device: torch.device) -> AttentionPlan:
         """The same plan with its indices on another device."""
         groups = tuple(
-            Group(g.queries.to(device), g.keys.to(device), None if g.bias is None else g.bias.to(device), g.whole) for g in self.groups
+            Group(g.queries.to(device), g.keys.to(device), None if g.bias is None else g.bias.to(device), g.whole)
+            for g in self.groups
         )
-        return AttentionPlan(self.cu_queries.to(device), self.cu_keys.to(device), self.max_queries, self.max_keys, groups)
+        return AttentionPlan(
+            self.cu_queries.to(device), self.cu_keys.to(device), self.max_queries, self.max_keys, groups
+        )
 
 
 def plan_attention(query_lengths: list[int], key_lengths: list[int]) -> AttentionPlan:
@@ -88,7 +91,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Te
         return varlen_attn(query, key, value, plan.cu_queries, plan.cu_keys, plan.max_queries, plan.max_keys)
     if len(plan.groups) == 1 and plan.groups[0].whole:
         (group,) = plan.groups
-        stacked = (t.unflatten(0, i.shape).transpose(1, 2) for t, i in ((query, group.queries), (key, group.keys), (value, group.keys)))
+        stacked = (
+            t.unflatten(0, i.shape).transpose(1, 2)
+            for t, i in ((query, group.queries), (key, group.keys), (value, group.keys))
+        )
         return _dense(*stacked, None).transpose(1, 2).flatten(0, 1)
     outputs, order = [], []
     for group in plan.groups:

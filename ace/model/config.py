@@ -55,7 +55,7 @@ PRESETS: dict[str, ACEConfig] = {
     "tiny": ACEConfig(
         patch_size=1,
         latent_channels=16,
-        hidden_size=288,
+        hidden_size=256,
         depth=8,
         num_heads=8,
         text_channels=384,

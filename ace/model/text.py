@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ace.conditions.prompt import IMAGE_NAMES
 
-_QUOTED = re.compile("([\"“”])([^\"“”]{1,40})([\"“”])")
+_QUOTED = re.compile('(["“”])([^"“”]{1,40})(["“”])')
 
 
 def clean_text(text: str) -> str:
@@ -61,7 +61,11 @@ def encode(batch: TokenBatch, text_encoder: PreTrainedModel) -> list[Tensor]:
 
 
 def encode_texts(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, max_length: int, spell: bool
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    max_length: int,
+    spell: bool,
 ) -> list[Tensor]:
     """Text states (L_k, C) of every text; repeated texts are encoded once and share their states."""
     distinct = list(dict.fromkeys(texts))

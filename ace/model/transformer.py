@@ -162,7 +162,9 @@ class ACEBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (layout.spread(row) for row in rows)
         normed = modulate(tokens, shift1, scale1)
         tokens = tokens + gate1 * self.self_attn.among(normed, layout.rotary, layout.self_plan)
-        tokens = tokens + self.cross_attn.to_text(tokens, text, layout.cross_plan)  # equation 5: each frame its own text
+        tokens = tokens + self.cross_attn.to_text(
+            tokens, text, layout.cross_plan
+        )  # equation 5: each frame its own text
         normed = modulate(tokens, shift2, scale2)
         return tokens + gate2 * self.mlp(normed)
 

@@ -82,7 +82,9 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     error = output.float() - target
     loss = error.abs().mean() + error.square().mean()
     for _ in range(3):
-        loss = loss + 0.5 * ((error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean())
+        loss = loss + 0.5 * (
+            (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        )
         error = F.avg_pool2d(error, 2)
     return loss
 

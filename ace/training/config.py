@@ -35,7 +35,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
-            raise ConfigError(f"stage {self.name!r}: schedule {self.schedule!r} is not one of {', '.join(get_args(Schedule))}")
+            raise ConfigError(
+                f"stage {self.name!r}: schedule {self.schedule!r} is not one of {', '.join(get_args(Schedule))}"
+            )
         if self.samples < self.batch_size or self.batch_size < 1 or self.lr <= 0:
             raise ConfigError(f"stage {self.name!r}: samples must reach batch_size, and lr be above 0")
 

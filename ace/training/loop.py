@@ -67,7 +67,9 @@ def train(
         for number, stage in enumerate(recipe.stages):
             done = progress["step"] - first_step
             if done < stage.steps:
-                task = bar.add_task(f"{stage.name} ({number + 1}/{len(recipe.stages)})", total=stage.steps, completed=done, note="")
+                task = bar.add_task(
+                    f"{stage.name} ({number + 1}/{len(recipe.stages)})", total=stage.steps, completed=done, note=""
+                )
                 dataset = make_dataset(stage, first_sample)
                 for step, batch in _batches(dataset, stage, done, recipe.num_workers, collate):
                     _set_lr(optimizer, stage.lr_at(step))
@@ -77,12 +79,21 @@ def train(
                     accelerator.backward(value)
                     norm = accelerator.clip_grad_norm_(trained, recipe.clip_norm)
                     if not math.isfinite(float(norm)):
-                        raise TrainingError(f"the gradient of step {progress['step']} is not finite: lower the learning rate")
+                        raise TrainingError(
+                            f"the gradient of step {progress['step']} is not finite: lower the learning rate"
+                        )
                     optimizer.step()
                     optimizer.zero_grad()
                     average.update(trained)
                     progress["step"] += 1
-                    _log(folder, progress, stage, figures | {"loss": value.detach().item(), "norm": float(norm)}, bar, task)
+                    _log(
+                        folder,
+                        progress,
+                        stage,
+                        figures | {"loss": value.detach().item(), "norm": float(norm)},
+                        bar,
+                        task,
+                    )
                     if time.monotonic() - progress["saved"] > 60 * recipe.save_minutes:
                         _save(accelerator, folder, progress)
             first_sample += stage.steps * stage.batch_size
@@ -124,10 +135,16 @@ class Average:
             value.copy_(saved)
 
 
-def _batches(dataset: Dataset, stage: Stage, done: int, num_workers: int, collate: Callable) -> Iterator[tuple[int, Any]]:
+def _batches(
+    dataset: Dataset, stage: Stage, done: int, num_workers: int, collate: Callable
+) -> Iterator[tuple[int, Any]]:
     rest = Subset(dataset, range(done * stage.batch_size, stage.steps * stage.batch_size))
     loader = DataLoader(
-        rest, batch_size=stage.batch_size, num_workers=num_workers, collate_fn=collate, prefetch_factor=4 if num_workers else None
+        rest,
+        batch_size=stage.batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        prefetch_factor=4 if num_workers else None,
     )
     yield from enumerate(loader, start=done)
 
@@ -181,4 +198,6 @@ def _log(folder: Path, progress: dict, stage: Stage, figures: dict[str, float], 
 
 def _bar(disable: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), disable=disable)
+    return Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), disable=disable
+    )

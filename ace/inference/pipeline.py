@@ -1,0 +1,369 @@
+"""`ACEPipeline`: requests in, pictures out, as a diffusers pipeline.
+
+Sampling is a list of named steps over per-request state: `prepare → step → … → decode`. `step` takes any mixture of requests,
+each at its own timestep, with its own sizes, images, history, guidance and number of steps, and runs both guidance branches of all
+of them in one packed pass. A request is computed as if it were alone: its own generator, its own scheduler, its own statistics.
+
+Not here: file handling, sessions, recipes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ace.conditions.images import aspect_size, normalise_image
+from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
+from ace.diffusion import guide, sample_noise, seeded_generator
+from ace.errors import ConditionError, ConfigError
+from ace.inference.inputs import Geometry, Inputs, prepare_inputs
+from ace.inference.latents import decode_latents, encode_pictures, scale_factor
+from ace.inference.preserve import paste_back
+from ace.model.text import encode_texts
+from ace.model.tokens import (
+    ConditionPatches,
+    Layout,
+    RequestFrames,
+    condition_patches,
+    make_layout,
+    pack_latents,
+    unpack_latents,
+)
+from ace.model.transformer import ACETransformer, TextKeysValues
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to make.
+
+    unit: what is asked, with its history. negative_instruction: what guidance leads away from. num_inference_steps,
+    guidance_scale, guidance_rescale: None = the model's own defaults. size: (width, height) in px, whole cells, or None.
+    generator: of this picture alone; None = a random one."""
+
+    unit: LongContextConditionUnit
+    negative_instruction: str = ""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    size: tuple[int, int] | None = None
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One guidance branch of a request: its frames as the model sees them and its text keys and values."""
+
+    frames: RequestFrames
+    patches: ConditionPatches
+    text: TextKeysValues
+
+
+@dataclass
+class RequestState:
+    """A request on its way: everything fixed, and the latents at the current step.
+
+    latents: (C, h, w) float32. branches: the conditional one and, with guidance, the unconditional one."""
+
+    request: Request
+    inputs: Inputs
+    branches: tuple[Branch, ...]
+    scheduler: SchedulerMixin
+    guidance_scale: float
+    guidance_rescale: float
+    latents: Tensor
+    step_index: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations of this request."""
+        return len(self.scheduler.timesteps)
+
+    @property
+    def done(self) -> bool:
+        """True when there is nothing left but decoding."""
+        return self.step_index >= self.num_steps
+
+
+@dataclass
+class ACEPipelineOutput(BaseOutput):
+    """images: one picture per request (RGB). latents: (C, h, w) each. num_dropped_rounds: earlier rounds left out, each."""
+
+    images: list[Image.Image]
+    latents: list[Tensor] = field(default_factory=list)
+    num_dropped_rounds: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A mixture of requests, packed: made once and used while the same requests are stepped together."""
+
+    states: tuple[RequestState, ...]
+    layout: Layout
+    patches: tuple[ConditionPatches, ...]
+    text: TextKeysValues
+
+
+class ACEPipeline(DiffusionPipeline):
+    """Create and edit images from instructions.
+
+    transformer, vae, text_encoder, tokenizer, scheduler: the model; the scheduler may be any of diffusers' on the same betas.
+    budget: cells of one picture. enlarge, mask_by_area: see `Geometry`. max_text_tokens, spell_quoted: see `model/text.py`.
+    num_inference_steps, guidance_scale, guidance_rescale: defaults of this model."""
+
+    model_cpu_offload_seq = "text_encoder->vae->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: ACETransformer,
+        vae: AutoencoderKL | AutoencoderDC,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: SchedulerMixin,
+        budget: int = 1024,
+        enlarge: bool = False,
+        mask_by_area: bool = False,
+        max_text_tokens: int = 120,
+        spell_quoted: bool = False,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 4.5,
+        guidance_rescale: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+        self.register_to_config(
+            budget=budget,
+            enlarge=enlarge,
+            mask_by_area=mask_by_area,
+            max_text_tokens=max_text_tokens,
+            spell_quoted=spell_quoted,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+        )
+        self._packed: _Packed | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """How this model reads pictures."""
+        factor = scale_factor(self.vae)
+        config = self.config
+        return Geometry(
+            config.budget, factor * self.transformer.config.patch_size, factor, config.enlarge, config.mask_by_area
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        instruction: str | Sequence[str] | None = None,
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        mask: Image.Image | Sequence[Image.Image | None] | None = None,
+        history: Sequence[Turn] = (),
+        *,
+        requests: Sequence[Request] | None = None,
+        negative_instruction: str = "",
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        size: tuple[int, int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        preserve: bool = True,
+        callback_on_step_end: Callable[[ACEPipeline, int, Sequence[RequestState]], None] | None = None,
+    ) -> ACEPipelineOutput:
+        """Make pictures.
+
+        Either an instruction with its images, masks and history (a list of instructions shares them; one picture each), or
+        `requests`, a list of different `Request`s, in one packed pass. generator: one per picture, or one that several
+        pictures draw from in turn. preserve: with a mask, keep every pixel outside it exactly, at the input's own resolution.
+        callback_on_step_end: called with the pipeline, the number of steps done and the states, which it may read.
+        Raises ConditionError if neither or both are given."""
+        if (instruction is None) == (requests is None):
+            raise ConditionError("give either an instruction or a list of requests")
+        if requests is None:
+            instructions = [instruction] if isinstance(instruction, str) else list(instruction)
+            generators = [generator] * len(instructions) if not isinstance(generator, Sequence) else list(generator)
+            if len(generators) != len(instructions):
+                raise ConditionError(
+                    f"{len(generators)} generators for {len(instructions)} instructions: give one each"
+                )
+            images = (image,) if isinstance(image, Image.Image) else tuple(image or ())
+            masks = (mask,) if isinstance(mask, Image.Image) else tuple(mask or ())
+            requests = [
+                Request(
+                    LongContextConditionUnit(ConditionUnit(text, images, masks), tuple(history)),
+                    negative_instruction,
+                    num_inference_steps,
+                    guidance_scale,
+                    guidance_rescale,
+                    size,
+                    own,
+                )
+                for text, own in zip(instructions, generators, strict=True)
+            ]
+        states = self.prepare(requests)
+        with self.progress_bar(total=max(state.num_steps for state in states)) as bar:
+            while running := [state for state in states if not state.done]:
+                self.step(running)
+                bar.update()
+                if callback_on_step_end is not None:
+                    callback_on_step_end(self, running[0].step_index, states)
+        images = self.decode(states, preserve)
+        self.maybe_free_model_hooks()
+        return ACEPipelineOutput(
+            images, [s.latents for s in states], [s.request.unit.num_dropped_rounds for s in states]
+        )
+
+    @torch.no_grad()
+    def prepare(self, requests: Sequence[Request]) -> list[RequestState]:
+        """Encode texts and images of all requests and draw each one's noise. Nothing here depends on a request's neighbours."""
+        inputs = [prepare_inputs(request.unit, self.geometry, request.size) for request in requests]
+        scales = [self._or_default(r.guidance_scale, "guidance_scale") for r in requests]
+        texts = [self._branch_texts(r, i, g) for r, i, g in zip(requests, inputs, scales, strict=True)]
+        states_of = self._encode_texts([t for branches in texts for branch in branches for t in branch])
+        latents = encode_pictures(self.vae, [torch.from_numpy(frame) for i in inputs for frame in i.frames])
+        remaining = iter(latents)
+        prepared = []
+        for request, own, scale, branches in zip(requests, inputs, scales, texts, strict=True):
+            images = tuple(next(remaining) for _ in own.frames)
+            scheduler = copy.deepcopy(self.scheduler)
+            scheduler.set_timesteps(self._num_steps(request), device=self._execution_device)
+            generator = request.generator or seeded_generator(int(torch.randint(2**31, ())))
+            factor = self.geometry.latent_px
+            shape = (self.transformer.config.latent_channels, own.size[1] // factor, own.size[0] // factor)
+            noise = sample_noise(shape, generator).to(self._execution_device)
+            prepared.append(
+                RequestState(
+                    request=request,
+                    inputs=own,
+                    branches=tuple(
+                        self._branch(own, images, tuple(states_of[t] for t in branch)) for branch in branches
+                    ),
+                    scheduler=scheduler,
+                    guidance_scale=scale,
+                    guidance_rescale=self._or_default(request.guidance_rescale, "guidance_rescale"),
+                    latents=noise * scheduler.init_noise_sigma,
+                )
+            )
+        return prepared
+
+    @torch.no_grad()
+    def step(self, states: Sequence[RequestState]) -> None:
+        """One denoising step of every state, whatever mixture they are, in one packed pass; latents change in place.
+
+        Raises ConfigError if a state is already done."""
+        if any(state.done for state in states):
+            raise ConfigError("a finished request cannot be stepped: decode it")
+        packed = self._pack(states)
+        owners = [state for state in states for _ in state.branches]
+        timesteps = [state.scheduler.timesteps[state.step_index] for state in owners]
+        noisy = [
+            state.scheduler.scale_model_input(state.latents, t) for state, t in zip(owners, timesteps, strict=True)
+        ]
+        config = self.transformer.config
+        predicted = self.transformer(
+            pack_latents(noisy, packed.patches, config.patch_size).to(self.transformer.dtype),
+            torch.stack(timesteps),
+            packed.layout,
+            text_keys_values=packed.text,
+        )
+        outputs = iter(unpack_latents(predicted.float(), packed.layout, config.patch_size, config.latent_channels))
+        for state in states:
+            branches = [next(outputs) for _ in state.branches]
+            prediction = branches[0]
+            if len(branches) == 2:
+                guided = guide(branches[0][None], branches[1][None], state.guidance_scale, state.guidance_rescale)
+                prediction = guided[0]
+            timestep = state.scheduler.timesteps[state.step_index]
+            state.latents = state.scheduler.step(prediction[None], timestep, state.latents[None], return_dict=False)[0][
+                0
+            ]
+            state.step_index += 1
+
+    @torch.no_grad()
+    def decode(self, states: Sequence[RequestState], preserve: bool = True) -> list[Image.Image]:
+        """Pictures of the states' latents, finished or not.
+
+        preserve: where the edited image has a mask, the result is that image, at its own resolution, changed inside the mask
+        only; else the model's own picture, in the edited image's aspect."""
+        pictures = decode_latents(self.vae, [state.latents for state in states])
+        return [self._finish(state, picture, preserve) for state, picture in zip(states, pictures, strict=True)]
+
+    def _finish(self, state: RequestState, picture: Tensor, preserve: bool) -> Image.Image:
+        levels = (picture.permute(1, 2, 0).cpu().numpy() + 1) * 127.5
+        made = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        source = state.inputs.source
+        if source is None:
+            return made
+        frame = state.request.unit.frames()[source]
+        if preserve and frame.mask is not None:
+            return paste_back(normalise_image(frame.image), made, frame.mask)
+        if state.request.size is None:
+            return made.resize(aspect_size(frame.image.size, made.size), Image.Resampling.BICUBIC)
+        return made
+
+    def _branch_texts(self, request: Request, inputs: Inputs, scale: float) -> tuple[tuple[str, ...], ...]:
+        if scale <= 1:
+            return (inputs.texts,)
+        null = tuple(
+            request.negative_instruction if c else t for t, c in zip(inputs.texts, inputs.current, strict=True)
+        )
+        return inputs.texts, null
+
+    def _encode_texts(self, texts: list[str]) -> dict[str, Tensor]:
+        states = encode_texts(
+            texts, self.tokenizer, self.text_encoder, self.config.max_text_tokens, self.config.spell_quoted
+        )
+        return {t: s.to(self._execution_device, self.transformer.dtype) for t, s in zip(texts, states, strict=True)}
+
+    def _branch(self, inputs: Inputs, images: tuple[Tensor, ...], texts: tuple[Tensor, ...]) -> Branch:
+        dtype, device = self.transformer.dtype, self._execution_device
+        images = tuple(image.to(device, dtype) for image in images)
+        sizes = self.transformer.sizes
+        factor = self.geometry.latent_px
+        frames = RequestFrames(
+            size=(inputs.size[1] // factor, inputs.size[0] // factor),
+            texts=texts,
+            target_mask=inputs.target_mask,
+            images=images,
+            image_masks=inputs.frame_masks,
+            source=None if inputs.source is None else images[inputs.source],
+        )
+        layout = make_layout([frames], sizes.patch_size, sizes.head_dim).to(device)
+        text = self.transformer.encode_text(torch.cat(texts), layout)
+        source_channels = sizes.latent_channels if sizes.source_on_channels else 0
+        return Branch(frames, condition_patches(frames, sizes.patch_size, source_channels), text)
+
+    def _pack(self, states: Sequence[RequestState]) -> _Packed:
+        kept = self._packed
+        if kept is not None and len(kept.states) == len(states) and all(a is b for a, b in zip(kept.states, states)):
+            return kept
+        branches = [branch for state in states for branch in state.branches]
+        sizes = self.transformer.sizes
+        layout = make_layout([b.frames for b in branches], sizes.patch_size, sizes.head_dim).to(self._execution_device)
+        text = tuple(
+            (torch.cat([b.text[n][0] for b in branches]), torch.cat([b.text[n][1] for b in branches]))
+            for n in range(sizes.depth)
+        )
+        self._packed = _Packed(tuple(states), layout, tuple(b.patches for b in branches), text)
+        return self._packed
+
+    def _num_steps(self, request: Request) -> int:
+        steps = request.num_inference_steps
+        steps = self.config.num_inference_steps if steps is None else steps
+        if not 1 <= steps <= self.scheduler.config.num_train_timesteps:
+            raise ConfigError(f"{steps} steps: use 1 to {self.scheduler.config.num_train_timesteps}")
+        return steps
+
+    def _or_default(self, value: float | None, name: str) -> float:
+        return float(self.config[name] if value is None else value)

@@ -1,0 +1,140 @@
+"""Train the transformer and, with it, a small text encoder, on samples of every task (ACE, sections 2.2 and 4).
+
+The autoencoder is frozen. Text encoder: the first layers of a pretrained BERT, its word embeddings frozen, the ten image names
+ten tokens of their own. The result is a pipeline folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ace.conditions.prompt import IMAGE_NAMES
+from ace.data.sample import family_of
+from ace.diffusion import ACEDDIMScheduler, add_noise, diffusion_losses
+from ace.inference.inputs import Geometry
+from ace.inference.latents import encode_pictures, scale_factor
+from ace.inference.pipeline import ACEPipeline
+from ace.model.config import PRESETS
+from ace.model.text import encode, encode_indicators
+from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents, patchify
+from ace.model.transformer import ACETransformer
+from ace.training.batches import Batch, Collate, WorldSamples
+from ace.training.config import ModelRecipe, Stage
+from ace.training.loop import train
+
+MAX_TEXT_TOKENS = 64
+
+
+class Denoiser(nn.Module):
+    """Everything that takes part in one training step; `autoencoder` is frozen and kept out of the parameters."""
+
+    def __init__(
+        self,
+        transformer: ACETransformer,
+        text_encoder: PreTrainedModel,
+        autoencoder: AutoencoderDC,
+        prediction_type: str,
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoder = text_encoder
+        self._frozen = (autoencoder,)  # in a tuple: neither trained nor saved with the checkpoint
+        self.prediction_type = prediction_type
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Loss of every sample, (B,)."""
+        device = self.transformer.device
+        with torch.no_grad():
+            latents = encode_pictures(self._frozen[0], batch.pictures)
+        states = encode(batch.tokens, self.text_encoder)
+        requests = []
+        for inputs, frames, texts in zip(batch.inputs, batch.frames, batch.texts, strict=True):
+            images = tuple(latents[f] for f in frames)
+            f = self._frozen[0].spatial_compression_ratio
+            requests.append(
+                RequestFrames(
+                    size=(inputs.size[1] // f, inputs.size[0] // f),
+                    texts=tuple(states[t] for t in texts),
+                    target_mask=inputs.target_mask,
+                    images=images,
+                    image_masks=inputs.frame_masks,
+                    source=None if inputs.source is None else images[inputs.source],
+                )
+            )
+        sizes = self.transformer.sizes
+        layout = make_layout(requests, sizes.patch_size, sizes.head_dim).to(device)
+        source_channels = sizes.latent_channels if sizes.source_on_channels else 0
+        conditions = [condition_patches(r, sizes.patch_size, source_channels) for r in requests]
+        clean = [latents[t] for t in batch.targets]
+        noise = [torch.randn(c.shape, generator=generator).to(device) for c in clean]
+        timestep = torch.randint(0, 1000, (len(clean),), generator=generator).to(device)
+        noisy = [add_noise(c[None], n[None], t[None])[0] for c, n, t in zip(clean, noise, timestep, strict=True)]
+        patches = pack_latents(noisy, conditions, sizes.patch_size)
+        predicted = self.transformer(patches, timestep, layout, texts=torch.cat([t for r in requests for t in r.texts]))
+        cells = torch.cat([patchify(c, sizes.patch_size) for c in clean])
+        noise_cells = torch.cat([patchify(n, sizes.patch_size) for n in noise])
+        lengths = [rows * columns for rows, columns in layout.target_sizes]
+        return diffusion_losses(predicted, cells, noise_cells, timestep, self.prediction_type, lengths=lengths)
+
+
+def start_text_encoder(folder: Path, layers: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer with the image names as ten tokens, and the first layers of the encoder in `folder`."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(IMAGE_NAMES)})
+    encoder = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, add_pooling_layer=False, attn_implementation="sdpa"
+    )
+    encoder.encoder.layer = encoder.encoder.layer[:layers]
+    encoder.config.num_hidden_layers = layers
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    encoder.embeddings.requires_grad_(False)
+    return tokenizer, encoder
+
+
+def train_model(recipe: ModelRecipe, folder: Path, quiet: bool = False) -> ACEPipeline:
+    """Run the recipe; writes the finished pipeline to `folder/model`."""
+    torch.manual_seed(recipe.seed)
+    autoencoder = AutoencoderDC.from_pretrained(recipe.autoencoder).eval().requires_grad_(False)
+    tokenizer, text_encoder = start_text_encoder(Path(recipe.text_encoder), recipe.text_layers)
+    sizes = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
+    transformer = ACETransformer(**dataclasses.asdict(sizes))
+    transformer.set_indicators(encode_indicators(tokenizer, text_encoder, position=1))
+    factor = scale_factor(autoencoder)
+    cell_px = factor * sizes.patch_size
+    budget = (recipe.size_px // cell_px) ** 2
+    geometry = Geometry(budget, cell_px, factor, enlarge=True, mask_by_area=True)
+    module = Denoiser(transformer, text_encoder, autoencoder, recipe.prediction_type)
+
+    def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        losses = model(batch, generator)
+        by_family: dict[str, list[float]] = {}
+        for task, value in zip(batch.tasks, losses.tolist(), strict=True):
+            by_family.setdefault(f"loss/{family_of(task)}", []).append(value)
+        return losses.mean(), {family: sum(values) / len(values) for family, values in by_family.items()}
+
+    def dataset(stage: Stage, first: int) -> Dataset:
+        return WorldSamples(recipe.size_px, "train", first, stage.samples, stage.tasks)
+
+    collate = Collate(geometry, tokenizer, MAX_TEXT_TOKENS, True, recipe.text_dropout)
+    train(module, recipe, dataset, loss, collate, folder, quiet)
+    pipeline = ACEPipeline(
+        transformer=transformer.eval(),
+        vae=autoencoder,
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        scheduler=ACEDDIMScheduler(prediction_type=recipe.prediction_type),
+        budget=budget,
+        enlarge=True,
+        mask_by_area=True,
+        max_text_tokens=MAX_TEXT_TOKENS,
+        spell_quoted=True,
+    )
+    pipeline.save_pretrained(folder / "model")
+    return pipeline
