@@ -1,9 +1,10 @@
 """Build the procedural world's sprite packs: what `ace data assets` calls.
 
-Pinned npm packages (`packages.py`) become one pack: vector drawings are rendered with resvg, cut to their outline, centred and
-stored as WebP; avatars of one identity are cut alike; fonts are reduced to the characters we need. `build_assets` makes the
-full pack in the cache folder, `build_shipped_pack` the small one that is committed to `ace/tiny/world`. A pack is written
-into a folder beside its final place and moved there in one step when it is complete; `sprites.py` says what is in it.
+Pinned npm packages (`packages.py`) become one pack: vector drawings are rendered with resvg, cut to their outline,
+centred and stored as WebP; avatars of one identity are cut alike; fonts are reduced to the characters we need.
+`build_assets` makes the full pack in the cache folder, `build_shipped_pack` the small one that is committed to
+`ace/tiny/world`. A pack is written into a folder beside its final place and moved there in one step when complete;
+`sprites.py` says what is in it.
 
 Only MIT, Apache-2.0, CC-BY-4.0, CC0, Unicode-3.0 and OFL sources: NOTICE lists them.
 """
@@ -14,7 +15,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +54,8 @@ from ace.errors import MissingDependencyError, OutputError
 
 RENDER_PX = 256  # drawings are rendered at this side, then cut and reduced
 ALPHA_SEEN = 8  # of 255: fainter pixels do not count as part of a drawing
+EDIT_SEEN = 0.003  # an avatar's edit that changes a smaller share of its pixels is left out
+ABANDONED_AFTER_S = 24 * 3600
 
 Report = Callable[[str, int, int], None]  # called with what is being done, how much of it is done, how much there is
 
@@ -70,7 +75,7 @@ class PackPlan:
 
 
 FULL = PackPlan(side_px=MASTER_PX, quality=None, spread=1, identities=24, max_edits=None)
-SHIPPED = PackPlan(side_px=80, quality=80, spread=5, identities=5, max_edits=6)
+SHIPPED = PackPlan(side_px=80, quality=76, spread=6, identities=5, max_edits=6)
 
 
 def build_assets(pack: Path | None = None, report: Report | None = None) -> Path:
@@ -82,8 +87,25 @@ def build_assets(pack: Path | None = None, report: Report | None = None) -> Path
 
 
 def build_shipped_pack(pack: Path = SHIPPED_PACK, report: Report | None = None) -> Path:
-    """Fetch everything and build the small pack that ships with the package; returns its folder. Raises as `build_assets`."""
+    """Fetch everything and build the small pack that ships with the package. Returns and raises as `build_assets`."""
     return _build(pack, SHIPPED, report)
+
+
+@contextmanager
+def show_progress() -> Iterator[Report]:
+    """A progress bar for each stage, on the terminal's standard error: pass what it gives as `report`."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TaskID
+
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+        stages: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in stages:
+                stages[what] = progress.add_task(what, total=total)
+            progress.update(stages[what], completed=done)
+
+        yield report
 
 
 def _build(pack: Path, plan: PackPlan, report: Report | None) -> Path:
@@ -140,8 +162,10 @@ def _add_faces(writer: PackWriter, tarballs: Path, plan: PackPlan, report: Repor
     svgs = iter(draw_avatars(avatars, tarballs))
     entries: list[dict] = []
     for identity in identities:
-        pictures = centre([render_svg(next(svgs)) for _ in identity], plan.side_px)
-        for avatar, picture in zip(identity, pictures, strict=True):
+        plain, *edits = centre([render_svg(next(svgs)) for _ in identity], plan.side_px)
+        for avatar, picture in zip(identity, (plain, *edits), strict=True):
+            if picture is not plain and _share_changed(plain, picture) < EDIT_SEEN:
+                continue  # such as an earring that long hair hides
             entries.append(
                 {
                     "identity": avatar.identity,
@@ -151,8 +175,14 @@ def _add_faces(writer: PackWriter, tarballs: Path, plan: PackPlan, report: Repor
                     "place": writer.add(encode(picture, None)),
                 }
             )
-        report("draw avatars", len(entries), len(avatars))
+        report("draw avatars", avatars.index(identity[-1]) + 1, len(avatars))
     return entries
+
+
+def _share_changed(before: Image.Image, after: Image.Image) -> float:
+    """Share of the pixels of a drawing that look different in another."""
+    first, second = (np.asarray(picture.convert("RGBa")).astype(np.int16) for picture in (before, after))
+    return float((np.abs(first - second).max(axis=2) > 24).sum() / (first[..., 3] > ALPHA_SEEN).sum())
 
 
 # --- drawings --------------------------------------------------------------------------------------------------------
@@ -261,7 +291,7 @@ TYPEFACES: tuple[Typeface, ...] = (
     Typeface(
         "chinese",
         NOTO_SANS_SC,
-        tuple(f"noto-sans-sc-{n}-wght-normal.woff2" for n in (118, 117, 119)),
+        tuple(f"noto-sans-sc-{n}-wght-normal.woff2" for n in (118, 117, 116, 119)),
         weight=600,
         characters=LATIN + "，。、！？：；（）《》" + "".join(map(chr, range(0x4E00, 0xA000))),
     ),
@@ -303,7 +333,7 @@ def reduce_font(parts: list[bytes], characters: str, weight: int | None) -> tupl
             font = TTFont(io.BytesIO(part), recalcTimestamp=False)
             if weight is not None:
                 font = instancer.instantiateVariableFont(font, {"wght": weight})
-            fresh = (wanted & set(font.getBestCmap())) - kept
+            fresh = (wanted & set(font.getBestCmap() or ())) - kept
             kept |= fresh
             options = subset.Options(
                 hinting=False, layout_features=["kern"] if len(parts) == 1 else [], drop_tables=["DSIG"]
@@ -356,6 +386,9 @@ class PackWriter:
 def write_pack(pack: Path) -> Iterator[PackWriter]:
     """Build a pack that takes its place in one step at the end; on any error, or if killed, the old one stays."""
     pack.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in pack.parent.glob(f".{pack.name}-*"):  # a killed build's; a younger one may still be at work
+        if time.time() - abandoned.stat().st_mtime > ABANDONED_AFTER_S:
+            shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{pack.name}-", dir=pack.parent) as scratch:
         building = Path(scratch) / "new"
         building.mkdir()

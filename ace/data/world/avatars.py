@@ -1,8 +1,9 @@
 """Avatars for exact face edits: DiceBear faces that differ from their identity in one attribute and nothing else.
 
 Every part of an identity (hairdo, skin, eyes, clothes …) is drawn from the literal choices below and passed to DiceBear
-explicitly, so nothing is left to its own dice: changing the options of one attribute changes the pixels of that attribute
-only. Drawing needs Node (`packages.py`); only styles under CC0 or CC-BY-4.0 are here.
+explicitly, so nothing is left to its own dice: changing the options of one attribute changes the pixels of that
+attribute only. Left out are attributes that can hardly be seen in a small picture, such as freckles. Drawing needs Node
+(`packages.py`); only styles under CC0 or CC-BY-4.0 are here.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ AVATAR_STYLES: tuple[AvatarStyle, ...] = (
         parts={
             "baseColor": SKIN,
             "ears": ("attached", "detached"),
-            "hair": ("fonze", "dougFunny", "dannyPhantom", "full", "pixie", "mrT"),
+            "hair": ("fonze", "dannyPhantom", "full", "pixie", "mrT"),
             "nose": ("curve", "pointed", "tound"),
             "eyebrows": ("up", "down", "eyelashesUp"),
             "eyes": ("eyes", "round"),
@@ -119,7 +120,7 @@ AVATAR_STYLES: tuple[AvatarStyle, ...] = (
         "personas",
         PERSONAS,
         parts={
-            "skinColor": SKIN,
+            "skinColor": ("eeb4a4", "e7a391", "d78774", "b16a5b", "f0c09a", "d99a6c"),  # its faces are paler than asked
             "hair": (
                 *("long", "sideShave", "shortCombover", "curlyHighTop", "bobCut", "curly", "pigtails", "curlyBun"),
                 *("bobBangs", "bunUndercut", "fade", "straightBun", "extraLong", "mohawk"),
@@ -175,7 +176,7 @@ AVATAR_STYLES: tuple[AvatarStyle, ...] = (
         OPEN_PEEPS,
         parts={
             "skinColor": SKIN,
-            "head": ("bangs", "grayBun", "grayMedium", "grayShort", "mediumBangs2", "short4", "mohawk"),
+            "head": ("bangs", "grayBun", "grayMedium", "grayShort", "mediumBangs2", "short4"),
         },
         attributes={
             "hair": _colors("headContrastColor", HAIR),
@@ -207,17 +208,17 @@ AVATAR_STYLES: tuple[AvatarStyle, ...] = (
             "eyes": ("variant24", "variant20", "variant16", "variant12", "variant09", "variant04"),
             "eyebrows": ("variant13", "variant10", "variant06", "variant01"),
             "nose": ("variant01", "variant03", "variant05"),
-            "earringsColor": ("d9a520", "3f6fd8"),
-            "glassesColor": ("202024", "a03030"),
+            "glassesColor": ("202024", "702020"),
             "hairAccessoriesColor": ("d8404a", "f2c53d"),
         },
         attributes={
             "hair": _colors("hairColor", HAIR),
             "mouth": {"smile": {"mouth": "happy01"}, "sad": {"mouth": "sad09"}, "laugh": {"mouth": "happy12"}},
-            "glasses": _optional("glasses", "variant02"),
+            "glasses": {
+                **_optional("glasses", "variant04"),
+                "sunglasses": {"glassesProbability": 100, "glasses": "variant02"},
+            },
             "beard": _optional("beard", "variant01"),
-            "earrings": _optional("earrings", "variant01"),
-            "freckles": _optional("freckles", "variant01"),
             "flowers": _optional("hairAccessories", "flowers"),
         },
         drawn=("hair", "mouth"),
@@ -243,10 +244,12 @@ AVATAR_STYLES: tuple[AvatarStyle, ...] = (
                 "surprised": {"mouth": "variant18"},
                 "serious": {"mouth": "variant09"},
             },
-            "glasses": _optional("glasses", "variant02"),
+            "glasses": {
+                **_optional("glasses", "variant04"),
+                "sunglasses": {"glassesProbability": 100, "glasses": "variant01"},
+            },
             "beard": _optional("features", "mustache", "mustache"),
             "earrings": _optional("earrings", "variant02"),
-            "freckles": _optional("features", "freckles"),
         },
         drawn=("hair", "mouth"),
     ),
@@ -271,8 +274,8 @@ class Avatar:
 def list_identity(style: AvatarStyle, number: int, max_edits: int | None = None) -> tuple[Avatar, ...]:
     """An identity's plain avatar, then those that differ from it in one attribute.
 
-    number: which identity; the same number is always the same face. max_edits: keep so many edits, as varied as possible;
-    None = all."""
+    number: which identity; the same number is always the same face. max_edits: keep so many edits, as varied as
+    possible; None = all."""
     dice = random.Random(f"{style.name}-{number}")
     parts: Look = {option: dice.choice(choices) for option, choices in sorted(style.parts.items())}
     first: dict[str, str] = {}

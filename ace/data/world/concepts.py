@@ -1,7 +1,7 @@
 """Which emoji become concepts of the procedural world, and what they are called.
 
-A concept is kept if noto, twemoji and all fluent styles draw it, it is no flag or symbol, and it is not one of a run of nearly
-the same pictures. Names are the words that a person would use in an instruction. Order is Unicode's.
+A concept is kept if noto, twemoji and all fluent styles draw it, it is no flag or symbol, and it is not one of a run of
+nearly the same pictures. Names are the words that a person would use in an instruction. Order is Unicode's.
 """
 
 from __future__ import annotations
@@ -70,69 +70,69 @@ NAMES = {
     "articulated lorry": "truck", "delivery truck": "delivery van", "locomotive": "steam train",
     "high-speed train": "bullet train", "hot beverage": "cup of coffee", "cooking": "fried egg", "ear of corn": "corn",
     "hot pepper": "chili pepper", "poultry leg": "chicken leg", "soft ice cream": "ice cream cone",
-    "ice cream": "bowl of ice cream", "doughnut": "donut", "wrapped gift": "gift", "jack-o-lantern": "halloween pumpkin",
-    "musical keyboard": "piano", "honeybee": "bee", "lady beetle": "ladybug", "evergreen tree": "pine tree",
-    "deciduous tree": "tree", "flying saucer": "ufo", "ringed planet": "planet", "wastebasket": "trash can",
-    "billed cap": "cap", "thong sandal": "flip flop", "gem stone": "diamond", "linked paperclips": "paper clips",
-    "pool 8 ball": "eight ball", "game die": "dice", "flying disc": "frisbee", "tennis": "tennis ball",
-    "spiral shell": "sea shell", "bullseye": "target", "steaming bowl": "bowl of noodles",
+    "ice cream": "bowl of ice cream", "doughnut": "donut", "wrapped gift": "gift",
+    "jack-o-lantern": "halloween pumpkin", "musical keyboard": "piano", "honeybee": "bee", "lady beetle": "ladybug",
+    "evergreen tree": "pine tree", "deciduous tree": "tree", "flying saucer": "ufo", "ringed planet": "planet",
+    "wastebasket": "trash can", "billed cap": "cap", "thong sandal": "flip flop", "gem stone": "diamond",
+    "linked paperclips": "paper clips", "pool 8 ball": "eight ball", "game die": "dice", "flying disc": "frisbee",
+    "tennis": "tennis ball", "spiral shell": "sea shell", "bullseye": "target", "steaming bowl": "bowl of noodles",
     "magnifying glass tilted left": "magnifying glass", "shallow pan of food": "pan of food",
     "globe showing Europe-Africa": "globe", "T-Rex": "tyrannosaurus", "sauropod": "long neck dinosaur",
     "see-no-evil monkey": "monkey covering its eyes", "hear-no-evil monkey": "monkey covering its ears",
     "speak-no-evil monkey": "monkey covering its mouth", "snow-capped mountain": "snowy mountain",
     "passenger ship": "cruise ship", "beach with umbrella": "beach", "speaker high volume": "loudspeaker",
     "loudspeaker": "public address speaker", "dollar banknote": "dollar bill", "optical disk": "compact disc",
-    "clapper board": "movie clapper", "mantelpiece clock": "mantel clock", "ewe": "sheep", "hourglass done": "hourglass",
-    "closed mailbox with raised flag": "mailbox", "closed book": "red book", "horizontal traffic light": "traffic light",
-    "crossed swords": "swords", "carpentry saw": "saw", "roll of paper": "toilet paper", "performing arts": "theater masks",
-    "sun behind cloud": "sun and cloud", "sun behind rain cloud": "sun and rain", "cloud with rain": "rain cloud",
-    "cloud with snow": "snow cloud", "cloud with lightning": "storm cloud", "man’s shoe": "shoe",
-    "woman’s clothes": "blouse", "woman’s sandal": "sandal", "woman’s boot": "boot", "woman’s hat": "sun hat",
+    "clapper board": "movie clapper", "mantelpiece clock": "mantel clock", "ewe": "sheep",
+    "hourglass done": "hourglass", "closed mailbox with raised flag": "mailbox", "closed book": "red book",
+    "horizontal traffic light": "traffic light", "crossed swords": "swords", "carpentry saw": "saw",
+    "roll of paper": "toilet paper", "performing arts": "theater masks", "sun behind cloud": "sun and cloud",
+    "sun behind rain cloud": "sun and rain", "cloud with rain": "rain cloud", "cloud with snow": "snow cloud",
+    "cloud with lightning": "storm cloud", "man’s shoe": "shoe", "woman’s clothes": "blouse",
+    "woman’s sandal": "sandal", "woman’s boot": "boot", "woman’s hat": "sun hat",
     "rescue worker’s helmet": "rescue helmet", "1st place medal": "gold medal", "heart suit": "playing card heart",
     "pile of poo": "poop", "high voltage": "lightning bolt", "spouting whale": "whale spouting water",
     "police car light": "siren", "glass of milk": "milk", "meat on bone": "meat", "cheese wedge": "cheese",
     "fork and knife with plate": "plate with fork and knife", "bowl with spoon": "bowl of soup",
-    "bottle with popping cork": "champagne bottle", "teacup without handle": "cup of tea", "cup with straw": "soda cup",
-    "OK hand": "ok hand", "goal net": "goal", "boxing glove": "boxing glove", "flag in hole": "golf flag",
-    "martial arts uniform": "karate uniform", "3rd place medal": "bronze medal", "page facing up": "sheet of paper",
+    "bottle with popping cork": "champagne bottle", "teacup without handle": "cup of tea",
+    "cup with straw": "soda cup", "OK hand": "ok hand", "goal net": "goal", "flag in hole": "golf flag",
+    "martial arts uniform": "karate uniform", "page facing up": "sheet of paper",
     "person in motorized wheelchair": "person in electric wheelchair", "sign of the horns": "rock hand sign",
-    "man blond hair": "man with blond hair", "man red hair": "man with red hair", "man curly hair": "man with curly hair",
-    "man white hair": "man with white hair", "man bald": "bald man", "woman red hair": "woman with red hair",
-    "woman curly hair": "woman with curly hair", "woman white hair": "woman with white hair", "woman bald": "bald woman",
-    "woman blond hair": "woman with blond hair", "woman with headscarf": "woman with headscarf",
-    "backhand index pointing up": "hand pointing up", "index pointing up": "raised index finger",
-    "hand with index finger and thumb crossed": "finger heart", "person gesturing NO": "person saying no",
-    "person gesturing OK": "person saying ok", "Santa Claus": "santa claus", "Mrs. Claus": "mrs claus",
-}  # emoji name -> the word people use; all other names only lose capitals and punctuation  # fmt: skip
+    "man blond hair": "man with blond hair", "man red hair": "man with red hair",
+    "man curly hair": "man with curly hair", "man white hair": "man with white hair", "man bald": "bald man",
+    "woman red hair": "woman with red hair", "woman curly hair": "woman with curly hair",
+    "woman white hair": "woman with white hair", "woman bald": "bald woman",
+    "woman blond hair": "woman with blond hair", "backhand index pointing up": "hand pointing up",
+    "index pointing up": "raised index finger", "hand with index finger and thumb crossed": "finger heart",
+    "person gesturing NO": "person saying no", "person gesturing OK": "person saying ok", "Santa Claus": "santa claus",
+    "Mrs. Claus": "mrs claus",
+}  # emoji name -> the word people use; other names only lose capitals and punctuation  # fmt: skip
 
 # Common, visually distinct, short to say: what a small model is shown most, and what the shipped pack always has.
 CORE: tuple[str, ...] = (
     # animals
     "cat", "dog", "fox", "wolf", "lion", "tiger", "horse", "unicorn", "cow", "pig", "sheep", "goat", "camel",
-    "elephant", "rhinoceros", "mouse", "rabbit", "bear", "panda", "koala", "monkey", 
-    "chicken", "baby chick", "bird", "penguin", "eagle", "duck", "owl", "frog", "crocodile",
-    "turtle", "snake", "dragon", "whale", "dolphin", "fish", "shark", "octopus", "crab", "snail", "butterfly", "bee",
-    "ladybug", "spider",
+    "elephant", "rhinoceros", "mouse", "rabbit", "bear", "panda", "koala", "monkey", "chicken", "baby chick", "bird",
+    "penguin", "eagle", "duck", "owl", "frog", "crocodile", "turtle", "snake", "dragon", "whale", "dolphin", "fish",
+    "shark", "octopus", "crab", "snail", "butterfly", "bee", "ladybug", "spider",
     # plants
     "rose", "sunflower", "tulip", "tree", "pine tree", "palm tree", "cactus", "four leaf clover", "mushroom",
     # food
-    "grapes", "watermelon", "lemon", "banana", "pineapple", "red apple", "pear", "cherries", "strawberry",
-    "tomato", "avocado", "eggplant", "carrot", "corn", "bread", "croissant", "cheese", "hamburger",
-    "french fries", "pizza", "hot dog", "fried egg", "popcorn", "sushi", "ice cream cone", "donut", "cookie",
-    "birthday cake", "lollipop", "cup of coffee", "beer mug",
+    "grapes", "watermelon", "lemon", "banana", "pineapple", "red apple", "pear", "cherries", "strawberry", "tomato",
+    "avocado", "eggplant", "carrot", "corn", "bread", "croissant", "cheese", "hamburger", "french fries", "pizza",
+    "hot dog", "fried egg", "popcorn", "sushi", "ice cream cone", "donut", "cookie", "birthday cake", "lollipop",
+    "cup of coffee", "beer mug",
     # travel
-    "globe", "volcano", "house", "castle", "tent", "ferris wheel", "steam train", "bus", "ambulance",
-    "fire engine", "police car", "taxi", "car", "truck", "tractor", "motorcycle", "bicycle", "traffic light", "sailboat",
+    "globe", "volcano", "house", "castle", "tent", "ferris wheel", "steam train", "bus", "ambulance", "fire engine",
+    "police car", "taxi", "car", "truck", "tractor", "motorcycle", "bicycle", "traffic light", "sailboat",
     "cruise ship", "airplane", "helicopter", "rocket", "hourglass", "alarm clock", "crescent moon", "sun", "star",
     "cloud", "rainbow", "umbrella", "lightning bolt", "snowman", "fire", "droplet",
     # activities
-    "christmas tree", "halloween pumpkin", "balloon", "gift", "trophy", "soccer ball", "basketball", 
+    "christmas tree", "halloween pumpkin", "balloon", "gift", "trophy", "soccer ball", "basketball",
     "american football", "dice", "artist palette",
     # objects
     "glasses", "t shirt", "dress", "backpack", "high heeled shoe", "crown", "top hat", "ring", "diamond", "bell",
-    "guitar", "trumpet", "violin", "drum", "laptop", "television", "camera", "candle", "light bulb", "red book", "money bag",
-    "envelope", "pencil", "scissors", "key", "hammer", "swords", "shield", 
-    
+    "guitar", "trumpet", "violin", "drum", "laptop", "television", "camera", "candle", "light bulb", "red book",
+    "money bag", "envelope", "pencil", "scissors", "key", "hammer", "swords", "shield",
     # smileys and people
     "robot", "ghost", "alien", "skull", "red heart", "santa claus", "thumbs up",
 )  # fmt: skip

