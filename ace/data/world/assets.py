@@ -344,7 +344,10 @@ def reduce_font(parts: list[bytes], characters: str, weight: int | None) -> tupl
             font.flavor = None
             paths.append(str(Path(scratch) / f"{number}.ttf"))
             font.save(paths[-1])
-        whole = merge.Merger().merge(paths) if len(paths) > 1 else TTFont(paths[0], recalcTimestamp=False)
+        first = TTFont(paths[0], recalcTimestamp=False)
+        whole = merge.Merger().merge(paths) if len(paths) > 1 else first
+        whole.recalcTimestamp = False  # the same bytes on every build
+        whole["head"].created, whole["head"].modified = first["head"].created, first["head"].modified
         buffer = io.BytesIO()
         whole.save(buffer)
     return buffer.getvalue(), "".join(map(chr, sorted(kept)))
