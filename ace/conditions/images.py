@@ -39,6 +39,7 @@ PUBLISHED_CELL_PX = 16
 PUBLISHED_BLANKING_TASKS = ("inpainting", "Try On", "Inpainting")
 
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -341,7 +342,12 @@ def _upright(image: Image.Image) -> Image.Image:
     except _DECODE_ERRORS:
         orientation = 1  # EXIF that cannot be read says nothing about the orientation
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in _ORIENTATION_KEYS:  # or a second pass through here would turn it again
+        turned.info.pop(key, None)
+    return turned
 
 
 def _to_rgb(

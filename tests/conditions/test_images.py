@@ -102,6 +102,8 @@ def test_every_exif_orientation_is_applied_once(tmp_path, orientation, suffix):
     opened = open_image(tmp_path / f"a.{suffix}")
     assert opened.size == (48, 32)
     assert np.abs(pixels(opened.image) - pixels(upright)).mean() < 6
+    again = normalise_image(opened.image)
+    assert again.image is opened.image  # passing through twice turns once
 
 
 def test_broken_exif_does_not_stop_a_good_picture(tmp_path):
