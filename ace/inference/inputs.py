@@ -1,8 +1,8 @@
 """A long-context condition unit as arrays: the one preparation, for training and inference alike.
 
-Every frame is resized to whole cells within the model's budget, whole and uncropped; the frame that the target starts from gives
-the target its size and mask. Texts are listed as the model reads them: the target's (the current instruction) first, then one per
-frame (ACE, section 2.2).
+Every frame is resized to whole cells within the model's budget, whole and uncropped; the frame that the target starts
+from gives the target its size and mask. Texts are listed as the model reads them: the target's (the current
+instruction) first, then one per frame (ACE, section 2.2).
 
 Not here: encoders, tensors on devices.
 """
@@ -25,9 +25,9 @@ from ace.errors import InputError
 class Geometry:
     """How a model reads pictures.
 
-    budget: cells of one picture; cell_px: autoencoder factor times patch size; latent_px: autoencoder factor;
-    enlarge: small pictures are enlarged to the budget; mask_by_area: a latent cell's mask is the share of its pixels that
-    change (our small model), else that of its centre pixel (published)."""
+    budget: cells of one picture; cell_px: autoencoder factor times patch size; latent_px: autoencoder factor; enlarge:
+    small pictures are enlarged to the budget; mask_by_area: a latent cell's mask is the share of its pixels that change
+    (our small model), else that of its centre pixel (published)."""
 
     budget: int
     cell_px: int
@@ -40,9 +40,9 @@ class Geometry:
 class Inputs:
     """One request before the encoders.
 
-    size: (width, height) of the target in pixels. texts: N + 1, the target's first. frames: N arrays (3, H, W) in [-1, 1];
-    frame_masks and target_mask: (1, h, w) on the latent grid or None. source: index of the frame being edited, or None.
-    current: True for the texts of the current round, which the empty instruction replaces for guidance."""
+    size: (width, height) of the target in pixels. texts: N + 1, the target's first. frames: N arrays (3, H, W) in [-1,
+    1]; frame_masks and target_mask: (1, h, w) on the latent grid or None. source: index of the frame being edited, or
+    None. current: True for the texts of the current round, which the empty instruction replaces for guidance."""
 
     size: tuple[int, int]
     texts: tuple[str, ...]
@@ -61,8 +61,8 @@ class Inputs:
 def prepare_inputs(unit: LongContextConditionUnit, geometry: Geometry, size: tuple[int, int] | None = None) -> Inputs:
     """Arrays of a long-context unit.
 
-    size: (width, height) wanted of the result, in whole cells; None = the edited image's own, or a square of the budget.
-    Raises InputError for a size that is not made of whole cells."""
+    size: (width, height) wanted of the result, in whole cells; None = the edited image's own, or a square of the
+    budget. Raises InputError for a size that is not made of whole cells."""
     frames = unit.frames()
     source = unit.source_index
     if size is not None and (min(size) < geometry.cell_px or any(side % geometry.cell_px for side in size)):

@@ -1,7 +1,8 @@
-"""Pictures ↔ latents, for diffusers' autoencoders (AutoencoderKL of the published models, AutoencoderDC of the small one).
+"""Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC` small).
 
-Pictures of one size go through the autoencoder together; each result is the same as alone up to float32 rounding. The posterior's
-mean is used, not a sample of it, so that latents depend on the picture only (upstream samples it from the global generator).
+Pictures of one size go through the autoencoder together; each result is the same as alone up to float32 rounding. The
+posterior's mean is used, not a sample of it, so that latents depend on the picture only (upstream samples it from the
+global generator).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """`ACEPipeline`: requests in, pictures out, as a diffusers pipeline.
 
-Sampling is a list of named steps over per-request state: `prepare → step → … → decode`. `step` takes any mixture of requests,
-each at its own timestep, with its own sizes, images, history, guidance and number of steps, and runs both guidance branches of all
-of them in one packed pass. A request is computed as if it were alone: its own generator, its own scheduler, its own statistics.
+Sampling is a list of named steps over per-request state: `prepare → step → … → decode`. `step` takes any mixture of
+requests, each at its own timestep, with its own sizes, images, history, guidance and number of steps, and runs both
+guidance branches of all of them in one packed pass. A request is computed as if it were alone: its own generator, its
+own scheduler, its own statistics.
 
 Not here: file handling, sessions, recipes.
 """
@@ -29,6 +30,15 @@ from ace.errors import ConditionError, ConfigError
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
 from ace.inference.latents import decode_latents, encode_pictures, scale_factor
 from ace.inference.preserve import paste_back
+from ace.inference.published import (
+    PublishedUnit,
+    attention_in_float16,
+    cut_to_levels,
+    guide_over_padding,
+    lost_text_states,
+    prepare_published_inputs,
+    sample_posteriors,
+)
 from ace.model.text import encode_texts
 from ace.model.tokens import (
     ConditionPatches,
@@ -46,11 +56,11 @@ from ace.model.transformer import ACETransformer, TextKeysValues
 class Request:
     """One picture to make.
 
-    unit: what is asked, with its history. negative_instruction: what guidance leads away from. num_inference_steps,
-    guidance_scale, guidance_rescale: None = the model's own defaults. size: (width, height) in px, whole cells, or None.
-    generator: of this picture alone; None = a random one."""
+    unit: what is asked, with its history (`PublishedUnit`: for published pipelines only). negative_instruction: what
+    guidance leads away from. num_inference_steps, guidance_scale, guidance_rescale: None = the model's own defaults.
+    size: (width, height) in px, whole cells, or None. generator: of this picture alone; None = a random one."""
 
-    unit: LongContextConditionUnit
+    unit: LongContextConditionUnit | PublishedUnit
     negative_instruction: str = ""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
@@ -96,7 +106,7 @@ class RequestState:
 
 @dataclass
 class ACEPipelineOutput(BaseOutput):
-    """images: one picture per request (RGB). latents: (C, h, w) each. num_dropped_rounds: earlier rounds left out, each."""
+    """images: one picture per request (RGB). latents: (C, h, w) each. num_dropped_rounds: rounds left out, each."""
 
     images: list[Image.Image]
     latents: list[Tensor] = field(default_factory=list)
@@ -116,9 +126,11 @@ class _Packed:
 class ACEPipeline(DiffusionPipeline):
     """Create and edit images from instructions.
 
-    transformer, vae, text_encoder, tokenizer, scheduler: the model; the scheduler may be any of diffusers' on the same betas.
-    budget: cells of one picture. enlarge, mask_by_area: see `Geometry`. max_text_tokens, spell_quoted: see `model/text.py`.
-    num_inference_steps, guidance_scale, guidance_rescale: defaults of this model."""
+    transformer, vae, text_encoder, tokenizer, scheduler: the model; the scheduler may be any of diffusers' on the same
+    betas. budget: cells of one picture. enlarge, mask_by_area: see `Geometry`. max_text_tokens, spell_quoted: see
+    `model/text.py`. num_inference_steps, guidance_scale, guidance_rescale: defaults of this model. published: reproduce
+    the original with its bugs (`published.py`); not part of the saved configuration. Its attention of float32 models in
+    float16 can be turned off alone: `pipeline.float16_attention = False`."""
 
     model_cpu_offload_seq = "text_encoder->vae->transformer->vae"
 
@@ -137,6 +149,7 @@ class ACEPipeline(DiffusionPipeline):
         num_inference_steps: int = 20,
         guidance_scale: float = 4.5,
         guidance_rescale: float = 0.5,
+        published: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -152,6 +165,8 @@ class ACEPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
         )
+        self.published = published
+        self.float16_attention = published
         self._packed: _Packed | None = None
 
     @property
@@ -183,11 +198,11 @@ class ACEPipeline(DiffusionPipeline):
     ) -> ACEPipelineOutput:
         """Make pictures.
 
-        Either an instruction with its images, masks and history (a list of instructions shares them; one picture each), or
-        `requests`, a list of different `Request`s, in one packed pass. generator: one per picture, or one that several
-        pictures draw from in turn. preserve: with a mask, keep every pixel outside it exactly, at the input's own resolution.
-        callback_on_step_end: called with the pipeline, the number of steps done and the states, which it may read.
-        Raises ConditionError if neither or both are given."""
+        Either an instruction with its images, masks and history (a list of instructions shares them; one picture each),
+        or `requests`, a list of different `Request`s, in one packed pass. generator: one per picture, or one that
+        several pictures draw from in turn. preserve: with a mask, keep every pixel outside it exactly, at the input's
+        own resolution. callback_on_step_end: called with the pipeline, the number of steps done and the states, which
+        it may read. Raises ConditionError if neither or both are given."""
         if (instruction is None) == (requests is None):
             raise ConditionError("give either an instruction or a list of requests")
         if requests is None:
@@ -219,6 +234,7 @@ class ACEPipeline(DiffusionPipeline):
                 if callback_on_step_end is not None:
                     callback_on_step_end(self, running[0].step_index, states)
         images = self.decode(states, preserve)
+        self._packed = None
         self.maybe_free_model_hooks()
         return ACEPipelineOutput(
             images, [s.latents for s in states], [s.request.unit.num_dropped_rounds for s in states]
@@ -226,13 +242,16 @@ class ACEPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def prepare(self, requests: Sequence[Request]) -> list[RequestState]:
-        """Encode texts and images of all requests and draw each one's noise. Nothing here depends on a request's neighbours."""
-        inputs = [prepare_inputs(request.unit, self.geometry, request.size) for request in requests]
+        """Encode texts and images of all requests and draw each one's noise; a request's neighbours change nothing."""
+        prepare_own, encode_own = prepare_inputs, encode_pictures
+        if self.published:
+            prepare_own, encode_own = prepare_published_inputs, sample_posteriors
+        elif any(isinstance(request.unit, PublishedUnit) for request in requests):
+            raise ConfigError("a PublishedUnit needs a pipeline made with published=True: use LongContextConditionUnit")
+        inputs = [prepare_own(request.unit, self.geometry, request.size) for request in requests]
         scales = [self._or_default(r.guidance_scale, "guidance_scale") for r in requests]
-        texts = [self._branch_texts(r, i, g) for r, i, g in zip(requests, inputs, scales, strict=True)]
-        states_of = self._encode_texts([t for branches in texts for branch in branches for t in branch])
-        latents = encode_pictures(self.vae, [torch.from_numpy(frame) for i in inputs for frame in i.frames])
-        remaining = iter(latents)
+        texts = self._text_states(requests, inputs, scales)
+        remaining = iter(encode_own(self.vae, [torch.from_numpy(frame) for i in inputs for frame in i.frames]))
         prepared = []
         for request, own, scale, branches in zip(requests, inputs, scales, texts, strict=True):
             images = tuple(next(remaining) for _ in own.frames)
@@ -246,9 +265,7 @@ class ACEPipeline(DiffusionPipeline):
                 RequestState(
                     request=request,
                     inputs=own,
-                    branches=tuple(
-                        self._branch(own, images, tuple(states_of[t] for t in branch)) for branch in branches
-                    ),
+                    branches=tuple(self._branch(own, images, branch) for branch in branches),
                     scheduler=scheduler,
                     guidance_scale=scale,
                     guidance_rescale=self._or_default(request.guidance_rescale, "guidance_rescale"),
@@ -278,12 +295,8 @@ class ACEPipeline(DiffusionPipeline):
             text_keys_values=packed.text,
         )
         outputs = iter(unpack_latents(predicted.float(), packed.layout, config.patch_size, config.latent_channels))
-        for state in states:
-            branches = [next(outputs) for _ in state.branches]
-            prediction = branches[0]
-            if len(branches) == 2:
-                guided = guide(branches[0][None], branches[1][None], state.guidance_scale, state.guidance_rescale)
-                prediction = guided[0]
+        predictions = self._guided(states, [[next(outputs) for _ in state.branches] for state in states])
+        for state, prediction in zip(states, predictions, strict=True):
             timestep = state.scheduler.timesteps[state.step_index]
             state.latents = state.scheduler.step(prediction[None], timestep, state.latents[None], return_dict=False)[0][
                 0
@@ -294,9 +307,11 @@ class ACEPipeline(DiffusionPipeline):
     def decode(self, states: Sequence[RequestState], preserve: bool = True) -> list[Image.Image]:
         """Pictures of the states' latents, finished or not.
 
-        preserve: where the edited image has a mask, the result is that image, at its own resolution, changed inside the mask
-        only; else the model's own picture, in the edited image's aspect."""
+        preserve: where the edited image has a mask, the result is that image, at its own resolution, changed inside the
+        mask only; else the model's own picture, in the edited image's aspect."""
         pictures = decode_latents(self.vae, [state.latents for state in states])
+        if self.published:
+            return [cut_to_levels(picture) for picture in pictures]
         return [self._finish(state, picture, preserve) for state, picture in zip(states, pictures, strict=True)]
 
     def _finish(self, state: RequestState, picture: Tensor, preserve: bool) -> Image.Image:
@@ -312,23 +327,46 @@ class ACEPipeline(DiffusionPipeline):
             return made.resize(aspect_size(frame.image.size, made.size), Image.Resampling.BICUBIC)
         return made
 
-    def _branch_texts(self, request: Request, inputs: Inputs, scale: float) -> tuple[tuple[str, ...], ...]:
-        if scale <= 1:
-            return (inputs.texts,)
-        null = tuple(
-            request.negative_instruction if c else t for t, c in zip(inputs.texts, inputs.current, strict=True)
-        )
-        return inputs.texts, null
+    def _text_states(
+        self, requests: Sequence[Request], inputs: Sequence[Inputs], scales: Sequence[float]
+    ) -> list[tuple[tuple[Tensor, ...], ...]]:
+        """Per request and guidance branch, the states of every segment; each distinct text is encoded once."""
+        nulls = [
+            tuple(request.negative_instruction if c else t for t, c in zip(own.texts, own.current, strict=True))
+            for request, own in zip(requests, inputs, strict=True)
+        ]
+        branch_texts = [
+            (own.texts, null) if scale > 1 else (own.texts,)
+            for own, null, scale in zip(inputs, nulls, scales, strict=True)
+        ]
+        texts = [text for branches in branch_texts for branch in branches for text in branch]
+        config = self.config
+        encoded = encode_texts(texts, self.tokenizer, self.text_encoder, config.max_text_tokens, config.spell_quoted)
+        states_of = {t: self._as_transformer(s) for t, s in zip(texts, encoded, strict=True)}
+        states = [tuple(tuple(states_of[t] for t in branch) for branch in branches) for branches in branch_texts]
+        if self.published:
+            for number, (own, null, scale) in enumerate(zip(inputs, nulls, scales, strict=True)):
+                if scale <= 1:
+                    lost = lost_text_states(own.texts, null, self.tokenizer, self.text_encoder, config.max_text_tokens)
+                    states[number] = (tuple(self._as_transformer(s) for s in lost),)
+        return states
 
-    def _encode_texts(self, texts: list[str]) -> dict[str, Tensor]:
-        states = encode_texts(
-            texts, self.tokenizer, self.text_encoder, self.config.max_text_tokens, self.config.spell_quoted
-        )
-        return {t: s.to(self._execution_device, self.transformer.dtype) for t, s in zip(texts, states, strict=True)}
+    def _guided(self, states: Sequence[RequestState], branches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """One prediction (C, h, w) per request from its one or two branches."""
+        if self.published:
+            return guide_over_padding(
+                branches, [s.guidance_scale for s in states], [s.guidance_rescale for s in states]
+            )
+        return [
+            guide(own[0][None], own[-1][None], state.guidance_scale, state.guidance_rescale)[0]
+            for state, own in zip(states, branches, strict=True)
+        ]
+
+    def _as_transformer(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._execution_device, self.transformer.dtype)
 
     def _branch(self, inputs: Inputs, images: tuple[Tensor, ...], texts: tuple[Tensor, ...]) -> Branch:
-        dtype, device = self.transformer.dtype, self._execution_device
-        images = tuple(image.to(device, dtype) for image in images)
+        images = tuple(self._as_transformer(image) for image in images)
         sizes = self.transformer.sizes
         factor = self.geometry.latent_px
         frames = RequestFrames(
@@ -339,18 +377,20 @@ class ACEPipeline(DiffusionPipeline):
             image_masks=inputs.frame_masks,
             source=None if inputs.source is None else images[inputs.source],
         )
-        layout = make_layout([frames], sizes.patch_size, sizes.head_dim).to(device)
+        layout = make_layout([frames], sizes.patch_size, sizes.head_dim).to(self._execution_device)
         text = self.transformer.encode_text(torch.cat(texts), layout)
         source_channels = sizes.latent_channels if sizes.source_on_channels else 0
         return Branch(frames, condition_patches(frames, sizes.patch_size, source_channels), text)
 
     def _pack(self, states: Sequence[RequestState]) -> _Packed:
         kept = self._packed
-        if kept is not None and len(kept.states) == len(states) and all(a is b for a, b in zip(kept.states, states)):
+        if kept is not None and [id(state) for state in kept.states] == [id(state) for state in states]:
             return kept
         branches = [branch for state in states for branch in state.branches]
         sizes = self.transformer.sizes
         layout = make_layout([b.frames for b in branches], sizes.patch_size, sizes.head_dim).to(self._execution_device)
+        if self.float16_attention:
+            layout = attention_in_float16(layout)
         text = tuple(
             (torch.cat([b.text[n][0] for b in branches]), torch.cat([b.text[n][1] for b in branches]))
             for n in range(sizes.depth)

@@ -1,8 +1,8 @@
-"""Instructions → text states, for any Hugging Face encoder with a tokenizer (T5 of the published models, our small BERT).
+"""Instructions → text states, for any Hugging Face encoder with a tokenizer (published: T5, small model: BERT).
 
-One path for training and inference: clean, tokenise, encode each distinct text once, cut to its own length. Two settings belong
-to a model: `max_length`, and `spell_quoted`, which spaces out the characters of quoted text so that the encoder reads letters
-(our small model; the published ones were trained without it).
+One path for training and inference: clean, tokenise, encode each distinct text once, cut to its own length. Two
+settings belong to a model: `max_length`, and `spell_quoted`, which spaces out the characters of quoted text so that the
+encoder reads letters (our small model; the published ones were trained without it).
 
 Not here: image names (`conditions/prompt.py`), the projection into the transformer.
 """
