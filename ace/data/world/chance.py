@@ -127,7 +127,8 @@ class Vocabulary:
 class Chance:
     """One sample's dice, and everything that is drawn with them from one side of the split.
 
-    rng: the sample's own; split: as in `World`. `held_out_concept`, `held_out_style` tell whether such material may be used."""
+    rng: the sample's own; split: as in `World`. `held_out_concept`, `held_out_style`: whether such material is wanted;
+    `used`: what was drawn of it."""
 
     def __init__(self, vocabulary: Vocabulary, split: Split, rng: random.Random, size_px: int):
         self.vocabulary = vocabulary
@@ -137,6 +138,7 @@ class Chance:
         self.size_px = size_px
         self.held_out_concept = split == "held_out" and rng.random() < 0.3
         self.held_out_style = split == "held_out" and rng.random() < 0.15
+        self.used: set[str] = set()  # which held-out material was drawn: "concept", "style", "face"
 
     # -- plain choices ------------------------------------------------------------------------------------------------
 
@@ -189,7 +191,10 @@ class Chance:
         """Another style in which all these concepts can be drawn; None if there is none."""
         known = (*COLOR_STYLES, HELD_OUT_STYLE) if self.held_out_style else COLOR_STYLES
         both = [s for s in known if s != style and all(s in self.library.styles_of(slug) for slug in slugs)]
-        return self.choice(both) if both else None
+        chosen = self.choice(both) if both else None
+        if chosen == HELD_OUT_STYLE:
+            self.used.add("style")
+        return chosen
 
     def concept(self, style: str, *, made: bool, avoid: Collection[str] = (), also: str | None = None) -> Concept:
         """A concept that exists in `style` (and `also`). made: it will have to be drawn from its name, so mostly a core one.
@@ -205,6 +210,10 @@ class Chance:
                 continue
             if concept.slug not in avoid and not words & set(concept.name.split()):
                 break
+        if is_held_out_concept(concept.slug):
+            self.used.add("concept")
+        if style == HELD_OUT_STYLE:
+            self.used.add("style")
         return concept
 
     # -- backgrounds --------------------------------------------------------------------------------------------------
@@ -325,6 +334,8 @@ class Chance:
         if not faces["train"]:  # a pack without avatars
             return self.puppet_scene(background)
         face = self.choice(faces[self.split] or faces["train"])
+        if face in faces["held_out"]:
+            self.used.add("face")
         return Scene(background or self.plain(("black", "brown")), (FaceObject(face, 0.5, 0.5, 0.94),))
 
     def word(self) -> str:

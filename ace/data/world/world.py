@@ -97,8 +97,7 @@ class World:
             "size_px": self.size_px,
             "split": self.split,
             "seed": seed,
-            "held_out_concept": int(chance.held_out_concept),
-            "held_out_style": int(chance.held_out_style),
+            **{f"held_out_{kind}": int(kind in chance.used) for kind in ("concept", "style", "face")},
         }
         return replace(made, provenance={**provenance, **made.provenance})
 

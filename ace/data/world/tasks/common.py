@@ -62,6 +62,17 @@ def mask_around(
     return covering(mask, before, after)
 
 
+def changed_box(chance: Chance, before: Image.Image, after: Image.Image) -> Image.Image:
+    """The box of all changed pixels, a little larger, as a mask."""
+    rows, columns = np.nonzero((np.asarray(before) != np.asarray(after)).any(2))
+    mask = Image.new("L", before.size, 0)
+    if rows.size:
+        pad = round(chance.choice((0.02, 0.05, 0.08)) * chance.size_px)
+        box = columns.min() - pad, rows.min() - pad, columns.max() + pad, rows.max() + pad
+        ImageDraw.Draw(mask).rectangle(tuple(int(v) for v in box), fill=255)
+    return mask
+
+
 def covering(mask: Image.Image, before: Image.Image, after: Image.Image) -> Image.Image:
     """The mask with every changed pixel added, so that nothing differs outside it."""
     changed = (np.asarray(before) != np.asarray(after)).any(2)

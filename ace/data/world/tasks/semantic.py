@@ -11,7 +11,7 @@ from ace.data.world.instructions import FACE_OLD_WORDS, FACE_WORDS, LOOK_WORDS, 
 from ace.data.world.puppet import POSE_REQUESTS, POSES
 from ace.data.world.scene import LOOKS, Camera, PuppetObject, Scene, SpriteObject
 from ace.data.world.sprites import STYLE_NAMES
-from ace.data.world.tasks.common import mask_around, picture, sample, scene_edit
+from ace.data.world.tasks.common import changed_box, picture, sample, scene_edit
 
 ZOOM = 1.5
 SHIFT = 0.2  # of the side
@@ -45,7 +45,7 @@ def face(chance: Chance) -> EditSample:
     after = replace(before, objects=(replace(item, face=other),))
     images = picture(chance, before), picture(chance, after)
     words = chance.say(task, change=face_request(chance, attribute, item.face.attributes[attribute], other.attributes[attribute]))
-    mask = mask_around(chance, after.objects, *images, after) if chance.chance(0.25) else None
+    mask = changed_box(chance, *images) if chance.chance(0.25) else None
     return sample(task, words, images[:1], images[1], mask)
 
 
