@@ -26,12 +26,12 @@ class Group:
     """Segments with the same number of queries.
 
     queries: (G, Lq) token indices. keys: (G, Lk) token indices, padded with 0. bias: (G, 1, 1, Lk) 0 or -inf, or None.
-    whole: the group is the packed sequence itself, in order (a reshape instead of a gather)."""
+    all_keys: the keys are the packed sequence itself, in order (a reshape instead of a gather)."""
 
     queries: Tensor
     keys: Tensor
     bias: Tensor | None
-    whole: bool
+    all_keys: bool
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,28 @@ class AttentionPlan:
     """Which query segment reads which key segment.
 
     cu_queries, cu_keys: (S + 1,) int32 running segment bounds; max_queries, max_keys: longest segments; groups: the same
-    segments for the stacked path."""
+    segments for the stacked path. round_to_float16: float32 operands and results are rounded to float16, as upstream does."""
 
     cu_queries: Tensor
     cu_keys: Tensor
     max_queries: int
     max_keys: int
     groups: tuple[Group, ...]
+    round_to_float16: bool = False
 
     def to(self, device: torch.device) -> AttentionPlan:
         """The same plan with its indices on another device."""
         groups = tuple(
-            Group(g.queries.to(device), g.keys.to(device), None if g.bias is None else g.bias.to(device), g.whole)
+            Group(g.queries.to(device), g.keys.to(device), None if g.bias is None else g.bias.to(device), g.all_keys)
             for g in self.groups
         )
         return AttentionPlan(
-            self.cu_queries.to(device), self.cu_keys.to(device), self.max_queries, self.max_keys, groups
+            self.cu_queries.to(device),
+            self.cu_keys.to(device),
+            self.max_queries,
+            self.max_keys,
+            groups,
+            self.round_to_float16,
         )
 
 
@@ -78,7 +84,7 @@ def plan_attention(query_lengths: list[int], key_lengths: list[int]) -> Attentio
         bias = None
         if not bool(valid.all()):
             bias = torch.zeros(valid.shape).masked_fill(~valid, float("-inf"))[:, None, None]
-        groups.append(Group(queries, keys, bias, whole=len(by_length) == 1 and bias is None))
+        groups.append(Group(queries, keys, bias, all_keys=len(by_length) == 1 and bias is None))
     return AttentionPlan(cu_queries.int(), cu_keys.int(), max(query_lengths), max(key_lengths), tuple(groups))
 
 
@@ -86,32 +92,46 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Te
     """Softmax attention within each segment, scale 1 / sqrt(d).
 
     query: (Tq, heads, d); key, value: (Tk, heads, d). Returns (Tq, heads, d)."""
+    if plan.round_to_float16 and query.dtype == torch.float32:
+        rounded = (t.half().float() for t in (query, key, value))
+        return _attend(*rounded, plan).half().float()
+    return _attend(query, key, value, plan)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
     half = query.dtype in (torch.float16, torch.bfloat16)
     if varlen_attn is not None and query.is_cuda and half and query.shape[-1] % 8 == 0:
         return varlen_attn(query, key, value, plan.cu_queries, plan.cu_keys, plan.max_queries, plan.max_keys)
-    if len(plan.groups) == 1 and plan.groups[0].whole:
+    if len(plan.groups) == 1:  # the queries of one group are the packed sequence itself
         (group,) = plan.groups
-        stacked = (
-            t.unflatten(0, i.shape).transpose(1, 2)
-            for t, i in ((query, group.queries), (key, group.keys), (value, group.keys))
-        )
-        return _dense(*stacked, None).transpose(1, 2).flatten(0, 1)
+        out = _dense(query.unflatten(0, group.queries.shape), *_keys_values(key, value, group), group.bias)
+        return out.flatten(0, 1)
     outputs, order = [], []
     for group in plan.groups:
-        q, k, v = query[group.queries], key[group.keys], value[group.keys]  # (G, L, heads, d)
-        out = _dense(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), group.bias)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
-        order.append(group.queries.flatten())
-    if len(outputs) == 1:
-        return outputs[0]  # one group holds every segment, in order
+        queries = group.queries.flatten()
+        stacked = query.index_select(0, queries).unflatten(0, group.queries.shape)
+        outputs.append(_dense(stacked, *_keys_values(key, value, group), group.bias).flatten(0, 1))
+        order.append(queries)
     return torch.empty_like(query).index_copy(0, torch.cat(order), torch.cat(outputs))
 
 
+def _keys_values(key: Tensor, value: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Keys and values of a group's segments, (G, Lk, heads, d) each."""
+    if group.all_keys:
+        return key.unflatten(0, group.keys.shape), value.unflatten(0, group.keys.shape)
+    rows = group.keys.flatten()
+    return tuple(t.index_select(0, rows).unflatten(0, group.keys.shape) for t in (key, value))
+
+
 def _dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """(G, heads, L, d) attention. On a CPU in half precision plain matrix products beat torch's fused kernel five times."""
+    """(G, L, heads, d) attention. On a CPU in half precision plain matrix products beat torch's fused kernel five times."""
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
         if bias is not None:
             scores = scores + bias.to(scores.dtype)
-        return scores.softmax(dim=-1) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=None if bias is None else bias.to(query.dtype))
+        out = scores.softmax(dim=-1) @ value
+    else:
+        mask = None if bias is None else bias.to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return out.transpose(1, 2)

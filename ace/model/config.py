@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ace.errors import ConfigError
 
@@ -13,7 +14,8 @@ class ACEConfig:
 
     patch_size: latent cells per token side. latent_channels: C of the autoencoder. hidden_size: D. text_channels: width of
     the text encoder's states. max_positions: rows of each rotary axis. learned_sigma: the output has 2C channels, of which
-    the second half is ignored (published models). source_on_channels: the target's tokens also see the latents of the
+    the second half is ignored (published models). gelu: torch's
+    name for the approximation ("tanh" as published; "none", the exact one, is faster on CPUs). source_on_channels: the target's tokens also see the latents of the
     image being edited, on the channel axis (ACE++'s idea); off for the published models.
     Raises ConfigError for impossible sizes."""
 
@@ -27,6 +29,7 @@ class ACEConfig:
     max_positions: int = 1024
     learned_sigma: bool = True
     qk_norm: bool = True
+    gelu: Literal["tanh", "none"] = "tanh"
     source_on_channels: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ PRESETS: dict[str, ACEConfig] = {
         text_channels=384,
         max_positions=64,
         learned_sigma=False,
+        qk_norm=False,
+        gelu="none",
         source_on_channels=True,
     ),
     "0.6b-512": ACEConfig(max_positions=1024),

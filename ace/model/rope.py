@@ -19,20 +19,18 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 
 def rotary_table(positions: Tensor, head_dim: int) -> Tensor:
-    """Rotation of every token. positions: (T, 3) int (frame, row, column). Returns (T, 1, head_dim / 2, 2) float32: cos, sin.
+    """Rotation of every token as unit complex numbers. positions: (T, 3) int (frame, row, column).
 
-    Angles are computed in float64, as the published tables are."""
+    Returns (T, 1, head_dim / 2) complex64. Angles are computed in float64, as the published tables are."""
     angles = []
     for axis, width in enumerate(axis_widths(head_dim)):
         frequencies = THETA ** (-torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width)
         angles.append(positions[:, axis, None].double() * frequencies)
     angle = torch.cat(angles, dim=1)  # (T, head_dim / 2)
-    return torch.stack([angle.cos(), angle.sin()], dim=-1).float().unsqueeze(1)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).unsqueeze(1)
 
 
 def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
     """Rotate queries or keys. x: (T, heads, head_dim); table: from `rotary_table`. Returns x's shape and dtype."""
-    pairs = x.float().unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
-    cos, sin = table.unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ace.errors import ShapeError
@@ -54,7 +55,7 @@ class Layout:
 
     sample_index: (T,) request of each token. indicator: (T,) and text_indicator: (L,) rows of the indicator table.
     target_index: (T_target,) positions of the targets' tokens. target_sizes: per request (rows, cols) in tokens.
-    rotary: (T, 1, head_dim / 2, 2). uniform_length: tokens per request if equal for all, else 0."""
+    rotary: (T, 1, head_dim / 2) complex. uniform_length: tokens per request if equal for all, else 0."""
 
     num_requests: int
     num_tokens: int
@@ -86,7 +87,7 @@ class Layout:
 
     def spread(self, per_request: Tensor) -> Tensor:
         """Give every token its request's row. (B, D) → (B, 1, D) if all requests are equally long, else (T, D)."""
-        return per_request.unsqueeze(1) if self.uniform_length else per_request[self.sample_index]
+        return per_request.unsqueeze(1) if self.uniform_length else F.embedding(self.sample_index, per_request)
 
     def fold(self, tokens: Tensor) -> Tensor:
         """(T, …) → (B, L, …) if all requests are equally long, so that `spread` broadcasts; else unchanged."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         max_positions: int = 1024,
         learned_sigma: bool = True,
         qk_norm: bool = True,
+        gelu: Literal["tanh", "none"] = "tanh",
         source_on_channels: bool = False,
     ) -> None:
         super().__init__()
@@ -70,14 +72,15 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             max_positions,
             learned_sigma,
             qk_norm,
+            gelu,
             source_on_channels,
         )
         cells = patch_size**2
         self.patch_embed = nn.Linear(self.sizes.in_channels * cells, hidden_size)
         self.time_embed = TimeEmbedding(hidden_size)
         self.time_modulation = nn.Linear(hidden_size, 6 * hidden_size)
-        self.text_embed = Mlp(text_channels, hidden_size, hidden_size)
-        self.blocks = nn.ModuleList(ACEBlock(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
+        self.text_embed = Mlp(text_channels, hidden_size, hidden_size, gelu)
+        self.blocks = nn.ModuleList(ACEBlock(hidden_size, num_heads, mlp_ratio, qk_norm, gelu) for _ in range(depth))
         self.final = FinalLayer(hidden_size, self.sizes.out_channels * cells)
         self.register_buffer("indicator_states", torch.zeros(MAX_INDICATORS, text_channels))
         self.gradient_checkpointing = False
@@ -119,7 +122,9 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         indicators = self.text_embed(self.indicator_states.to(patches.dtype))  # (10, D)
 
         tokens = self.patch_embed(patches)  # (T, D)
-        tokens = layout.fold(tokens + indicators[layout.indicator])  # equation 4; (B, T / B, D) if all are equally long
+        tokens = layout.fold(
+            tokens + F.embedding(layout.indicator, indicators)
+        )  # equation 4; (B, T / B, D) if all are equally long
         time = self.time_embed(timestep, patches.dtype)  # (B, D)
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))  # (B, 6, D)
         for number, block in enumerate(self.blocks):
@@ -131,7 +136,8 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return self.final(tokens, time, layout)
 
     def _embed_text(self, texts: Tensor, layout: Layout) -> Tensor:
-        return self.text_embed(texts) + self.text_embed(self.indicator_states.to(texts.dtype))[layout.text_indicator]
+        indicators = self.text_embed(self.indicator_states.to(texts.dtype))  # (10, D)
+        return self.text_embed(texts) + F.embedding(layout.text_indicator, indicators)  # equation 3
 
     def initialise(self) -> None:
         """Initial weights of the published training code (PUBLISHED_MODELS 1.8)."""
@@ -149,16 +155,16 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 class ACEBlock(nn.Module):
     """Long-context attention block: self-attention over all frames of a request, cross-attention per frame, MLP."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool, gelu: str) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.randn(6, hidden_size) / math.sqrt(hidden_size))
         self.self_attn = Attention(hidden_size, num_heads, qk_norm)
         self.cross_attn = Attention(hidden_size, num_heads, qk_norm)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), hidden_size)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), hidden_size, gelu)
 
     def forward(self, tokens: Tensor, modulation: Tensor, text: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
         """tokens: (T, D) or (B, T / B, D); modulation: (B, 6, D). Returns tokens' shape."""
-        rows = (self.modulation + modulation).unbind(1)
+        rows = (self.modulation + modulation).to(tokens.dtype).unbind(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = (layout.spread(row) for row in rows)
         normed = modulate(tokens, shift1, scale1)
         tokens = tokens + gate1 * self.self_attn.among(normed, layout.rotary, layout.self_plan)
@@ -202,16 +208,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linears with a tanh-approximated GELU between them."""
+    """Two linears with a GELU between them."""
 
-    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, gelu: str) -> None:
         super().__init__()
+        self.gelu = gelu
         self.up = nn.Linear(in_features, hidden_features)
         self.down = nn.Linear(hidden_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(F.gelu(self.up(x), approximate=self.gelu))
 
 
 class RMSNorm(nn.Module):
@@ -256,10 +263,10 @@ class FinalLayer(nn.Module):
 
     def forward(self, tokens: Tensor, time: Tensor, layout: Layout) -> Tensor:
         """tokens: as in the blocks; time: (B, D). Returns (T_target, out_features)."""
-        targets = tokens.reshape(-1, tokens.shape[-1])[layout.target_index]  # (T_target, D)
+        targets = tokens.reshape(-1, tokens.shape[-1]).index_select(0, layout.target_index)  # (T_target, D)
         shift, scale = (self.modulation + time.unsqueeze(1)).unbind(1)  # (B, D) each
         index = layout.sample_index[layout.target_index]
-        return self.linear(modulate(targets, shift[index], scale[index]))
+        return self.linear(modulate(targets, F.embedding(index, shift), F.embedding(index, scale)))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -90,13 +90,14 @@ class ModelRecipe(_Run):
     """Train the transformer and its text encoder (kind = "model").
 
     preset: sizes in `ace.model.config.PRESETS`. autoencoder: folder of a trained one. text_encoder: folder of the encoder
-    to start from; text_layers: how many of its layers are kept. text_dropout: share of samples whose instruction is
+    to start from; text_layers: how many of its layers are kept; text_lr_scale: factor on their learning rate. text_dropout: share of samples whose instruction is
     replaced by the empty one, for guidance."""
 
     preset: str = "tiny"
     autoencoder: str = ""
     text_encoder: str = ""
     text_layers: int = 3
+    text_lr_scale: float = 0.1
     text_dropout: float = 0.1
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     source_on_channels: bool = True

@@ -68,18 +68,23 @@ class Denoiser(nn.Module):
                     source=None if inputs.source is None else images[inputs.source],
                 )
             )
-        sizes = self.transformer.sizes
-        layout = make_layout(requests, sizes.patch_size, sizes.head_dim).to(device)
-        source_channels = sizes.latent_channels if sizes.source_on_channels else 0
-        conditions = [condition_patches(r, sizes.patch_size, source_channels) for r in requests]
         clean = [latents[t] for t in batch.targets]
         noise = [torch.randn(c.shape, generator=generator).to(device) for c in clean]
         timestep = torch.randint(0, 1000, (len(clean),), generator=generator).to(device)
+        return self._losses(requests, clean, noise, timestep)
+
+    def _losses(
+        self, requests: list[RequestFrames], clean: list[Tensor], noise: list[Tensor], timestep: Tensor
+    ) -> Tensor:
+        sizes = self.transformer.sizes
+        layout = make_layout(requests, sizes.patch_size, sizes.head_dim).to(timestep.device)
+        source_channels = sizes.latent_channels if sizes.source_on_channels else 0
+        conditions = [condition_patches(r, sizes.patch_size, source_channels) for r in requests]
         noisy = [add_noise(c[None], n[None], t[None])[0] for c, n, t in zip(clean, noise, timestep, strict=True)]
         patches = pack_latents(noisy, conditions, sizes.patch_size)
-        predicted = self.transformer(patches, timestep, layout, texts=torch.cat([t for r in requests for t in r.texts]))
-        cells = torch.cat([patchify(c, sizes.patch_size) for c in clean])
-        noise_cells = torch.cat([patchify(n, sizes.patch_size) for n in noise])
+        texts = torch.cat([text for request in requests for text in request.texts])
+        predicted = self.transformer(patches, timestep, layout, texts=texts)
+        cells, noise_cells = (torch.cat([patchify(x, sizes.patch_size) for x in xs]) for xs in (clean, noise))
         lengths = [rows * columns for rows, columns in layout.target_sizes]
         return diffusion_losses(predicted, cells, noise_cells, timestep, self.prediction_type, lengths=lengths)
 
@@ -88,13 +93,12 @@ def start_text_encoder(folder: Path, layers: int) -> tuple[PreTrainedTokenizerBa
     """Tokenizer with the image names as ten tokens, and the first layers of the encoder in `folder`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": list(IMAGE_NAMES)})
-    encoder = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, add_pooling_layer=False, attn_implementation="sdpa"
-    )
+    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     encoder.encoder.layer = encoder.encoder.layer[:layers]
     encoder.config.num_hidden_layers = layers
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     encoder.embeddings.requires_grad_(False)
+    encoder.pooler.requires_grad_(False)  # unused; kept because the class saves and loads it
     return tokenizer, encoder
 
 
@@ -123,7 +127,7 @@ def train_model(recipe: ModelRecipe, folder: Path, quiet: bool = False) -> ACEPi
         return WorldSamples(recipe.size_px, "train", first, stage.samples, stage.tasks)
 
     collate = Collate(geometry, tokenizer, MAX_TEXT_TOKENS, True, recipe.text_dropout)
-    train(module, recipe, dataset, loss, collate, folder, quiet)
+    train(module, recipe, dataset, loss, collate, folder, quiet, {"text_encoder.": recipe.text_lr_scale})
     pipeline = ACEPipeline(
         transformer=transformer.eval(),
         vae=autoencoder,

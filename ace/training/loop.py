@@ -43,19 +43,18 @@ def train(
     collate: Callable[[list[Any]], Any],
     folder: Path,
     quiet: bool = False,
+    lr_scales: dict[str, float] | None = None,
 ) -> nn.Module:
     """Train `module` in place through all stages of `recipe`; returns it with its averaged weights.
 
     make_dataset: (stage, number of its first sample) → dataset of the stage's samples. loss: (module, batch, generator) →
     (scalar, figures to log). folder: of the run; an earlier, unfinished run there is continued.
+    lr_scales: parameter name prefix → factor on the learning rate.
     Raises TrainingError if the loss is not finite."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=not torch.cuda.is_available())
     trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = _parameter_groups(module, recipe.weight_decay, lr_scales or {})
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=recipe.betas, fused=True)
     module, optimizer = accelerator.prepare(module, optimizer)
     average = Average(trained, recipe.ema_decay)
@@ -149,9 +148,19 @@ def _batches(
     yield from enumerate(loader, start=done)
 
 
+def _parameter_groups(module: nn.Module, weight_decay: float, lr_scales: dict[str, float]) -> list[dict[str, Any]]:
+    """Trained parameters by learning rate factor and by decay: vectors (biases, norms) do not decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            scale = next((s for prefix, s in lr_scales.items() if name.startswith(prefix)), 1.0)
+            groups.setdefault((scale, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": ps, "lr_scale": scale, "weight_decay": decay} for (scale, decay), ps in groups.items()]
+
+
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
 
 
 def _save(accelerator: Accelerator, folder: Path, progress: dict) -> None:
