@@ -236,8 +236,8 @@ class Session:
         """Keep a finished round.
 
         unit: the request; a picture of it that is the answer of an existing node (the same object, or for parents the
-        same pixels) is kept as a reference. answer: RGB or RGBA, an ICC profile in `info`. parents: existing nodes,
-        the one whose conversation goes on first; none = a new conversation. latents: float array of any shape, for later use.
+        same pixels) is kept as a reference. answer: RGB or RGBA, an ICC profile in `info`. parents: existing nodes, the
+        one whose conversation goes on first; none = a new conversation. latents: float array of any shape, for later.
         Raises SessionError for an unknown parent or a recipe of another instruction, OutputError if it cannot be
         written; the session is unchanged then."""
         for parent in parents:

@@ -207,21 +207,25 @@ def test_a_session_killed_at_any_moment_stays_readable(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[2]); import test_session as t\n"
         "s = t.Session.open_or_create(sys.argv[1])\n"
         "print('ready', flush=True)\n"
-        "while True:\n"
+        "for _ in range(12):  # a slow parent must not find hundreds\n"
         "    last = s.latest()\n"
         "    t.add(s, 'on', (t.picture(5, size=(300, 200)),), (t.half_mask((300, 200)),),\n"
         "          answer=t.picture(len(s.node_ids())), parents=(last.id,) if last else ())\n"
+        "sys.stdin.read()\n"
     )
     rng = np.random.default_rng(0)
     seen = 0
-    for _ in range(6):
+    for _ in range(5):
         process = subprocess.Popen(
-            [sys.executable, "-c", program, tmp_path / "s", Path(__file__).parent], stdout=subprocess.PIPE
+            [sys.executable, "-c", program, tmp_path / "s", Path(__file__).parent],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         process.stdout.readline()
         time.sleep(0.05 + 0.15 * rng.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
+        process.stdin.close()
         process.stdout.close()
         session = Session.open(tmp_path / "s")
         nodes = session.nodes()
