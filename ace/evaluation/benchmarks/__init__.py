@@ -1,0 +1,1 @@
+"""One small file per benchmark: which samples, which answers, which report."""

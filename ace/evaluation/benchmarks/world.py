@@ -1,0 +1,178 @@
+"""The held-out report on the procedural world: every task, exact targets, no pretrained judge.
+
+The list is fixed by hash: sample k of a task is held-out seed k of that task, rendered from the pack in this package, so that
+every machine gets the same pictures. Nothing is selected. In multi-turn samples the earlier rounds are the true ones.
+
+Not here: scores (`run.py`), tables and pictures (`report.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL
+
+from ace.conditions.images import prepare_image
+from ace.data.sample import TASKS, EditSample, family_of
+from ace.data.world import SpriteLibrary, World
+from ace.data.world.sprites import SHIPPED_PACK
+from ace.diffusion import seeded_generator
+from ace.errors import ConfigError
+from ace.evaluation.lpips import load_lpips, weights_file
+from ace.evaluation.metrics import Interval, bootstrap, levels, psnr
+from ace.evaluation.report import WorldReport, make_report, write_report
+from ace.evaluation.run import Answer, RunFolder, System, run
+from ace.inference import ACEPipeline, Request
+from ace.inference.latents import decode_latents, encode_pictures
+
+NUM_PICTURES = 256  # of the autoencoder's score
+
+
+def evaluate_world(
+    pipeline: ACEPipeline,
+    output: Path,
+    limit: int = 16,
+    seed: int = 0,
+    batch: int = 16,
+    quiet: bool = False,
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    tasks: Sequence[str] = TASKS,
+    model_name: str = "",
+) -> WorldReport:
+    """Answer and score the first `limit` held-out samples of every task; run again on the same folder, it goes on.
+
+    output: folder; gets answers/, rows.jsonl, report.json, report.md, report.html, grid.png, timings.json. seed: of all noise.
+    batch: requests in one packed pass. num_inference_steps, guidance_scale: None = the model's own. tasks: of `TASKS`.
+    Raises ConfigError for an impossible setting, or a folder with another run; OutputError for one that cannot be used."""
+    if limit < 1 or batch < 1:
+        raise ConfigError(f"limit is {limit} and batch is {batch}: both must be at least 1")
+    if not tasks:
+        raise ConfigError("no task to evaluate: name at least one")
+    for task in tasks:
+        family_of(task)
+    geometry = pipeline.geometry
+    world = World(int(geometry.budget**0.5) * geometry.cell_px, "held_out", SpriteLibrary(SHIPPED_PACK))
+    wanted = [task for task in TASKS if task in tasks]
+    shown = [task for task in wanted if task in world.tasks]
+    settings = {
+        "benchmark": "world",
+        "model_sha256": pipeline_sha256(pipeline),
+        "size_px": world.size_px,
+        "seed": seed,
+        "batch": batch,
+        "num_inference_steps": num_inference_steps or pipeline.config.num_inference_steps,
+        "guidance_scale": pipeline.config.guidance_scale if guidance_scale is None else guidance_scale,
+        "guidance_rescale": pipeline.config.guidance_rescale,
+        "scheduler": type(pipeline.scheduler).__name__,
+    }
+    folder = RunFolder(output, settings)
+    lpips = load_lpips() if weights_file() is not None else None
+    system = answers_of(pipeline, num_inference_steps, guidance_scale)
+    rows = run(make_chunks(shown, limit, batch), lambda t, n: world.sample(n, t), system, folder, seed, lpips, quiet)
+    report = make_report(
+        rows,
+        model_name=model_name,
+        settings=settings,
+        absent_tasks=tuple(task for task in wanted if task not in shown),
+        has_lpips=lpips is not None,
+        autoencoder_psnr=_kept_psnr(folder, pipeline, world),
+    )
+    write_report(report, rows, folder, lambda task, number: world.sample(number, task))
+    return report
+
+
+def make_chunks(tasks: Sequence[str], limit: int, batch: int) -> list[list[tuple[str, int]]]:
+    """Entries (task, number) in chunks of at most `batch` and about equal size.
+
+    Number 0 of every task comes first, and no chunk holds two numbers: so a larger limit only adds chunks, and the answers to
+    the first samples stay the same ones to the last bit."""
+    count = -(-len(tasks) // batch)
+    bounds = [len(tasks) * i // count for i in range(count + 1)]
+    return [[(task, n) for task in tasks[bounds[i] : bounds[i + 1]]] for n in range(limit) for i in range(count)]
+
+
+def answers_of(
+    pipeline: ACEPipeline, num_inference_steps: int | None = None, guidance_scale: float | None = None
+) -> System:
+    """A pipeline as a system to score: all requests in one packed pass."""
+
+    def answer(samples: Sequence[EditSample], seeds: Sequence[int]) -> list[Answer]:
+        requests = [
+            Request(
+                sample.request,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                generator=seeded_generator(seed),
+            )
+            for sample, seed in zip(samples, seeds, strict=True)
+        ]
+        states = pipeline.prepare(requests)
+        while running := [state for state in states if not state.done]:
+            pipeline.step(running)
+        pictures = pipeline.decode(states)
+        masked = [i for i, sample in enumerate(samples) if _is_masked(sample)]
+        whole = dict(zip(masked, pipeline.decode([states[i] for i in masked], preserve=False) if masked else ()))
+        return [Answer(picture, whole.get(i)) for i, picture in enumerate(pictures)]
+
+    return answer
+
+
+@torch.no_grad()
+def autoencoder_psnr(
+    vae: AutoencoderDC | AutoencoderKL, size_px: int, count: int = NUM_PICTURES, library: SpriteLibrary | None = None
+) -> Interval:
+    """Mean PSNR in dB of encoding and decoding the first `count` held-out pictures, in 8-bit levels.
+
+    size_px: side of the pictures. library: None = the pack in this package."""
+    world = World(size_px, "held_out", library or SpriteLibrary(SHIPPED_PACK))
+    return _psnr(vae, world, count)
+
+
+def pipeline_sha256(pipeline: ACEPipeline) -> str:
+    """A hash of all weights that take part, and of the settings that decide how they are used. Wherever it lies on disk."""
+    digest = hashlib.sha256()
+    for name in ("transformer", "vae", "text_encoder"):
+        for key, value in sorted(getattr(pipeline, name).state_dict().items()):
+            digest.update(f"{name}.{key}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    settings = {k: v for k, v in pipeline.config.items() if isinstance(v, int | float)}
+    scheduler = {k: str(v) for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+    digest.update(json.dumps([settings, scheduler], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _psnr(vae: AutoencoderDC | AutoencoderKL, world: World, count: int) -> Interval:
+    values = []
+    for start in range(0, count, 32):
+        pictures = [world.picture(number) for number in range(start, min(start + 32, count))]
+        tensors = [torch.from_numpy(prepare_image(picture, picture.size)) for picture in pictures]
+        decoded = decode_latents(vae, encode_pictures(vae, tensors))
+        for picture, output in zip(pictures, decoded, strict=True):
+            made = (output.float().permute(1, 2, 0).cpu().numpy() * 127.5 + 127.5).round().clip(0, 255)
+            values.append(psnr(made.astype("int16"), levels(picture)))
+    interval = bootstrap([values])
+    if interval is None:
+        raise ConfigError("the autoencoder's score needs at least one picture")
+    return interval
+
+
+def _kept_psnr(folder: RunFolder, pipeline: ACEPipeline, world: World) -> Interval:
+    """The autoencoder's score, computed once per folder."""
+    path = folder.path / "autoencoder.json"
+    if path.is_file():
+        return Interval(**json.loads(path.read_bytes()))
+    interval = _psnr(pipeline.vae, world, NUM_PICTURES)
+    folder.write(path.name, json.dumps(interval.__dict__).encode())
+    return interval
+
+
+def _is_masked(sample: EditSample) -> bool:
+    source = sample.request.source_index
+    return source is not None and sample.request.frames()[source].mask is not None
