@@ -1,7 +1,7 @@
 """IMAGE → FACTS. Imports: conditions.
 
-In: pictures as (H, W, 3) uint8 arrays, or exact facts (masks, depth, joints). Out: signal pictures, (H, W, 3) uint8, in one
-drawing convention for every source. Everything here is numpy and Pillow and exact: no model.
+In: pictures as (H, W, 3) uint8 arrays, or exact facts (masks, depth, joints). Out: signal pictures, (H, W, 3) uint8,
+in one drawing convention for every source. Everything here is numpy and Pillow and exact: no model.
 """
 
 from ace.extract.depth import draw_depth

@@ -1,7 +1,7 @@
 """Edges after Canny (1986): Gaussian smoothing, Sobel gradients, thinning, two thresholds joined by hysteresis.
 
-The gradient is that of the colour channel in which it is strongest, so equally bright colours still have an edge between
-them. Not here: learned edges.
+The gradient is that of the colour channel in which it is strongest, so equally bright colours still have an edge
+between them. Not here: learned edges.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ LIMBS: tuple[tuple[int, int, tuple[int, int, int]], ...] = (
 def draw_skeleton(keypoints: np.ndarray, size_px: int) -> np.ndarray:
     """One person's skeleton on black, (size_px, size_px, 3) uint8.
 
-    keypoints: (17, 2) x, y in fractions of the side, COCO order. Limbs end where they leave the picture; a keypoint that is
-    not known is NaN and its limbs are left out. Raises ShapeError for other shapes."""
+    keypoints: (17, 2) x, y in fractions of the side, COCO order. Limbs end where they leave the picture; a keypoint
+    that is not known is NaN and its limbs are left out. Raises ShapeError for other shapes."""
     if keypoints.shape != (17, 2):
         raise ShapeError(f"keypoints have shape {keypoints.shape}, not (17, 2)")
     factor = 3

@@ -26,7 +26,9 @@ _COLORS = np.array(list(PALETTE.values()), np.uint8)
 
 
 def draw_segments(classes: np.ndarray) -> np.ndarray:
-    """classes (H, W) of indices into `CLASSES` as (H, W, 3) uint8 colours. Raises ConfigError for an index outside it."""
+    """classes (H, W) of indices into `CLASSES` as (H, W, 3) uint8 colours.
+
+    Raises ConfigError for an index outside it."""
     if classes.size and not 0 <= int(classes.min()) <= int(classes.max()) < len(CLASSES):
         raise ConfigError(f"class {int(classes.max())} has no colour: use 0 to {len(CLASSES) - 1}")
     return _COLORS[classes]

@@ -61,7 +61,9 @@ def test_same_seed_same_sample_in_any_order_and_process(library, worlds):
 
 
 def test_another_seed_is_another_sample(worlds):
-    targets = {np.asarray(worlds["train"].sample(seed, "semantic_editing/background").target).tobytes() for seed in range(20)}
+    targets = {
+        np.asarray(worlds["train"].sample(seed, "semantic_editing/background").target).tobytes() for seed in range(20)
+    }
     assert len(targets) == 20
 
 
@@ -75,7 +77,10 @@ def test_a_task_drawn_from_the_mixture_is_the_sample_of_that_task(worlds):
 def test_the_resolution_changes_the_pixels_but_not_what_is_asked(library, worlds):
     large = World(128, "train", library)
     for seed in range(30):
-        one, two = worlds["train"].sample(seed, "element_editing/object_add"), large.sample(seed, "element_editing/object_add")
+        one, two = (
+            worlds["train"].sample(seed, "element_editing/object_add"),
+            large.sample(seed, "element_editing/object_add"),
+        )
         assert one.request.current.instruction == two.request.current.instruction
         small = np.asarray(two.target.resize((64, 64), Image.Resampling.BOX)).astype(int)
         assert two.target.size == (128, 128)
@@ -84,7 +89,9 @@ def test_the_resolution_changes_the_pixels_but_not_what_is_asked(library, worlds
 
 def test_the_same_seed_is_another_sample_in_the_other_split(worlds):
     same = [
-        np.array_equal(*(np.asarray(worlds[split].sample(seed, "semantic_editing/background").target) for split in EVERY_SPLIT))
+        np.array_equal(
+            *(np.asarray(worlds[split].sample(seed, "semantic_editing/background").target) for split in EVERY_SPLIT)
+        )
         for seed in range(20)
     ]
     assert not any(same)
@@ -161,7 +168,9 @@ def test_an_element_edit_leaves_most_of_the_picture_alone_and_changes_something(
         assert 0 < changed.mean() < 0.55, seed
 
 
-@pytest.mark.parametrize("task", [t for t in TASKS if t.startswith(("semantic", "element", "layer", "repainting", "low", "contr"))])
+@pytest.mark.parametrize(
+    "task", [t for t in TASKS if t.startswith(("semantic", "element", "layer", "repainting", "low", "contr"))]
+)
 def test_the_answer_differs_from_the_first_image(worlds, task):
     same = [
         np.array_equal(np.asarray(s.request.current.images[0]), np.asarray(s.target))
@@ -246,9 +255,7 @@ def test_an_unknown_task_split_or_size_is_refused(library, worlds):
 
 def test_masks_depth_and_picture_agree(library):
     item = SpriteObject("cat", "noto", 0.3, 0.6, 0.5)
-    with_cat, bare = (
-        render(Scene(Background("meadow", (), "day"), objects), library, 64) for objects in ((item,), ())
-    )
+    with_cat, bare = (render(Scene(Background("meadow", (), "day"), objects), library, 64) for objects in ((item,), ()))
     changed = (with_cat.image != bare.image).any(2)
     assert changed.any() and not (changed & (with_cat.object_masks[0] == 0)).any()
     assert with_cat.labels == ("animals",)

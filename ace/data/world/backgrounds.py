@@ -1,8 +1,8 @@
 """Backgrounds of the world: named so that their words decide every pixel.
 
-A `Background` is a kind, its colours and, for landscapes, a time of day. Each kind is a function of plane coordinates, so
-any window of it can be painted at any resolution, also beyond the unit square (cameras that move, canvases that grow).
-Antialiased by supersampling; painted windows are cached. Not here: objects, instructions.
+A `Background` is a kind, its colours and, for landscapes, a time of day. Each kind is a function of plane
+coordinates, so any window of it can be painted at any resolution, also beyond the unit square (cameras that move,
+canvases that grow). Antialiased by supersampling; painted windows are cached. Not here: objects, instructions.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ HORIZON = 0.56  # where the ground meets the sky, as a fraction of the height
 
 @dataclass(frozen=True)
 class Background:
-    """kind: of `PATTERNS`, `LANDSCAPES` or `PLACES`. colors: one name for plain, two for the other patterns, none otherwise.
+    """kind:
+
+    of `PATTERNS`, `LANDSCAPES` or `PLACES`. colors: one name for plain, two for the other patterns, none otherwise.
 
     time_of_day: of `TIMES` for landscapes, "" otherwise."""
 
@@ -113,7 +115,10 @@ class Background:
 
 @dataclass(frozen=True)
 class Painted:
-    """image: (H, W, 3) uint8. classes: (H, W) uint8, `BACKDROP` … `BUILDING`. depth: (H, W) float32, 0 far … 1 near. Read-only."""
+    """image:
+
+    (H, W, 3) uint8. classes: (H, W) uint8, `BACKDROP` … `BUILDING`. depth: (H, W) float32, 0 far … 1 near. Read-
+    only."""
 
     image: np.ndarray
     classes: np.ndarray
@@ -126,7 +131,9 @@ def paint(
     size_px: int,
     window: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> Painted:
-    """Paint the window (left, top, side; unit-square coordinates) at size_px x size_px. Raises ConfigError for unknown kinds."""
+    """Paint the window (left, top, side; unit-square coordinates) at size_px x size_px.
+
+    Raises ConfigError for unknown kinds."""
     factor = 3
     n = size_px * factor
     steps = (np.arange(n, dtype=np.float32) + 0.5) / n * window[2]
@@ -139,13 +146,7 @@ def paint(
         rgb, classes, depth = _landscape(background, u, v)
     else:
         raise ConfigError(f"unknown background kind {background.kind!r}")
-    image = (
-        rgb.reshape(size_px, factor, size_px, factor, 3)
-        .mean((1, 3))
-        .round()
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
+    image = rgb.reshape(size_px, factor, size_px, factor, 3).mean((1, 3)).round().clip(0, 255).astype(np.uint8)
     half = factor // 2
     painted = Painted(
         image,
@@ -222,9 +223,7 @@ _SPACE_STARS = (
 _ROOFS = (0.30, 0.42, 0.20, 0.36, 0.26)
 
 
-def _landscape(
-    background: Background, u: np.ndarray, v: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _landscape(background: Background, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     kind, time = background.kind, background.time_of_day or "day"
     light = np.array(_LIGHT[time], np.float32)
     top, low = (np.array(c, np.float32) for c in _SKIES[time])
@@ -241,9 +240,7 @@ def _landscape(
         shade: np.ndarray | float = 1.0,
     ) -> None:
         paint_ = np.array(color, np.float32) * light
-        rgb[where] = (
-            paint_ * np.broadcast_to(np.asarray(shade, np.float32), u.shape)[..., None]
-        )[where]
+        rgb[where] = (paint_ * np.broadcast_to(np.asarray(shade, np.float32), u.shape)[..., None])[where]
         if label is not None:
             classes[where] = label
 
@@ -283,9 +280,7 @@ def _landscape(
             rgb[disc(x, y, 0.012)] = (250, 246, 220)
         rgb[disc(0.82, 0.16, 0.09) & ~disc(0.785, 0.135, 0.08)] = (250, 244, 200)
 
-    nearer = 1.06 - 0.22 * np.clip(
-        (v - HORIZON) / (1 - HORIZON), 0, 1
-    )  # a little darker towards the viewer
+    nearer = 1.06 - 0.22 * np.clip((v - HORIZON) / (1 - HORIZON), 0, 1)  # a little darker towards the viewer
     ground = v > HORIZON
     if kind == "meadow":
         lay(ground, (104, 190, 82), GROUND, nearer)
@@ -316,9 +311,7 @@ def _landscape(
         pane = (np.abs(across - 0.5) < 0.24) & (np.abs(down - 0.5) < 0.26) & (v > roofs + 0.03) & (v < 0.7)
         rgb[pane] = (255, 220, 110) if time == "night" else tuple(np.array((206, 226, 240)) * light)
         lay(v >= 0.74, (96, 98, 104), GROUND)
-        lay(
-            (v > 0.86) & (v < 0.885) & (np.mod(u * 4, 1) < 0.6), (240, 240, 236), GROUND
-        )
+        lay((v > 0.86) & (v < 0.885) & (np.mod(u * 4, 1) < 0.6), (240, 240, 236), GROUND)
     elif kind == "mountains":
         for x, peak, slope in ((0.2, 0.22, 1.1), (0.78, 0.26, 1.0), (0.5, 0.14, 1.2)):
             ridge = peak + slope * np.abs(u - x)
@@ -346,6 +339,8 @@ def near(v: np.ndarray | float) -> np.ndarray | float:
 
 
 def _plane(classes: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Ground plane: sky far, ground and water nearer towards the lower edge, walls and buildings at a middle distance."""
+    """Ground plane:
+
+    sky far, ground and water nearer towards the lower edge, walls and buildings at a middle distance."""
     depth = np.where((classes == GROUND) | (classes == WATER), near(v), 0.0)
     return np.where(classes == BUILDING, 0.2, depth)

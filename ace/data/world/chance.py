@@ -67,14 +67,16 @@ def is_held_out_concept(slug: str) -> bool:
 
 
 def split_templates(key: str, split: Split) -> tuple[str, ...]:
-    """The instruction templates of `TEMPLATES[key]` on one side of the split: the tenth with the smallest hashes is held out."""
+    """The instruction templates of `TEMPLATES[key]` on one side of the split:
+
+    the tenth with the smallest hashes is held out."""
     ordered = sorted(TEMPLATES[key], key=lambda t: fraction(f"template:{key}:{t}"))
     count = max(1, round(len(ordered) / 10))
     return tuple(ordered[:count] if split == "held_out" else ordered[count:])
 
 
 def with_article(name: str) -> str:
-    """"a red apple", "an orange", "grapes"."""
+    """The name with its article, if it takes one: a red apple, an orange, grapes."""
     if name in BARE_NAMES:
         return name
     vowel = name.startswith("hour") or (name[0] in "aeiou" and not name.startswith(("uni", "one", "eu", "uf")))
@@ -197,8 +199,10 @@ class Chance:
         return chosen
 
     def concept(self, style: str, *, made: bool, avoid: Collection[str] = (), also: str | None = None) -> Concept:
-        """A concept that exists in `style` (and `also`). made: it will have to be drawn from its name, so mostly a core one.
-        avoid: concepts whose names may not share a word with it."""
+        """A concept that exists in `style` (and `also`).
+
+        made: it will have to be drawn from its name, so mostly a core one. avoid: concepts whose names may not share
+        a word with it."""
         core = made and self.chance(CORE_SHARE)
         pool = self.vocabulary.pool(style, core=core, held_out=self.held_out_concept)
         if not pool:
@@ -225,7 +229,9 @@ class Chance:
             if kind == "plain":
                 made = Background("plain", (self.choice(_COLOR_NAMES),))
             elif kind == "landscape":
-                made = Background(self.choice(_LANDSCAPE_NAMES), (), self.weighted({"day": 0.5, "sunset": 0.25, "night": 0.25}))
+                made = Background(
+                    self.choice(_LANDSCAPE_NAMES), (), self.weighted({"day": 0.5, "sunset": 0.25, "night": 0.25})
+                )
             elif kind == "pattern":
                 first, second = self.rng.sample(_COLOR_NAMES, 2)
                 made = Background(self.choice(PATTERNS[1:]), (first, second))
@@ -289,8 +295,8 @@ class Chance:
     ) -> tuple[Scene, tuple[str, ...]]:
         """A scene of `count` sprites (None: one to three) and their slots.
 
-        made: it has to be drawn from words, so sizes are the usual ones and concepts mostly core ones; else sizes vary a
-        little, unless `vary` is False. also: another style in which all of it can be drawn."""
+        made: it has to be drawn from words, so sizes are the usual ones and concepts mostly core ones; else sizes
+        vary a little, unless `vary` is False. also: another style in which all of it can be drawn."""
         count = count or self.weighted({1: 0.5, 2: 0.35, 3: 0.15})
         style = style or self.style()
         given, background = background, background or self.background()
@@ -311,7 +317,9 @@ class Chance:
     def showing(self, background: Background, colors: Sequence[tuple[int, int, int]]) -> Background:
         """The background, with another colour if it is plain and something of these colours would be lost on it."""
         for _ in range(12):
-            if background.kind != "plain" or all(_distance(COLORS[background.colors[0]], color) > 90 for color in colors):
+            if background.kind != "plain" or all(
+                _distance(COLORS[background.colors[0]], color) > 90 for color in colors
+            ):
                 break
             background = self.plain()
         return background
@@ -334,7 +342,7 @@ class Chance:
         if not faces["train"]:  # a pack without avatars
             return self.puppet_scene(background)
         face = self.choice(faces[self.split] or faces["train"])
-        if face in faces["held_out"]:
+        if self.split == "held_out" and faces["held_out"]:
             self.used.add("face")
         return Scene(background or self.plain(("black", "brown")), (FaceObject(face, 0.5, 0.5, 0.94),))
 
@@ -343,8 +351,10 @@ class Chance:
         return self.choice(_WORDS[self.split])
 
     def text(self, background: Background, slot: str, *, any_font: bool = False) -> TextObject:
-        """A word in a slot ("top", "middle" or "bottom"), in a colour that is not the background's. What has to be written is
-        always in the first font, what is only wiped off in any that writes Latin letters."""
+        """A word in a slot ("top", "middle" or "bottom"), in a colour that is not the background's.
+
+        What has to be written is always in the first font, what is only wiped off in any that writes Latin
+        letters."""
         color = self.choice([c for c in _TEXT_COLORS if c not in background.colors])
         word = self.word()
         height = 0.34 if len(word) <= 3 else 0.3 if len(word) == 4 else 0.25
@@ -373,7 +383,7 @@ class Chance:
         parts = []
         for item, slot in zip(scene.objects, slots, strict=True):
             if isinstance(item, PuppetObject):
-                parts.append(f"{item.puppet.words} {item.puppet.pose}")
+                parts.append(f"{item.puppet.all_words} {item.puppet.pose}")
             elif len(scene.objects) == 1 and slot == "middle" and self.chance(0.6):
                 parts.append(self.a(item))
             else:
@@ -411,11 +421,12 @@ _TEXT_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "w
 _LANDSCAPE_NAMES = tuple(LANDSCAPES)
 _PLACE_NAMES = tuple(PLACES)
 _ALL_WORDS = (
-    "HI", "OK", "GO", "UP", "YES", "NO", "WOW", "SUN", "SEA", "FUN", "HOT", "NEW", "ICE", "TEA", "ART", "BIG", "RED", "LOVE", "HOME",
-    "PARK", "SALE", "OPEN", "STOP", "TAXI", "CAFE", "SHOP", "ZOO", "BUS", "MAP", "KEY", "JAZZ", "ROCK", "MOON", "STAR", "FISH",
-    "HELLO", "PIZZA", "MUSIC", "HAPPY", "PARTY", "SUPER", "TIGER", "QUIZ", "EXIT", "FREE", "COOL", "NICE", "LUCK", "JOY", "BOX",
-    "CAT", "DOG", "OWL", "BEE", "FOX", "VAN", "JET", "GYM", "SPA", "BAR", "1", "2", "3", "7", "10", "42", "99", "100", "2024", "A", "B",
-    "X", "Z", "ABC", "XYZ", "A1", "B2", "C3", "TV", "DJ", "WEB", "APP", "LIKE", "PLAY", "GAME", "WIN", "TOP", "VIP", "BLUE", "GOLD",
+    "HI", "OK", "GO", "UP", "YES", "NO", "WOW", "SUN", "SEA", "FUN", "HOT", "NEW", "ICE", "TEA", "ART", "BIG",
+    "RED", "LOVE", "HOME", "PARK", "SALE", "OPEN", "STOP", "TAXI", "CAFE", "SHOP", "ZOO", "BUS", "MAP", "KEY",
+    "JAZZ", "ROCK", "MOON", "STAR", "FISH", "HELLO", "PIZZA", "MUSIC", "HAPPY", "PARTY", "SUPER", "TIGER", "QUIZ",
+    "EXIT", "FREE", "COOL", "NICE", "LUCK", "JOY", "BOX", "CAT", "DOG", "OWL", "BEE", "FOX", "VAN", "JET", "GYM",
+    "SPA", "BAR", "1", "2", "3", "7", "10", "42", "99", "100", "2024", "A", "B", "X", "Z", "ABC", "XYZ", "A1", "B2",
+    "C3", "TV", "DJ", "WEB", "APP", "LIKE", "PLAY", "GAME", "WIN", "TOP", "VIP", "BLUE", "GOLD",
 )  # fmt: skip
 _WORDS: dict[Split, tuple[str, ...]] = {
     "train": tuple(w for w in _ALL_WORDS if fraction(f"word:{w}") >= 0.1),

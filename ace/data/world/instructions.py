@@ -1,8 +1,8 @@
 """What people say: the words of every task, as templates.
 
-`TEMPLATES[key]` are paraphrases of one request; `<thing>` is filled in by the task, `{image}` names the unit's images as
-everywhere. A key is a task, or a task and a variant ("element_editing/object_add#masked"). A tenth of each is held out
-(`chance.split_templates`). Not here: which one is taken, and what is filled in.
+`TEMPLATES[key]` are paraphrases of one request; `<thing>` is filled in by the task, `{image}` names the unit's images
+as everywhere. A key is a task, or a task and a variant ("element_editing/object_add#masked"). A tenth of each is held
+out (`chance.split_templates`). Not here: which one is taken, and what is filled in.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ SLOT_WORDS: dict[str, tuple[str, ...]] = {
 # things in the plural, names and substances: they take no article
 BARE_NAMES = frozenset(
     (
-        "revolving hearts, hundred points, sweat droplets, pinched fingers, crossed fingers, clapping hands, raising hands, heart hands, "
-        "open hands, folded hands, flexed biceps, lungs, eyes, footprints, paw prints, grapes, cherries, blueberries, peanuts, beans, "
-        "pancakes, french fries, clinking glasses, chopsticks, houses, hot springs, fireworks, sparkles, japanese dolls, admission tickets, "
-        "skis, nesting dolls, flower playing cards, theater masks, glasses, sunglasses, goggles, jeans, gloves, socks, briefs, shorts, "
-        "shopping bags, ballet shoes, prayer beads, control knobs, maracas, film frames, books, bookmark tabs, card index dividers, "
-        "paper clips, scissors, swords, chains, bubbles, santa claus, mrs claus, dice, sushi, popcorn, bread, corn, broccoli, cheese, "
-        "spaghetti, bacon, salt, butter, garlic, ice, fire, wood, confetti, oden"
-    ).split(", ")
-)
+        "revolving hearts", "hundred points", "sweat droplets", "pinched fingers", "crossed fingers",
+        "clapping hands", "raising hands", "heart hands", "open hands", "folded hands", "flexed biceps", "lungs",
+        "eyes", "footprints", "paw prints", "grapes", "cherries", "blueberries", "peanuts", "beans", "pancakes",
+        "french fries", "clinking glasses", "chopsticks", "houses", "hot springs", "fireworks", "sparkles",
+        "japanese dolls", "admission tickets", "skis", "nesting dolls", "flower playing cards", "theater masks",
+        "glasses", "sunglasses", "goggles", "jeans", "gloves", "socks", "briefs", "shorts", "shopping bags",
+        "ballet shoes", "prayer beads", "control knobs", "maracas", "film frames", "books", "bookmark tabs",
+        "card index dividers", "paper clips", "scissors", "swords", "chains", "bubbles", "santa claus", "mrs claus",
+        "dice", "sushi", "popcorn", "bread", "corn", "broccoli", "cheese", "spaghetti", "bacon", "salt", "butter",
+        "garlic", "ice", "fire", "wood", "confetti", "oden",
+    )
+)  # fmt: skip
 
 # time -> (as in "make it …", as in "show it …")
 TIME_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -49,8 +52,18 @@ LOOK_WORDS: dict[str, tuple[str, ...]] = {
 
 # (attribute, value it shall take) -> what to say; "*" = any other value
 FACE_WORDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("glasses", "yes"): ("add glasses", "put glasses on the face", "let the person wear glasses", "give the person glasses"),
-    ("glasses", "sunglasses"): ("add sunglasses", "put sunglasses on", "let the person wear sunglasses", "give the person dark glasses"),
+    ("glasses", "yes"): (
+        "add glasses",
+        "put glasses on the face",
+        "let the person wear glasses",
+        "give the person glasses",
+    ),
+    ("glasses", "sunglasses"): (
+        "add sunglasses",
+        "put sunglasses on",
+        "let the person wear sunglasses",
+        "give the person dark glasses",
+    ),
     ("glasses", "no"): ("take off the <old>", "remove the <old>", "no <old> please", "get rid of the <old>"),
     ("beard", "yes"): ("add a beard", "give the person a beard", "let a beard grow"),
     ("beard", "mustache"): ("add a mustache", "give the person a mustache", "let a mustache grow"),
@@ -58,11 +71,20 @@ FACE_WORDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("mouth", "smile"): ("make the person smile", "add a smile", "smile, please", "make the face happy"),
     ("mouth", "sad"): ("make the person sad", "let the mouth look sad", "make the face unhappy"),
     ("mouth", "laugh"): ("make the person laugh", "let the person laugh out loud", "add a big laugh"),
-    ("mouth", "surprised"): ("make the person surprised", "let the person look surprised", "open the mouth in surprise"),
+    ("mouth", "surprised"): (
+        "make the person surprised",
+        "let the person look surprised",
+        "open the mouth in surprise",
+    ),
     ("mouth", "angry"): ("make the person angry", "let the person look angry", "make the face furious"),
     ("mouth", "serious"): ("make the person serious", "let the person look serious", "no smile, a serious face"),
     ("mouth", "*"): ("make the person <value>", "let the person look <value>", "give the person a <value> mouth"),
-    ("hair", "*"): ("dye the hair <value>", "make the hair <value>", "change the hair colour to <value>", "give the person <value> hair"),
+    ("hair", "*"): (
+        "dye the hair <value>",
+        "make the hair <value>",
+        "change the hair colour to <value>",
+        "give the person <value> hair",
+    ),
     ("skin", "*"): ("change the skin tone to <value>", "make the skin <value>", "give the person <value> skin"),
     ("eyes", "open"): ("open the eyes", "let the person open both eyes", "eyes open, please"),
     ("eyes", "closed"): ("close the eyes", "let the person close both eyes", "eyes closed, please"),
@@ -73,7 +95,12 @@ FACE_WORDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("mask", "no"): ("take off the mask", "remove the face mask", "no mask please"),
     ("flowers", "yes"): ("put flowers in the hair", "add flowers to the hair", "let the person wear flowers"),
     ("flowers", "no"): ("take the flowers out of the hair", "remove the flowers", "no flowers please"),
-    ("shirt", "*"): ("change the shirt to <value>", "make the shirt <value>", "give the person a <value> shirt", "dye the clothes <value>"),
+    ("shirt", "*"): (
+        "change the shirt to <value>",
+        "make the shirt <value>",
+        "give the person a <value> shirt",
+        "dye the clothes <value>",
+    ),
 }
 # what "no" takes away
 FACE_OLD_WORDS: dict[tuple[str, str], str] = {

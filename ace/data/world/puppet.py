@@ -1,7 +1,7 @@
 """The puppet: a jointed person with known joints, for pose pictures.
 
-Joints are the 17 COCO keypoints, in fractions of the puppet's own square. Drawn with capsules and discs at four times the
-size and reduced. Left and right are the viewer's throughout (what is said of a picture), also in the joint names.
+Joints are the 17 COCO keypoints, in fractions of the puppet's own square. Drawn with capsules and discs at four times
+the size and reduced. Left and right are the viewer's throughout (what is said of a picture), also in the joint names.
 Not here: the skeleton drawing (`ace.extract.pose`).
 """
 
@@ -67,8 +67,9 @@ POSE_REQUESTS: dict[str, tuple[str, ...]] = {
 
 # COCO order; "left" = the viewer's left
 KEYPOINTS = (
-    "nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow", "right elbow",
-    "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee", "left ankle", "right ankle",
+    "nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder",
+    "left elbow", "right elbow", "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee",
+    "left ankle", "right ankle",
 )  # fmt: skip
 
 
@@ -84,7 +85,14 @@ class Puppet:
 
     @property
     def words(self) -> str:
+        """What is worn, as a noun phrase."""
         return f"a person in a {self.shirt} shirt and {self.trousers} trousers"
+
+    @property
+    def all_words(self) -> str:
+        """All that can be seen but the pose, as a noun phrase."""
+        worn = f"a {self.shirt} shirt and {self.trousers} trousers"
+        return f"a person with {self.hair} hair and {self.skin} skin in {worn}"
 
 
 def keypoints(puppet: Puppet) -> np.ndarray:

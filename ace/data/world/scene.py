@@ -1,8 +1,9 @@
 """Scenes: what a picture of the world shows, and how it is drawn.
 
-A `Scene` is a background, objects from back to front, texts, a camera and a look, all frozen and in fractions of the side,
-so that one scene can be drawn at any size and an edit is a `dataclasses.replace`. `draw` makes the picture, `render` the
-picture and its exact facts (masks, depth, labels). numpy and Pillow only. Not here: what scenes there are, instructions.
+A `Scene` is a background, objects from back to front, texts, a camera and a look, all frozen and in fractions of the
+side, so that one scene can be drawn at any size and an edit is a `dataclasses.replace`. `draw` makes the picture,
+`render` the picture and its exact facts (masks, depth, labels). numpy and Pillow only. Not here: what scenes there
+are, instructions.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ SceneObject = SpriteObject | FaceObject | PuppetObject
 
 @dataclass(frozen=True)
 class TextObject:
-    """A word. x, y: centre; height: of the font, as a fraction of the side; color: a name of `COLORS`; font: of the library."""
+    """A word.
+
+    x, y: centre; height: of the font, as a fraction of the side; color: a name of `COLORS`; font: of the library."""
 
     text: str
     color: str
@@ -74,7 +77,9 @@ class TextObject:
 
 @dataclass(frozen=True)
 class Camera:
-    """The window that is seen: its centre in scene coordinates, and how much it enlarges. mirrored: left and right swapped."""
+    """The window that is seen:
+
+    its centre in scene coordinates, and how much it enlarges. mirrored: left and right swapped."""
 
     x: float = 0.5
     y: float = 0.5
@@ -100,10 +105,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Rendered:
-    """image: (H, W, 3) uint8. object_masks: per object (H, W) float32 0..1, its visible part. depth: (H, W) float32, 0 far … 1 near.
+    """image:
 
-    classes: (H, W) uint8, the background's pixel classes. labels: per object its group ("animals", …; "people" for avatars and
-    puppets)."""
+    (H, W, 3) uint8. object_masks: per object (H, W) float32 0..1, its visible part. depth: (H, W) float32, 0 far … 1
+    near.
+
+    classes: (H, W) uint8, the background's pixel classes. labels: per object its group ("animals", …; "people" for
+    avatars and puppets)."""
 
     image: np.ndarray
     object_masks: tuple[np.ndarray, ...]
@@ -127,7 +135,9 @@ def draw(scene: Scene, library: SpriteLibrary, size_px: int) -> np.ndarray:
 
 
 def render(scene: Scene, library: SpriteLibrary, size_px: int) -> Rendered:
-    """The picture of a scene and its exact facts. Objects have one depth each: that of the ground they stand on, and a little."""
+    """The picture of a scene and its exact facts.
+
+    Objects have one depth each: that of the ground they stand on, and a little."""
     painted = paint(scene.background, size_px, scene.camera.window)
     depth = painted.depth.copy()
     masks: list[np.ndarray] = []

@@ -35,7 +35,10 @@ MIXTURE: dict[str, float] = {
 MAKERS: dict[str, Callable[[Chance], EditSample]] = {
     "text_guided_generation/text_to_image": generation.text_to_image,
     **{f"low_level_analysis/{name}": partial(signals.analyse, name=name) for name in FAMILIES["low_level_analysis"]},
-    **{f"controllable_generation/{name}": partial(signals.control, name=name) for name in FAMILIES["controllable_generation"]},
+    **{
+        f"controllable_generation/{name}": partial(signals.control, name=name)
+        for name in FAMILIES["controllable_generation"]
+    },
     "semantic_editing/style": semantic.style,
     "semantic_editing/face": semantic.face,
     "semantic_editing/background": semantic.background,
@@ -63,8 +66,8 @@ MAKERS: dict[str, Callable[[Chance], EditSample]] = {
 class World:
     """The procedural world at one size and on one side of the split.
 
-    size_px: side of every picture. split: "train" never draws held-out concepts, style or templates; "held_out" uses held-out
-    templates and dice throughout, and some held-out concepts and the held-out style (provenance says which).
+    size_px: side of every picture. split: "train" never draws held-out concepts, style or templates; "held_out" uses
+    held-out templates and dice throughout, and some held-out concepts and the held-out style (provenance says which).
     library: None = the best pack at hand. Raises ConfigError for a size below 16 px or an unknown split."""
 
     def __init__(self, size_px: int = 64, split: Split = "train", library: SpriteLibrary | None = None):
@@ -84,12 +87,16 @@ class World:
         self.__init__(*state)
 
     def sample(self, seed: int, task: str | None = None) -> EditSample:
-        """The sample of a seed. task: None = drawn from `MIXTURE`. Raises ConfigError for a task that is not in `TASKS`."""
+        """The sample of a seed.
+
+        task: None = drawn from `MIXTURE`. Raises ConfigError for a task that is not in `TASKS`."""
         if task is None:
             task = self._drawn_task(seed)
         family_of(task)
         if task not in self.tasks:
-            raise ConfigError(f"the sprite pack in {self.library.pack} has nothing for {task}: build it with `ace data assets`")
+            raise ConfigError(
+                f"the sprite pack in {self.library.pack} has nothing for {task}: build it with `ace data assets`"
+            )
         chance = self._chance(f"{seed}:{task}")
         made = MAKERS[task](chance)
         provenance: dict[str, str | int | float] = {
@@ -97,6 +104,7 @@ class World:
             "size_px": self.size_px,
             "split": self.split,
             "seed": seed,
+            "num_concepts": len(self.library.concepts),  # packs differ, and with them what a seed draws
             **{f"held_out_{kind}": int(kind in chance.used) for kind in ("concept", "style", "face")},
         }
         return replace(made, provenance={**provenance, **made.provenance})
@@ -110,7 +118,11 @@ class World:
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that this library can make: those about faces need avatars, those about text a font."""
-        without_faces = () if self._vocabulary.editable_faces["train"] else ("semantic_editing/face", "reference_generation/face_reference")
+        without_faces = (
+            ()
+            if self._vocabulary.editable_faces["train"]
+            else ("semantic_editing/face", "reference_generation/face_reference")
+        )
         without_fonts = () if self.library.fonts else ("element_editing/text_add", "element_editing/text_remove")
         return tuple(task for task in MAKERS if task not in (*without_faces, *without_fonts))
 

@@ -1,7 +1,7 @@
 """Multi-turn editing: two to five edits of one scene, each an exact render of the scene so far.
 
-Later turns have no images of their own: they continue from the last answer. Only a turn with a mask brings an image, the
-last answer itself. Some turns speak of earlier ones ("undo that", "put the cat back", "make it bigger").
+Later turns have no images of their own: they continue from the last answer. Only a turn with a mask brings an image,
+the last answer itself. Some turns speak of earlier ones ("undo that", "put the cat back", "make it bigger").
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ BIGGER, SMALLER = 1.3, 0.75
 
 @dataclass(frozen=True)
 class State:
-    """A scene with the slots of its objects. scenes: the states before, oldest first. last: slug that the last turn was about;
-    gone: the object that was removed last, and its slot."""
+    """A scene with the slots of its objects.
+
+    scenes: the states before, oldest first. last: slug that the last turn was about; gone: the object that was
+    removed last, and its slot."""
 
     scene: Scene
     slots: tuple[str, ...]
@@ -49,6 +51,7 @@ Edit = Callable[[Chance, State], Step | None]
 
 
 def chain(chance: Chance) -> EditSample:
+    """Two to five turns on one scene; the last one is the request."""
     state, opening = _start(chance)
     count = chance.weighted({2: 0.4, 3: 0.35, 4: 0.15, 5: 0.1})
     homogeneous = chance.choice(_HOMOGENEOUS) if chance.chance(0.3) else None
@@ -76,8 +79,12 @@ def chain(chance: Chance) -> EditSample:
 def _start(chance: Chance) -> tuple[State, str | None]:
     """The first scene, and the caption it was made from if the conversation begins with text to image."""
     if chance.chance(0.3):
-        scene, slots = chance.scene(chance.weighted({1: 0.7, 2: 0.3}), made=True, style=None if chance.held_out_style else DEFAULT_STYLE)
-        return State(scene, slots), chance.say("text_guided_generation/text_to_image", caption=chance.caption(scene, slots))
+        scene, slots = chance.scene(
+            chance.weighted({1: 0.7, 2: 0.3}), made=True, style=None if chance.held_out_style else DEFAULT_STYLE
+        )
+        return State(scene, slots), chance.say(
+            "text_guided_generation/text_to_image", caption=chance.caption(scene, slots)
+        )
     scene, slots = chance.scene(chance.weighted({1: 0.55, 2: 0.45}), vary=False)
     return State(scene, slots), None
 
@@ -109,7 +116,9 @@ def _add(chance: Chance, state: State) -> Step | None:
     if not _plain_view(state) or len(scene.objects) > 2:
         return None
     size = scene.objects[0].size if scene.objects else 0.44
-    free = [s for s in SLOTS if all(_distance(chance, s, size, scene, o) >= (size + o.size) * 0.5 for o in scene.objects)]
+    free = [
+        s for s in SLOTS if all(_distance(chance, s, size, scene, o) >= (size + o.size) * 0.5 for o in scene.objects)
+    ]
     if not free:
         return None
     slot = chance.choice(free)

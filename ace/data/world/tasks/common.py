@@ -40,7 +40,9 @@ def scene_edit(chance: Chance, task: str, instruction: str, before: Scene, after
 def mask_around(
     chance: Chance, items: tuple[SceneObject, ...], before: Image.Image, after: Image.Image, scene: Scene
 ) -> Image.Image:
-    """A mask (white = change) around objects: their box, an ellipse or their shape made thicker. It covers every pixel that changes."""
+    """A mask (white = change) around objects:
+
+    their box, an ellipse or their shape made thicker. It covers every pixel that changes."""
     size = chance.size_px
     shape: MaskShape = chance.choice(("box", "ellipse", "blob"))
     mask = Image.new("L", (size, size), 0)

@@ -1,4 +1,6 @@
-"""Element editing: objects added, removed and replaced, words written and wiped off. Nothing else in the picture changes."""
+"""Element editing:
+
+objects added, removed and replaced, words written and wiped off. Nothing else in the picture changes."""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ MASKED_SHARE = 0.33
 
 
 def object_add(chance: Chance) -> EditSample:
+    """One object more, where the words or the mask say."""
     task = "element_editing/object_add"
     count = chance.weighted({1: 0.35, 2: 0.45, 3: 0.2})
     after, slots = chance.scene(count, vary=count > 1)
@@ -32,6 +35,7 @@ def object_add(chance: Chance) -> EditSample:
 
 
 def object_remove(chance: Chance) -> EditSample:
+    """One object less."""
     task = "element_editing/object_remove"
     before, slots = chance.scene()
     index = chance.rng.randrange(len(slots))
@@ -46,6 +50,7 @@ def object_remove(chance: Chance) -> EditSample:
 
 
 def object_replace(chance: Chance) -> EditSample:
+    """Another object in the place of one."""
     task = "element_editing/object_replace"
     before, slots = chance.scene()
     index = chance.rng.randrange(len(slots))
@@ -62,19 +67,21 @@ def object_replace(chance: Chance) -> EditSample:
 
 
 def text_add(chance: Chance) -> EditSample:
+    """A word written on the picture."""
     task = "element_editing/text_add"
     after, slot = chance.text_scene()
     return _text_edit(chance, task, replace(after, texts=()), after, slot)
 
 
 def text_remove(chance: Chance) -> EditSample:
+    """The word of a picture wiped off."""
     task = "element_editing/text_remove"
     before, slot = chance.text_scene(any_font=True)
     return _text_edit(chance, task, before, replace(before, texts=()), slot)
 
 
 def referring(chance: Chance, item: SpriteObject, slot: str, count: int) -> str:
-    """"the cat", sometimes "the cat on the left" or, among several, only "the object on the left"."""
+    """Words for one object: "the cat", sometimes with its place, or among several only "the object on the left"."""
     way = chance.weighted({"name": 0.7, "both": 0.15, "place": 0.15 if count > 1 else 0.0})
     if way == "name":
         return chance.the(item)
@@ -91,6 +98,11 @@ def _text_edit(chance: Chance, task: str, before: Scene, after: Scene, slot: str
     height, width = text_patch(text, chance.library, size).shape[:2]
     mask = Image.new("L", (size, size), 0)
     pad = chance.choice((1, 2, 3)) * size / 64
-    box = text.x * size - width / 2 - pad, text.y * size - height / 2 - pad, text.x * size + width / 2 + pad, text.y * size + height / 2 + pad
+    box = (
+        text.x * size - width / 2 - pad,
+        text.y * size - height / 2 - pad,
+        text.x * size + width / 2 + pad,
+        text.y * size + height / 2 + pad,
+    )
     ImageDraw.Draw(mask).rectangle(tuple(np.round(box)), fill=255)
     return sample(task, chance.say(f"{task}#masked", **words), images[:1], images[1], covering(mask, *images))

@@ -23,8 +23,7 @@ def multi_condition(chance: Chance) -> EditSample:
     kind = chance.choice(("edge", "contour", "segmentation", "depth", "scribble", "pose"))
     if kind == "pose":
         scene = chance.puppet_scene()
-        person = scene.objects[0].puppet
-        things = f"a person with {person.hair} hair and {person.skin} skin in a {person.shirt} shirt and {person.trousers} trousers"
+        things = scene.objects[0].puppet.all_words
     else:
         style = HELD_OUT_STYLE if chance.held_out_style else DEFAULT_STYLE
         scene, slots = chance.scene(chance.weighted({1: 0.7, 2: 0.3}), made=True, style=style)
@@ -79,7 +78,9 @@ def style_reference(chance: Chance) -> EditSample:
     if not all(other in chance.library.styles_of(slug) for slug in slugs):
         other = chance.other_style(style, slugs) or style
     content = replace(after, objects=tuple(replace(o, style=other) for o in after.objects))
-    return sample(task, chance.say(task), (picture(chance, content), picture(chance, reference)), picture(chance, after))
+    return sample(
+        task, chance.say(task), (picture(chance, content), picture(chance, reference)), picture(chance, after)
+    )
 
 
 def face_reference(chance: Chance) -> EditSample:
@@ -94,9 +95,11 @@ def face_reference(chance: Chance) -> EditSample:
     else:
         size = 0.55
         x, y = SLOTS[slot][0], 0.5
-        moved, words = replace(item, x=x if slot == "middle" else 0.5 + (x - 0.5) * 0.85, y=y, size=size), {"where": chance.where(slot)}
+        moved, words = (
+            replace(item, x=x if slot == "middle" else 0.5 + (x - 0.5) * 0.85, y=y, size=size),
+            {"where": chance.where(slot)},
+        )
     key = task if moved is item else f"{task}#small"
     words |= {"background": new.words, "prep": new.preposition}
     after = replace(before, background=new, objects=(moved,))
     return sample(task, chance.say(key, **words), (picture(chance, before),), picture(chance, after))
-

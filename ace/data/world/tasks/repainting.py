@@ -1,4 +1,6 @@
-"""Repainting: what is hidden behind a mask, with or without words for it, and what lies beyond the edges of a picture."""
+"""Repainting:
+
+what is hidden behind a mask, with or without words for it, and what lies beyond the edges of a picture."""
 
 from __future__ import annotations
 
@@ -54,9 +56,13 @@ def outpainting(chance: Chance) -> EditSample:
     scene, slots = chance.scene()
     size = chance.size_px
     kept = np.ones((size, size), bool)
-    sides = chance.choice((("left",), ("right",), ("top",), ("bottom",), ("left", "right"), ("top", "bottom"), ("all",), ("all",)))
+    sides = chance.choice(
+        (("left",), ("right",), ("top",), ("bottom",), ("left", "right"), ("top", "bottom"), ("all",), ("all",))
+    )
     for side in ("left", "right", "top", "bottom") if sides == ("all",) else sides:
-        width = round(size * chance.choice((0.15, 0.2, 0.28) if len(sides) > 1 or sides == ("all",) else (0.2, 0.28, 0.36)))
+        width = round(
+            size * chance.choice((0.15, 0.2, 0.28) if len(sides) > 1 or sides == ("all",) else (0.2, 0.28, 0.36))
+        )
         if side in ("left", "right"):
             kept[:, slice(0, width) if side == "left" else slice(size - width, size)] = False
         else:

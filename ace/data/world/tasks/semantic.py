@@ -44,7 +44,9 @@ def face(chance: Chance) -> EditSample:
     attribute, other = chance.choice(chance.library.face_edits(item.face))
     after = replace(before, objects=(replace(item, face=other),))
     images = picture(chance, before), picture(chance, after)
-    words = chance.say(task, change=face_request(chance, attribute, item.face.attributes[attribute], other.attributes[attribute]))
+    words = chance.say(
+        task, change=face_request(chance, attribute, item.face.attributes[attribute], other.attributes[attribute])
+    )
     mask = changed_box(chance, *images) if chance.chance(0.25) else None
     return sample(task, words, images[:1], images[1], mask)
 
@@ -52,10 +54,15 @@ def face(chance: Chance) -> EditSample:
 def face_request(chance: Chance, attribute: str, old: str, value: str) -> str:
     """What to ask for so that an attribute changes from an old value to a new one: "add glasses"."""
     phrases = FACE_WORDS.get((attribute, value)) or FACE_WORDS[attribute, "*"]
-    return chance.choice(phrases).replace("<value>", value).replace("<old>", FACE_OLD_WORDS.get((attribute, old), attribute))
+    return (
+        chance.choice(phrases)
+        .replace("<value>", value)
+        .replace("<old>", FACE_OLD_WORDS.get((attribute, old), attribute))
+    )
 
 
 def background(chance: Chance) -> EditSample:
+    """Another background behind the same objects."""
     task = "semantic_editing/background"
     kind = chance.weighted({"objects": 0.8, "puppet": 0.1, "face": 0.1})
     if kind == "objects":
@@ -68,6 +75,7 @@ def background(chance: Chance) -> EditSample:
 
 
 def time_of_day(chance: Chance) -> EditSample:
+    """The same place at another time of day."""
     task = "semantic_editing/time_of_day"
     place = chance.landscape()
     before, _ = chance.scene(background=place)
@@ -83,6 +91,7 @@ def time_request(chance: Chance, time: str) -> str:
 
 
 def pose(chance: Chance) -> EditSample:
+    """The same person in another pose."""
     task = "semantic_editing/pose"
     before = chance.puppet_scene()
     after, request = posed(chance, before)
@@ -95,10 +104,13 @@ def posed(chance: Chance, scene: Scene) -> tuple[Scene, str]:
     assert isinstance(item, PuppetObject)
     name = chance.choice([p for p in POSES if p != item.puppet.pose])
     puppet = replace(item.puppet, pose=name)
-    return replace(scene, objects=(replace(item, puppet=puppet), *scene.objects[1:])), chance.choice(POSE_REQUESTS[name])
+    return replace(scene, objects=(replace(item, puppet=puppet), *scene.objects[1:])), chance.choice(
+        POSE_REQUESTS[name]
+    )
 
 
 def camera(chance: Chance) -> EditSample:
+    """The same scene seen from nearer, further, beside or in a mirror."""
     task = "semantic_editing/camera"
     before, _ = chance.scene() if chance.chance(0.85) else (chance.puppet_scene(), ())
     move = chance.choice(("zoom in", "zoom out", "focus", "left", "right", "up", "down", "mirror", "mirror"))

@@ -1,7 +1,7 @@
 """Low-level analysis and controllable generation: a picture and its signal map, each way round.
 
-The ten signals are exact: from masks, depth and joints of the scene, or computed from the picture. Some samples concern only
-a marked region, the rest of the picture stays.
+The ten signals are exact: from masks, depth and joints of the scene, or computed from the picture. Some samples
+concern only a marked region, the rest of the picture stays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ _PUT_RIGHT = {"blur": 0.3, "noise": 0.3, "jpeg": 0.15, "low resolution": 0.25}
 
 @dataclass(frozen=True)
 class Signal:
-    """picture, map: (H, W, 3) uint8. caption: what the picture shows. kind: the degradation's name, else the signal's."""
+    """picture, map:
+
+    (H, W, 3) uint8. caption: what the picture shows. kind: the degradation's name, else the signal's."""
 
     picture: np.ndarray
     map: np.ndarray
@@ -135,9 +137,7 @@ def _scene_for(chance: Chance, name: str, *, made: bool) -> tuple[Scene, str]:
     """A scene that a signal suits, with its caption."""
     if name == "pose":
         scene = chance.puppet_scene()
-        person = scene.objects[0].puppet
-        look = f"a person with {person.hair} hair and {person.skin} skin in a {person.shirt} shirt and {person.trousers} trousers"
-        return scene, f"{look}, {scene.background.preposition} {scene.background.words}"
+        return scene, f"{scene.objects[0].puppet.all_words}, {scene.background.preposition} {scene.background.words}"
     if name == "doodle":
         style = chance.choice((DEFAULT_STYLE, DEFAULT_STYLE, "fluent-flat")) if not made else DEFAULT_STYLE
         scene, slots = chance.scene(made=made, style=style, also=LINE_STYLE)
@@ -173,5 +173,3 @@ def _asked(chance: Chance, task: str, signal: Signal, given: np.ndarray, wanted:
         key = f"{own}#regional"
     instruction = chance.say(key, **words)
     return sample(task, instruction, (Image.fromarray(given),), Image.fromarray(wanted), mask)
-
-
