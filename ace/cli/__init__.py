@@ -1,0 +1,57 @@
+"""COMMAND LINE → DOORS. Imports: all above.
+
+In: arguments. Out: one call of one door, its result as files, text or JSON. Nothing heavy is imported before a verb has
+checked what it was given.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ace.cli import about, again, pictures, workshop
+from ace.cli.terminal import STOPPED, Verbs
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Create and edit images from instructions. `ace VERB --help` shows examples.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(pictures.generate)
+app.command()(pictures.edit)
+app.command("session")(again.show_session)
+app.command()(again.replay)
+app.command()(about.demo)
+app.command()(about.models)
+app.command()(about.doctor)
+app.command()(workshop.convert)
+app.command()(workshop.train)
+app.add_typer(workshop.data, name="data")
+app.add_typer(workshop.evaluate, name="eval")
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
+    """Create and edit images from instructions. `ace VERB --help` shows examples."""
+    if version:
+        from ace import __version__
+
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """The `ace` command."""
+    try:
+        app(prog_name="ace")
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)

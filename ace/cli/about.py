@@ -1,0 +1,172 @@
+"""`ace models`, `ace doctor`, `ace demo`: what is here, and what it can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers, read_seed
+from ace.cli.terminal import Output, load, short
+
+# extra -> the packages that it brings, as they are imported
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("accelerate", "peft"),
+    "data": ("fontTools", "resvg_py"),
+    "eval": ("scipy",),
+    "server": ("fastapi", "uvicorn"),
+    "web": ("gradio",),
+    "quant": ("torchao",),
+}
+
+
+def models(json: Json = False) -> None:
+    """List the models that have a name, and say which are on this machine.
+
+    \b
+    ace models
+    """
+    from ace.inference.sources import DEFAULT_MODEL, known_models
+
+    output = Output(json)
+    known = known_models()
+    default = os.environ.get("ACE_MODEL") or DEFAULT_MODEL
+    rows = [
+        {
+            "name": m.name,
+            "here": m.is_present,
+            "default": m.name == default,
+            "description": m.description,
+            "folder": str(m.folder),
+        }
+        for m in known
+    ]
+    output.data({"default": default, "models": rows})
+    width = max(len(model.name) for model in known)
+    for model in known:
+        state = "here     " if model.is_present else "not here "
+        output.say(f"{model.name:<{width}}  {state} {model.description}")
+    output.say(f"\nDefault: {default}. --model also takes the folder of a model in diffusers' layout.")
+    for model in known:
+        if not model.is_present and model.name != DEFAULT_MODEL:
+            output.say(f"To get {model.name}: ace convert {model.name}")
+
+
+def doctor(json: Json = False) -> None:
+    """Say what is installed, which device is used, what is missing and how to get it.
+
+    \b
+    ace doctor
+    """
+    import torch
+
+    import ace
+    from ace.data.world.sprites import SHIPPED_PACK, full_pack
+    from ace.inference.recipe import package_versions
+    from ace.inference.sources import known_models
+
+    output = Output(json)
+    devices = {
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "mps": "Apple GPU" if torch.backends.mps.is_available() else None,
+    }
+    device = next((name for name, found in devices.items() if found), "cpu")
+    missing: list[str] = []
+    present = {model.name: model.is_present for model in known_models()}
+    if not present["ace-tiny"]:
+        missing.append("the model in the package: install ace-allround again, or name another with --model")
+    if not (SHIPPED_PACK / "index.json").is_file():
+        missing.append("the sprite pack in the package (`ace demo` needs it): install ace-allround again")
+    if not (full_pack() / "index.json").is_file():
+        missing.append("the full sprite pack (training only): ace data assets")
+    for extra, packages in EXTRAS.items():
+        absent = [package for package in packages if not _installed(package)]
+        if absent:
+            missing.append(f"{', '.join(absent)} ({extra}): pip install 'ace-allround[{extra}]'")
+    facts = {
+        "ace": ace.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device if device == "cpu" else f"{device} ({devices[device]})",
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 1,
+        "packages": {name: version for name, version in package_versions().items() if name != "ace-allround"},
+        "models": [name for name, here in present.items() if here],
+        "missing": missing,
+    }
+    output.data(facts)
+    output.say(f"ace {facts['ace']}, Python {facts['python']}, {facts['system']}")
+    output.say(f"device: {facts['device']}; {facts['threads']} threads on {facts['cores']} cores, {facts['processor']}")
+    output.say("packages: " + ", ".join(f"{name} {version}" for name, version in facts["packages"].items()))
+    output.say(f"models here: {', '.join(facts['models']) or 'none'}")
+    output.say("missing: nothing" if not missing else "missing:")
+    for line in missing:
+        output.say(f"  {line}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the picture goes.")] = Path(
+        "out/demo.png"
+    ),
+    seed: Seed = None,
+    steps: Steps = None,
+    model: Model = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a model does, on inputs it has never seen: one picture of many tasks and a conversation.
+
+    Inputs are made afresh by the procedural world, from its held-out side; nothing is selected.
+
+    \b
+    ace demo
+    ace demo --seed 7 -o seven.png
+    """
+    from ace.errors import OutputError
+    from ace.inference.recipe import check_output
+    from ace.inference.sources import find_model
+
+    began = time.monotonic()
+    output = Output(json, quiet)
+    check_numbers(steps, None)
+    seed = 0 if seed is None else read_seed(seed)
+    files = find_model(model)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise OutputError(f"the folder {out.parent} cannot be made: choose another place with --out") from None
+    check_output(out)
+    with output.progress("making held-out inputs") as tell:
+        from ace.evaluation.demo import draw_demo, make_demo, plan_demo
+        from ace.inference.recipe import embed
+
+        plan = plan_demo(seed)
+        tell(0, None, f"loading {files.name}")
+        pipeline = load(files, device)
+        made = make_demo(pipeline, plan, seed, steps, lambda done, total: tell(done, total, "editing"))
+        picture = draw_demo(made, files.name)
+    embed(picture, out)
+    seconds = round(time.monotonic() - began, 1)
+    output.data(
+        {
+            "file": str(out),
+            "seed": seed,
+            "model": files.name,
+            "num_inference_steps": made.num_inference_steps,
+            "seconds": seconds,
+        }
+    )
+    what = f"{len(made.panels)} tasks and a conversation, seed {seed}, {made.num_inference_steps} steps"
+    output.say(f"{short(out)}  {what}, {files.name}, {seconds:g} s")
+
+
+def _installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None

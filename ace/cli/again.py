@@ -1,0 +1,162 @@
+"""`ace session` and `ace replay`: what was made, and making it again."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ace.cli.making import refuse_inputs
+from ace.cli.options import Device, Json, Model, NumberType, Quiet
+from ace.cli.terminal import FAILED, Output, load
+from ace.errors import InputError
+
+if TYPE_CHECKING:
+    from ace.inference.recipe import Recipe
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".avif")
+
+
+def show_session(
+    folder: Annotated[Path, typer.Argument(help="A session folder.")],
+    json: Json = False,
+) -> None:
+    """Show the edits of a session as a tree: number, instruction, seed.
+
+    \b
+    ace session talk
+    """
+    from ace.inference.session import Session
+
+    output = Output(json)
+    nodes = Session.open(folder).nodes()
+    output.data(
+        [
+            {
+                "node": n.id,
+                "parents": n.parents,
+                "instruction": n.instruction,
+                "seed": n.recipe.seed,
+                "file": str(n.image_path),
+            }
+            for n in nodes
+        ]
+    )
+    depths: dict[str, int] = {}
+    children: dict[str | None, list] = {}
+    for node in nodes:
+        children.setdefault(node.parents[0] if node.parents else None, []).append(node)
+    todo = list(reversed(children.get(None, [])))
+    while todo:
+        node = todo.pop()
+        depths[node.id] = depths.get(node.parents[0], 0) + 1 if node.parents else 0
+        output.say(f"{'   ' * depths[node.id]}{node.id}  {node.instruction}  (seed {node.recipe.seed})")
+        todo += reversed(children.get(node.id, []))
+    if not nodes:
+        output.say("no edits yet")
+
+
+def replay(
+    picture: Annotated[Path, typer.Argument(help="A picture that ace made, with its recipe inside.")],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="FILE|FOLDER",
+            help="Where its inputs are now, by any name; may be repeated. Its own folder is searched too.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Write the new picture as well.", show_default=False),
+    ] = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: NumberType = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a picture again from its recipe, and say whether it is the same to the byte.
+
+    Exit code 0: the same bytes. 1: another picture; what differs between then and now is listed.
+
+    \b
+    ace replay out.png
+    ace replay out.png --image photo.png --image mask.png
+    """
+    from PIL import Image, ImageChops
+
+    from ace.inference import recipe as recipes
+    from ace.inference.edit import job_of_recipe, make
+    from ace.inference.sources import find_model
+
+    output = Output(json, quiet)
+    written = recipes.read(picture)
+    files = recipes.match_files(written, _candidates(written, picture, image or []))
+    job = job_of_recipe(written, files)
+    try:
+        found = find_model(model or written.model)
+    except InputError as error:
+        raise type(error)(
+            f"{error}; the recipe names the model {written.model}, say where it is with --model"
+        ) from None
+    if out is not None:
+        recipes.check_output(out)
+        refuse_inputs([out], [picture, *files.values()])
+    with output.progress(f"loading {found.name}") as tell:
+        pipeline = load(found, device, dtype)
+        (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
+    data = recipes.encode(made.image, recipes.FORMATS[picture.suffix.lower()], written)
+    then = picture.read_bytes()
+    same_bytes = data == then
+    largest = 0
+    if not same_bytes:
+        with Image.open(picture) as before, Image.open(io.BytesIO(data)) as after:
+            if before.size != after.size:
+                largest = 255
+            else:
+                difference = ImageChops.difference(before.convert("RGBA"), after.convert("RGBA"))
+                largest = max(high for _, high in difference.getextrema())
+    differences = list(recipes.compare(written, made.recipe.environment, model_sha256=found.sha256))
+    batch = written.settings.get("batch_size", 1)
+    if batch != 1:
+        differences.append(f"made together with {int(batch) - 1} others then, alone now")
+    if out is not None:
+        recipes.embed(made.image, out, made.recipe)
+    output.data(
+        {
+            "same_bytes": same_bytes,
+            "same_pixels": largest == 0,
+            "largest_difference": largest,
+            "differences": differences,
+            "file": None if out is None else str(out),
+        }
+    )
+    if same_bytes:
+        output.say(f"{picture.name}: made again, the same to the byte")
+        return
+    if largest == 0:
+        output.say(f"{picture.name}: made again, every pixel is the same; the file was written differently")
+    else:
+        output.say(f"{picture.name}: made again, pixels differ by up to {largest} of 255 levels")
+    for line in differences or ["nothing that the recipe knows of differs: the file was changed since"]:
+        output.say(f"  {line}")
+    raise typer.Exit(FAILED)
+
+
+def _candidates(recipe: Recipe, picture: Path, given: Sequence[Path]) -> list[Path]:
+    """The files that may be the recipe's inputs: those given, and pictures beside the output, if anything is needed."""
+    if not recipe.files():
+        return []
+    found: list[Path] = []
+    for path in (*given, picture.absolute().parent):
+        if path.is_dir():
+            found += sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES)
+        else:
+            found.append(path)
+    return found

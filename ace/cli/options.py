@@ -1,0 +1,101 @@
+"""Options that several verbs share, each said once."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ace.errors import ConfigError
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FOLDER",
+        help="Model to use; `ace models` lists them. Default: $ACE_MODEL, else ace-tiny.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", "-s", help="Seed of the noise. Default: a random one, printed and recorded.", show_default=False
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", help="Denoising steps. Default: the model's own.", show_default=False)
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        help="How closely to follow the instruction; 1 = off. Default: the model's own.",
+        show_default=False,
+    ),
+]
+Avoid = Annotated[
+    str,
+    typer.Option(
+        "--avoid", metavar="TEXT", help="What the picture should not be (negative instruction).", show_default=False
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size", metavar="WxH", help="Size in px that the model works at, for example 64x64.", show_default=False
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Where to write; the extension (.png .jpg .webp) says the format. Default: a new name here.",
+        show_default=False,
+    ),
+]
+OutDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--out-dir", metavar="FOLDER", help="Folder for several results; made if missing.", show_default=False
+    ),
+]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Leave the recipe out of the file (`ace replay` needs it).")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+NumberType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+def read_seed(seed: int | None) -> int:
+    """The seed asked for, or a new random one of 32 bits. Raises ConfigError for one that is out of range."""
+    if seed is None:
+        return secrets.randbelow(2**32)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed {seed}: use a whole number from 0 to {2**63 - 1}")
+    return seed
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """ "512x384" or "512" → (width, height). Raises ConfigError."""
+    if text is None:
+        return None
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) not in (1, 2) or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"size {text!r}: write width x height in px, for example 512x384")
+    sides = [int(part) for part in parts]
+    return sides[0], sides[-1]
+
+
+def check_numbers(steps: int | None, guidance: float | None) -> None:
+    """Raise ConfigError for steps or guidance that no model takes."""
+    if steps is not None and not 1 <= steps <= 1000:
+        raise ConfigError(f"{steps} steps: use 1 to 1000")
+    if guidance is not None and not 0 <= guidance <= 100:
+        raise ConfigError(f"guidance {guidance:g}: use 1 (off) to about 10")

@@ -1,0 +1,198 @@
+"""`ace generate` and `ace edit`: instructions and picture files in, pictures out.
+
+Everything that is asked for is opened and checked before torch is imported (`making.py` does the work).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ace.cli.making import (
+    Plan,
+    Run,
+    check_count,
+    check_outputs,
+    check_session,
+    find_model_files,
+    make_all,
+    name_in_folder,
+    output_of,
+)
+from ace.cli.options import (
+    Avoid,
+    Device,
+    Guidance,
+    Json,
+    Model,
+    NoMetadata,
+    NumberType,
+    Out,
+    OutDir,
+    Quiet,
+    Seed,
+    Size,
+    Steps,
+    read_seed,
+    read_size,
+)
+from ace.cli.terminal import Output
+from ace.errors import ConditionError
+
+SessionFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--session",
+        metavar="FOLDER",
+        help="Keep the conversation in this folder and continue it; made if missing.",
+        show_default=False,
+    ),
+]
+
+
+def generate(
+    instruction: Annotated[str, typer.Argument(help="What to create.", show_default=False)],
+    out: Out = None,
+    out_dir: OutDir = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", help="How many, with consecutive seeds; more than one needs --out-dir.")
+    ] = 1,
+    session: SessionFolder = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    avoid: Avoid = "",
+    size: Size = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: NumberType = "auto",
+    no_metadata: NoMetadata = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Create a picture from words.
+
+    \b
+    ace generate "a red apple on a green background" -o apple.png
+    ace generate "a cat at night" --count 8 --out-dir cats
+    """
+    from ace.inference.edit import Settings, open_job
+
+    files = find_model_files(model, steps, guidance, size)
+    first = read_seed(seed)
+    check_count(count, out, out_dir, session)
+
+    def plan(number: int) -> Plan:
+        settings = Settings(first + number, steps, guidance, None, avoid, read_size(size))
+        where = out_dir / f"{number + 1:03d}.png" if out_dir is not None else output_of(out, "generated.png", session)
+        return Plan(f"picture {number + 1}", lambda: open_job(instruction, settings), where)
+
+    plans = [plan(number) for number in range(count)]
+    check_outputs(plans, (), out_dir)
+    check_session(session)
+    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session))
+
+
+def edit(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[PHOTO]... INSTRUCTION",
+            help="The picture (or several) to edit, then what to do; no picture to go on in a session.",
+            show_default=False,
+        ),
+    ],
+    out: Out = None,
+    out_dir: OutDir = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            "--mask",
+            metavar="FILE",
+            help="What may change: white, or painted on a transparent ground. Everything else stays as it is, exactly.",
+            show_default=False,
+        ),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="FILE",
+            help="A further picture, {image1}, {image2}, … in the instruction; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    session: SessionFolder = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NODE",
+            help="Continue from this edit of the session, for example 0002. Default: the newest.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    avoid: Avoid = "",
+    size: Size = None,
+    model: Model = None,
+    device: Device = "auto",
+    dtype: NumberType = "auto",
+    no_metadata: NoMetadata = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Edit pictures as the instruction says.
+
+    \b
+    ace edit photo.png "make the background blue" -o out.png
+    ace edit photo.png "remove the cat" --mask cat.png -o out.png
+    ace edit photo.png "draw {image} in the style of {image1}" --image style.png
+    ace edit a.png b.png c.png "make it night" --out-dir night
+    ace edit photo.png "add a hat" --session talk
+    ace edit "now make it red" --session talk
+    ace edit "make it green instead" --session talk --from 0001
+    """
+    from ace.conditions.prompt import check_references
+    from ace.inference.edit import Settings, open_job
+
+    *photos, instruction = words
+    paths, references = [Path(photo) for photo in photos], tuple(image or ())
+    if not instruction.strip():
+        raise ConditionError("the instruction is empty: say what to change")
+    if os.path.isfile(instruction):
+        raise ConditionError(
+            f"the instruction is missing: after the pictures say what to change, got the file {instruction!r}"
+        )
+    files = find_model_files(model, steps, guidance, size)
+    opened = check_session(session, start)
+    if not paths and (opened is None or opened.latest() is None):
+        raise ConditionError("there is no picture to edit: name one before the instruction, or use `ace generate`")
+    check_count(len(paths), out, out_dir, session)
+    if opened is None:
+        check_references(instruction, 1 + len(references))
+    settings = Settings(read_seed(seed), steps, guidance, None, avoid, read_size(size))
+
+    def plan(photo: Path | None) -> Plan:
+        name = "the answer" if photo is None else photo.name
+        if out_dir is not None and photo is not None:
+            where = out_dir / name_in_folder(photo)
+        else:
+            where = output_of(out, "edited.png" if photo is None else f"{photo.stem}-edited.png", session)
+        return Plan(
+            name,
+            lambda: open_job(
+                instruction, settings, photo=photo, references=references, mask=mask, session=opened, start=start
+            ),
+            where,
+        )
+
+    plans = [plan(photo) for photo in paths or [None]]
+    check_outputs(plans, (*paths, *references, *([mask] if mask else ())), out_dir)
+    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session), opened)

@@ -1,0 +1,186 @@
+"""A model's name → its files → a pipeline.
+
+A name is one of the known ones (`ace-tiny` ships in the package, the published models are converted once into the cache
+folder) or a folder in diffusers' layout. `find_model` reads small JSON files only; torch is imported by
+`load_pipeline`.
+
+Not here: converting published checkpoints (`convert.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ace.inference.recipe import hash_model
+
+if TYPE_CHECKING:
+    from ace.inference.pipeline import ACEPipeline
+
+DEFAULT_MODEL = "ace-tiny"
+SHIPPED_MODEL = Path(__file__).parents[1] / "tiny" / "checkpoint"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+NUMBER_TYPES = ("auto", "float32", "bfloat16", "float16")
+
+# name -> what it is; those that are not in the package are looked for in the cache folder
+PUBLISHED_MODELS = {
+    "ace-0.6b-512": "published weights, 0.6 B parameters, pictures of about 512x512 px",
+    "ace-0.6b-1024": "published weights, 0.6 B parameters, pictures of about 1024x1024 px",
+}
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that has a name. folder: where its files are or would be."""
+
+    name: str
+    description: str
+    folder: Path
+
+    @property
+    def is_present(self) -> bool:
+        """Whether its files are on this machine."""
+        return (self.folder / "model_index.json").is_file()
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that is on this machine, named as recipes name it, with the settings that can be read without loading it.
+
+    budget: cells of one picture; cell_px: side of a cell; the rest are the model's defaults."""
+
+    name: str
+    folder: Path
+    budget: int
+    cell_px: int
+    num_inference_steps: int
+    guidance_scale: float
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the model's files, see `hash_model`."""
+        return hash_model(self.folder)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise ConfigError if this model cannot work at (width, height) px."""
+        width, height = size
+        if width < 1 or height < 1 or width % self.cell_px or height % self.cell_px:
+            nearest = "x".join(str(max(1, round(side / self.cell_px)) * self.cell_px) for side in size)
+            raise ConfigError(
+                f"size {width}x{height} px: {self.name} works in steps of {self.cell_px} px, use {nearest}"
+            )
+        most = 4 * self.budget
+        if width * height > most * self.cell_px**2:
+            side = round(self.budget**0.5) * self.cell_px
+            raise ConfigError(
+                f"size {width}x{height} px is far beyond what {self.name} was made for: about {side}x{side}"
+            )
+
+
+def models_folder() -> Path:
+    """Where converted models are kept: `$ACE_CACHE/models`, else `~/.cache/ace/models`."""
+    root = os.environ.get("ACE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "ace") / "models"
+
+
+def known_models() -> tuple[KnownModel, ...]:
+    """Every model that has a name, whether it is on this machine or not; the default first."""
+    tiny = KnownModel(DEFAULT_MODEL, "small, in the package: emoji-like scenes of about 64x64 px", SHIPPED_MODEL)
+    published = (KnownModel(name, text, models_folder() / name) for name, text in PUBLISHED_MODELS.items())
+    return (tiny, *published)
+
+
+def find_model(name: str | None = None) -> ModelFiles:
+    """The files behind a name or a folder; None = `$ACE_MODEL`, else `ace-tiny`. Loads nothing.
+
+    Raises ModelNotFoundError for an unknown name, a model that is not here, or a folder that holds none."""
+    name = name or os.environ.get("ACE_MODEL") or DEFAULT_MODEL
+    known = {model.name: model for model in known_models()}
+    if name in known:
+        model = known[name]
+        if not model.is_present:
+            how = (
+                "the package is incomplete: install it again"
+                if name == DEFAULT_MODEL
+                else f"run `ace convert {name}` once"
+            )
+            raise ModelNotFoundError(f"the model {name} is not on this machine: {how}, or use another (`ace models`)")
+        return _read_settings(name, model.folder)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"unknown model {name!r}: use {', '.join(known)} or the folder of a model")
+    return _read_settings(folder.resolve().name, folder)
+
+
+def load_pipeline(model: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> ACEPipeline:
+    """Load a model, ready to use.
+
+    device: "auto" takes a GPU if there is one. dtype: "auto" is float32 on CPUs and for small models, else bfloat16.
+    Raises ConfigError for a device or number type that is not there, CheckpointError for files that cannot be
+    loaded."""
+    if device not in DEVICES or dtype not in NUMBER_TYPES:
+        raise ConfigError(
+            f"device {device!r}, dtype {dtype!r}: use one of {', '.join(DEVICES)} and {', '.join(NUMBER_TYPES)}"
+        )
+    import torch
+    from safetensors import SafetensorError
+
+    from ace.inference.pipeline import ACEPipeline
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    elif not available[device]:
+        raise ConfigError(f"torch sees no {device} device here: use --device cpu (`ace doctor` says what is installed)")
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" and model.budget > 256 else "float32"
+    try:
+        pipeline = ACEPipeline.from_pretrained(model.folder, torch_dtype=getattr(torch, dtype), local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(f"the model {model.name} cannot be loaded ({reason}): fetch or copy it again") from error
+    return pipeline.to(device)
+
+
+def _read_settings(name: str, folder: Path) -> ModelFiles:
+    """Check that a folder holds one of our pipelines, complete as far as its index says."""
+    index = _read_json(folder / "model_index.json", name)
+    if index.get("_class_name") != "ACEPipeline":
+        raise ModelNotFoundError(f"{name} holds a {index.get('_class_name')}, not an ACEPipeline: name another folder")
+    missing = [part for part, kind in index.items() if isinstance(kind, list) and not (folder / part).is_dir()]
+    if missing:
+        raise ModelNotFoundError(f"the model {name} lacks {', '.join(missing)}: copy the whole folder again")
+    vae, transformer = (_read_json(folder / part / "config.json", name) for part in ("vae", "transformer"))
+    try:
+        levels = len(vae.get("encoder_block_out_channels") or vae["block_out_channels"])
+        return ModelFiles(
+            name=name,
+            folder=folder,
+            budget=int(index["budget"]),
+            cell_px=2 ** (levels - 1) * int(transformer["patch_size"]),
+            num_inference_steps=int(index["num_inference_steps"]),
+            guidance_scale=float(index["guidance_scale"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise ModelNotFoundError(
+            f"the settings of the model {name} cannot be read: copy the whole folder again"
+        ) from None
+
+
+def _read_json(path: Path, name: str) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelNotFoundError(
+            f"{name} is no model folder (it has no {path.name}): name one that diffusers saved"
+        ) from None
+    except ValueError:
+        raise ModelNotFoundError(f"{path.name} of the model {name} is damaged: copy the whole folder again") from None
+    if not isinstance(content, dict):
+        raise ModelNotFoundError(f"{path.name} of the model {name} is damaged: copy the whole folder again")
+    return content
