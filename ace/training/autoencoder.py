@@ -1,7 +1,7 @@
 """Train the small model's autoencoder (diffusers' AutoencoderDC) on pictures of the procedural world.
 
-The loss is in pixels: absolute error, plus the absolute error of the picture's differences at three scales, which keeps edges
-sharp. The decoder sees slightly noisy latents in training.
+The loss is in pixels: absolute error, plus the absolute error of the picture's differences at three scales, which keeps
+edges sharp. The decoder sees slightly noisy latents in training.
 
 Not here: adversarial or perceptual losses.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ace.data.world import World
+from ace.data.world.chance import Split
 from ace.training.config import AutoencoderRecipe, Stage
 from ace.training.loop import train
 
@@ -27,7 +28,7 @@ from ace.training.loop import train
 class Pictures(Dataset):
     """Pictures of the world by number, (3, H, W) in [-1, 1]."""
 
-    def __init__(self, size_px: int, split: str, first: int, count: int) -> None:
+    def __init__(self, size_px: int, split: Split, first: int, count: int) -> None:
         self.world = World(size_px=size_px, split=split)
         self.first = first
         self.count = count
@@ -112,18 +113,6 @@ def train_autoencoder(recipe: AutoencoderRecipe, folder: Path, quiet: bool = Fal
     autoencoder.register_to_config(scaling_factor=1 / std)
     autoencoder.save_pretrained(folder / "autoencoder")
     return autoencoder
-
-
-@torch.no_grad()
-def psnr(autoencoder: AutoencoderDC, size_px: int, count: int = 256) -> float:
-    """Mean PSNR in dB over the first `count` held-out pictures, each from its 8-bit value."""
-    values = []
-    pictures = Pictures(size_px, "held_out", 0, count)
-    for i in range(count):
-        picture = pictures[i][None]
-        output = autoencoder.decode(autoencoder.encode(picture).latent).sample.clamp(-1, 1)
-        values.append(10 * math.log10(4 / max(F.mse_loss(output, picture).item(), 1e-10)))
-    return sum(values) / len(values)
 
 
 def _stack(items: list[Any]) -> Tensor:

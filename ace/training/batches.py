@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ace.conditions.images import prepare_image
 from ace.data.sample import EditSample
 from ace.data.world import World
+from ace.data.world.chance import Split
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
 from ace.model.text import TokenBatch, tokenize
 
@@ -40,7 +41,9 @@ class Batch:
 class WorldSamples(Dataset):
     """Samples of the procedural world by number."""
 
-    def __init__(self, size_px: int, split: str, first: int, count: int, tasks: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, size_px: int, split: Split, first: int, count: int, tasks: dict[str, float] | None = None
+    ) -> None:
         self.world = World(size_px=size_px, split=split)
         self.first = first
         self.count = count

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from ace.diffusion.loss import PredictionType
 from ace.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -22,8 +23,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 class Stage:
     """One stretch of training.
 
-    samples: how many samples it sees. lr: at its start, after warmup_steps; schedule: "constant", or down to zero at its end
-    ("linear", "cosine"). tasks: weights by task or family for this stage; empty = the world's own mixture."""
+    samples: how many samples it sees. lr: at its start, after warmup_steps; schedule: "constant", or down to zero at
+    its end ("linear", "cosine"). tasks: weights by task or family for this stage; empty = the world's own mixture."""
 
     name: str
     samples: int
@@ -89,9 +90,9 @@ class AutoencoderRecipe(_Run):
 class ModelRecipe(_Run):
     """Train the transformer and its text encoder (kind = "model").
 
-    preset: sizes in `ace.model.config.PRESETS`. autoencoder: folder of a trained one. text_encoder: folder of the encoder
-    to start from; text_layers: how many of its layers are kept; text_lr_scale: factor on their learning rate. text_dropout: share of samples whose instruction is
-    replaced by the empty one, for guidance."""
+    preset: sizes in `ace.model.config.PRESETS`. autoencoder: folder of a trained one. text_encoder: folder of the
+    encoder to start from; text_layers: how many of its layers are kept; text_lr_scale: factor on their learning rate.
+    text_dropout: share of samples whose instruction is replaced by the empty one, for guidance."""
 
     preset: str = "tiny"
     autoencoder: str = ""
@@ -99,15 +100,19 @@ class ModelRecipe(_Run):
     text_layers: int = 3
     text_lr_scale: float = 0.1
     text_dropout: float = 0.1
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    prediction_type: PredictionType = "v_prediction"
     source_on_channels: bool = True
+    num_inference_steps: int = 10
+    guidance_scale: float = 2.0
+    guidance_rescale: float = 0.0
 
 
 _KINDS = {"autoencoder": AutoencoderRecipe, "model": ModelRecipe}
 
 
 def read_recipe(path: Path) -> AutoencoderRecipe | ModelRecipe:
-    """Read and check a recipe. Raises ConfigError for a missing file, broken TOML, an unknown kind or an unknown key."""
+    """Read and check a recipe. Raises ConfigError for a missing file, broken TOML, an unknown kind or an unknown
+    key."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

