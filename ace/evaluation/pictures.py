@@ -108,7 +108,7 @@ def _paste(sheet: Image.Image, picture: Image.Image, left: int, top: int) -> Non
 
 
 def _wrapped(words: str, width_px: int, max_lines: int) -> list[str]:
-    """Lines no wider than that; the last one ends in "…" if there were more."""
+    """Lines no wider than that; the last one ends in "..." if there were more."""
     font = _font(13)
     lines = [""]
     for word in words.split():
@@ -118,7 +118,7 @@ def _wrapped(words: str, width_px: int, max_lines: int) -> list[str]:
         else:
             lines.append(word)
     if len(lines) > max_lines:
-        return [*lines[: max_lines - 1], lines[max_lines - 1].rstrip(".,") + " …"]
+        return [*lines[: max_lines - 1], lines[max_lines - 1].rstrip(".,") + " ..."]
     return lines
 
 

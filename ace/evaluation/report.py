@@ -1,7 +1,8 @@
 """Rows → report: one JSON file, one Markdown page for a model card, one HTML gallery, one grid of unselected samples.
 
-Every mean stands beside what two plain answers would score on the same samples: the input left as it is ("copy"; mid-grey where
-there is no input) and a constant picture of the target's mean colour, which no real system could know. Intervals are 95 % bootstrap.
+Every mean stands beside what two plain answers would score on the same samples: the input left as it is ("copy";
+mid-grey where there is no input) and a constant picture of the target's mean colour, which no real system could know.
+Intervals are 95 % bootstrap.
 
 Not here: scores (`run.py`), drawing the grid (`pictures.py`).
 """
@@ -24,12 +25,6 @@ from ace.evaluation.metrics import Interval, bootstrap
 from ace.evaluation.pictures import draw_grid
 from ace.evaluation.run import Row, RunFolder, Score, edited_input
 
-METRICS: dict[str, str] = {
-    "l1_changed": "L1 where it should change",
-    "l1_unchanged": "L1 where it should not",
-    "l1": "L1 over all",
-    "lpips": "LPIPS",
-}
 ROWS_PER_FAMILY = 4  # of the grid
 CASES_PER_FAMILY = 4  # of the gallery, worst and best each
 SEEN = "nothing unseen but words and scene"
@@ -80,7 +75,8 @@ class Group:
 class DriftSummary:
     """Masked edits, outside the mask. violations: answers with any pixel changed there, which must be 0.
 
-    unpreserved_levels, unpreserved_share: of the model's own pictures, mean difference in levels of 255 and share of pixels."""
+    unpreserved_levels, unpreserved_share: of the model's own pictures, mean difference in levels of 255 and share of
+    pixels with any difference."""
 
     count: int
     violations: int
@@ -90,10 +86,11 @@ class DriftSummary:
 
 @dataclass(frozen=True)
 class WorldReport:
-    """What was measured. counts: samples asked for and scored. list_sha256: of all samples, so that two reports can be compared.
+    """What was measured.
 
-    held_out: samples with and without material that training never saw, by kind. absent_metrics, absent_tasks: what could not
-    be measured, and why."""
+    list_sha256: of all samples, so that it shows whether two reports are of the same list. count: samples scored;
+    num_resized: answers that were not of their target's size. held_out: samples with and without material that training
+    never saw, by kind. absent_metrics, absent_tasks: what could not be measured, and why."""
 
     model_name: str
     settings: dict[str, object]
@@ -111,11 +108,12 @@ class WorldReport:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, with the verdicts."""
-        table = asdict(self)
-        for key in ("families", "tasks", "held_out"):
-            for group, own in zip(table[key], getattr(self, key), strict=True):
-                group["beats_copying"], group["verdict"] = own.beats_copying, own.verdict
-        return table
+        named = (("families", self.families), ("tasks", self.tasks), ("held_out", self.held_out))
+        judged = {
+            key: [{**asdict(g), "beats_copying": g.beats_copying, "verdict": g.verdict} for g in groups]
+            for key, groups in named
+        }
+        return {**asdict(self), **judged}
 
 
 def make_report(
@@ -164,27 +162,32 @@ def _groups(names: Iterable[str], rows: Sequence[Row], names_of: Callable[[Row],
 
 
 def _group(name: str, rows: Sequence[Row]) -> Group:
-    return Group(name, len(rows), **{metric: _compare(rows, metric) for metric in METRICS})
+    return Group(
+        name=name,
+        count=len(rows),
+        l1=_compare(rows, lambda score: score.l1),
+        l1_changed=_compare(rows, lambda score: score.l1_changed),
+        l1_unchanged=_compare(rows, lambda score: score.l1_unchanged),
+        lpips=_compare(rows, lambda score: score.lpips),
+    )
 
 
-def _compare(rows: Sequence[Row], metric: str) -> Comparison | None:
-    """The rows that have this metric, by task."""
+def _compare(rows: Sequence[Row], metric: Callable[[Score], float | None]) -> Comparison | None:
+    """One metric over the rows that have it; None if no row does."""
     by_task: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
-        model, copy, mean = (_value(score, metric) for score in (row.model, row.copy, row.mean_colour))
+        model, copy, mean = metric(row.model), metric(row.copy), metric(row.mean_colour)
         if model is not None and copy is not None and mean is not None:
             by_task.setdefault(row.task, []).append((model, copy, mean))
     groups = list(by_task.values())
-    columns = [bootstrap([[values[i] for values in group] for group in groups]) for i in range(3)]
-    gain = bootstrap([[copy - model for model, copy, _ in group] for group in groups])
-    if gain is None or None in columns:
+    model = bootstrap([[own for own, _, _ in group] for group in groups])
+    copy = bootstrap([[own for _, own, _ in group] for group in groups])
+    mean = bootstrap([[own for _, _, own in group] for group in groups])
+    gain = bootstrap([[copied - made for made, copied, _ in group] for group in groups])
+    if model is None or copy is None or mean is None or gain is None:
         return None
-    better = sum(copy > model for group in groups for model, copy, _ in group) / gain.count
-    return Comparison(columns[0], columns[1], columns[2], gain, better)
-
-
-def _value(score: Score, metric: str) -> float | None:
-    return getattr(score, metric)
+    better = sum(copied > made for group in groups for made, copied, _ in group) / gain.count
+    return Comparison(model, copy, mean, gain, better)
 
 
 # Files
@@ -212,6 +215,7 @@ def markdown(report: WorldReport) -> str:
     """The report as a page: tables per family and task, breakdown, drift, autoencoder, how it was measured."""
     yes = [group.name for group in report.families if group.beats_copying]
     no = [group.name for group in report.families if not group.beats_copying]
+    decoded = report.autoencoder_psnr
     parts = [
         f"# Held-out report{f': {report.model_name}' if report.model_name else ''}",
         f"{report.count} samples that training never saw, the first of every task in a list fixed by hash, unselected. "
@@ -226,15 +230,14 @@ def markdown(report: WorldReport) -> str:
         "## By task",
         family_table(report.tasks),
         "## What training never saw",
-        "All instructions here are held-out paraphrases and all scenes are new. Some samples also show unseen concepts, "
-        "an unseen style or unseen faces:",
+        "All instructions here are held-out paraphrases and all scenes are new. Some samples also show unseen "
+        "concepts, an unseen style or unseen faces:",
         family_table(report.held_out),
         "## Outside the mask",
         _drift_text(report.drift),
         "## Autoencoder",
-        f"PSNR of encoding and decoding {report.autoencoder_psnr.count} held-out pictures: "
-        f"{report.autoencoder_psnr.mean:.2f} dB [{report.autoencoder_psnr.low:.2f}, {report.autoencoder_psnr.high:.2f}]. "
-        "No answer of the model can be sharper than this.",
+        f"PSNR of encoding and decoding {decoded.count} held-out pictures: {decoded.mean:.2f} dB "
+        f"[{decoded.low:.2f}, {decoded.high:.2f}].",
         "## How it was measured",
         _method_text(report),
     ]
@@ -253,8 +256,8 @@ def family_table(groups: Sequence[Group]) -> str:
             lines.append(f"| {_title(group.name)} | {group.count} | – | – | – | – | {group.verdict} |")
             continue
         lines.append(
-            f"| {_title(group.name)} | {group.count} | {found.model} | {found.copy.mean:.3f} | {found.mean_colour.mean:.3f} "
-            f"| {found.better_share:.0%} of samples | {group.verdict} |"
+            f"| {_title(group.name)} | {group.count} | {found.model} | {found.copy.mean:.3f} "
+            f"| {found.mean_colour.mean:.3f} | {found.better_share:.0%} of samples | {group.verdict} |"
         )
     return "\n".join(lines)
 
@@ -290,8 +293,9 @@ def _drift_text(drift: DriftSummary) -> str:
     if drift.unpreserved_levels is not None and drift.unpreserved_share is not None:
         levels, share = drift.unpreserved_levels, drift.unpreserved_share
         text += (
-            f" Before the input's pixels are put back, the model's own pictures differ there by {levels.mean:.2f} of 255 levels "
-            f"[{levels.low:.2f}, {levels.high:.2f}] on average, in {share.mean:.0%} of the pixels."
+            " Before the input's pixels are put back, the model's own pictures differ there by "
+            f"{levels.mean:.2f} of 255 levels [{levels.low:.2f}, {levels.high:.2f}] on average, "
+            f"in {share.mean:.0%} of the pixels."
         )
     return text
 
@@ -299,13 +303,13 @@ def _drift_text(drift: DriftSummary) -> str:
 def _method_text(report: WorldReport) -> str:
     shown = {key: value for key, value in report.settings.items() if key != "model_sha256"}
     lines = [
-        "- Pixels that should change: the true target differs from the edited input by more than 8 of 255 levels in some channel "
-        "(and, with a mask, they lie inside it).",
-        "- Copy the input: the picture that is edited, as it was; mid-grey where a request has no picture. Mean colour: a constant "
-        "picture of the target's own mean colour.",
-        "- The model's answers are those a user gets: with a mask, the pixels outside it are the input's. Earlier rounds of "
-        "conversations are the true ones.",
-        "- LPIPS: AlexNet, version 0.1, at the pictures' own size (64 px and more; smaller ones are enlarged to 64 px).",
+        "- Pixels that should change: the true target differs from the edited input by more than 8 of 255 levels in "
+        "some channel (and, with a mask, they lie inside it).",
+        "- Copy the input: the picture that is edited, as it was; mid-grey where a request has no picture. "
+        "Mean colour: a constant picture of the target's own mean colour.",
+        "- The model's answers are those a user gets: with a mask, the pixels outside it are the input's. "
+        "Earlier rounds of conversations are the true ones.",
+        "- LPIPS: AlexNet, version 0.1, at the pictures' own size (smaller than 64 px: enlarged to 64 px).",
         "- “Within chance”: the interval of the difference includes zero.",
         f"- Settings: {', '.join(f'{key} {value}' for key, value in shown.items())}.",
         f"- Model `{str(report.settings.get('model_sha256', ''))[:16]}`, list of samples `{report.list_sha256[:16]}`.",
@@ -336,12 +340,14 @@ def page(report: WorldReport, rows: Sequence[Row], folder: RunFolder, sample_of:
     links = " ".join(f"<a href='#{g.name}'>{html.escape(_title(g.name))}</a>" for g in report.families)
     beating = sum(group.beats_copying for group in report.families)
     lead = (
-        f"{report.count} held-out samples, {beating} of {len(report.families)} families nearer to the target than the input "
-        f"where it should change. Autoencoder {report.autoencoder_psnr.mean:.1f} dB. {html.escape(_drift_text(report.drift))}"
+        f"{report.count} held-out samples, {beating} of {len(report.families)} families nearer to the target than the "
+        f"input where it should change. Autoencoder {report.autoencoder_psnr.mean:.1f} dB. "
+        f"{html.escape(_drift_text(report.drift), quote=False)}"
     ).replace("**", "")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>Held-out report: {name}</title><style>{_STYLE}</style></head><body><main><h1>Held-out report: {name}</h1>"
+        f"<title>Held-out report: {name}</title><style>{_STYLE}</style></head>"
+        f"<body><main><h1>Held-out report: {name}</h1>"
         f"<p>{lead}</p><nav>{links} <a href='#grid'>unselected grid</a></nav>{_html_table(report)}{''.join(sections)}"
         "<section id='grid'><h2>The first samples of every family, unselected</h2>"
         f"<img class='grid' alt='inputs, instruction, output and target of unselected samples' src='{_data_url(grid)}'>"
@@ -357,12 +363,15 @@ _STYLE = (
     "td,th{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}"
     "td:first-child,th:first-child{text-align:left}section{margin-top:2.5rem}h3{margin:1rem 0 .4rem}"
     ".cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:.8rem}"
-    ".case{background:var(--soft);border-radius:.5rem;padding:.6rem;margin:0}.case div{display:flex;gap:.4rem;flex-wrap:wrap}"
+    ".case{background:var(--soft);border-radius:.5rem;padding:.6rem;margin:0}"
+    ".case div{display:flex;gap:.4rem;flex-wrap:wrap}"
     ".case span{display:flex;flex-direction:column;font-size:.72rem;opacity:.85}"
     ".case img{width:76px;height:76px;image-rendering:pixelated;border-radius:.2rem}figcaption{font-size:.85rem}"
-    ".case small{opacity:.7}.grid{width:100%}.badge{font-size:.75rem;padding:.1rem .5rem;border-radius:1rem;color:#fff}"
+    ".case small{opacity:.7}.grid{width:100%}"
+    ".badge{font-size:.75rem;padding:.1rem .5rem;border-radius:1rem;color:#fff;white-space:nowrap}"
     ".good{background:var(--good)}.bad{background:var(--bad)}.bar{display:grid;grid-template-columns:6.5rem 1fr 12rem;"
-    "gap:.6rem;align-items:center;font-size:.85rem}.bar b{display:block;height:.7rem;border-radius:.2rem;background:#8886}"
+    "gap:.6rem;align-items:center;font-size:.85rem}"
+    ".bar b{display:block;height:.7rem;border-radius:.2rem;background:#8886}"
     ".bar b.model{background:#3a7bd5}"
 )
 
@@ -403,7 +412,8 @@ def _bars(group: Group) -> str:
     named = (("model", found.model), ("copy", found.copy), ("mean colour", found.mean_colour))
     largest = max(interval.mean for _, interval in named) or 1.0
     return "".join(
-        f"<div class='bar'>{name}<b class='{name.split()[0]}' style='width:{100 * value.mean / largest:.1f}%'></b>{value}</div>"
+        f"<div class='bar'>{name}<b class='{name.split()[0]}' style='width:{100 * value.mean / largest:.1f}%'></b>"
+        f"{value}</div>"
         for name, value in named
     )
 

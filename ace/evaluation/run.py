@@ -1,9 +1,9 @@
 """Generate, score, resume: a list of samples in fixed chunks, one row of scores for each.
 
-The folder is the state. `answers/` holds the pictures, `rows.jsonl` the scores; both are written whole or not at all, chunk by
-chunk, so a run that was killed goes on where it stopped and ends with the same bytes. An answer counts as done only
-while its sample and its pictures are still those that its row was computed from. `run.json` says what made the answers; a folder never mixes two models.
-Times are in `timings.json`, apart from everything that must be repeatable.
+The folder is the state. `answers/` holds the pictures, `rows.jsonl` the scores; both are written whole or not at all,
+chunk by chunk, so a run that was killed goes on where it stopped and ends with the same bytes. An answer counts as done
+only while its sample and its pictures are still those that its row was computed from. `run.json` says what made the
+answers; a folder never mixes two models. Times are in `timings.json`, apart from everything that must be repeatable.
 
 What is scored is a function from samples and seeds to answers: a pipeline here, anything else as well.
 Not here: which samples (`benchmarks/`), tables and pictures (`report.py`).
@@ -41,8 +41,8 @@ NO_INPUT_GREY = (128, 128, 128)  # what stands for the input where there is none
 class Answer:
     """What a system made of one sample.
 
-    picture: the answer as a user gets it. unpreserved: for a masked edit, the model's own picture before the input's pixels
-    outside the mask were put back; None if there is no such thing."""
+    picture: the answer as a user gets it. unpreserved: for a masked edit, the model's own picture before the input's
+    pixels outside the mask were put back; None if there is no such thing."""
 
     picture: Image.Image
     unpreserved: Image.Image | None = None
@@ -65,7 +65,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Drift:
-    """What happened outside the mask: differences from the input in levels of 255, share of pixels with any difference."""
+    """What happened outside the mask: differences from the input in levels of 255, share of pixels with any."""
 
     mean_levels: float
     max_levels: int
@@ -77,9 +77,9 @@ class Row:
     """Everything measured on one sample.
 
     number: place in its task's held-out list. held_out: which kinds of material it shows that training never saw.
-    changed_share: share of the pixels that should change. model, copy, mean_colour: the answer, the edited input as it was (mid-grey
-    without one), a constant picture of the target's mean colour. drift, unpreserved_drift: masked edits only.
-    resized: the answer was not of the target's size."""
+    changed_share: share of the pixels that should change. resized: the answer was not of the target's size. model,
+    copy, mean_colour: the answer, the edited input as it was (mid-grey without one), a constant picture of the target's
+    mean colour. drift, unpreserved_drift: masked edits only."""
 
     task: str
     number: int
@@ -146,7 +146,7 @@ def answer_seed(seed: int, task: str, number: int) -> int:
 def score_chunk(
     samples: Sequence[EditSample], numbers: Sequence[int], answers: Sequence[Answer], lpips: LPIPS | None
 ) -> list[Row]:
-    """Rows of answered samples, in order. Everything but LPIPS is computed one by one; samples have targets of one size."""
+    """Rows of answered samples, in order; their targets are of one size."""
     prepared = []
     for sample, answer in zip(samples, answers, strict=True):
         given, mask = edited_input(sample)
@@ -231,8 +231,8 @@ def _fitted_mask(mask: Image.Image | None, size: tuple[int, int]) -> Image.Image
 class RunFolder:
     """The folder of one run: answers, rows, and what made them.
 
-    settings: what makes the answers what they are (model hash, seed, steps, …). Raises OutputError if the folder cannot be used or
-    its rows cannot be read, ConfigError if it holds answers of other settings."""
+    settings: what makes the answers what they are (model hash, seed, steps, …). Raises OutputError if the folder cannot
+    be used or its rows cannot be read, ConfigError if it holds answers of other settings."""
 
     def __init__(self, path: Path, settings: dict[str, object]) -> None:
         self.path = Path(path)
@@ -323,9 +323,9 @@ def run(
     lpips: LPIPS | None,
     quiet: bool = False,
 ) -> list[Row]:
-    """Answer and score every entry (task, number) that is not done yet; returns the rows of all entries, in their order.
+    """Answer and score every entry (task, number) that is not done yet; returns the rows of all entries, in order.
 
-    A chunk is answered as a whole or not at all, because the last bits of a batch's numbers may depend on its members."""
+    A chunk is answered as a whole or not at all: the last bits of a batch's numbers may depend on its members."""
     made, seconds = 0, 0.0
     for chunk in _with_progress(chunks, quiet):
         samples = [sample_of(task, number) for task, number in chunk]

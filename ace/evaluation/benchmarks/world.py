@@ -1,7 +1,8 @@
 """The held-out report on the procedural world: every task, exact targets, no pretrained judge.
 
-The list is fixed by hash: sample k of a task is held-out seed k of that task, rendered from the pack in this package, so that
-every machine gets the same pictures. Nothing is selected. In multi-turn samples the earlier rounds are the true ones.
+The list is fixed by hash: sample k of a task is held-out seed k of that task, rendered from the pack in this package,
+so that every machine gets the same pictures. Nothing is selected. In multi-turn samples the earlier rounds are the true
+ones.
 
 Not here: scores (`run.py`), tables and pictures (`report.py`).
 """
@@ -44,12 +45,14 @@ def evaluate_world(
     guidance_scale: float | None = None,
     tasks: Sequence[str] = TASKS,
     model_name: str = "",
+    num_pictures: int = NUM_PICTURES,
 ) -> WorldReport:
     """Answer and score the first `limit` held-out samples of every task; run again on the same folder, it goes on.
 
-    output: folder; gets answers/, rows.jsonl, report.json, report.md, report.html, grid.png, timings.json. seed: of all noise.
-    batch: requests in one packed pass. num_inference_steps, guidance_scale: None = the model's own. tasks: of `TASKS`.
-    Raises ConfigError for an impossible setting, or a folder with another run; OutputError for one that cannot be used."""
+    output: folder; gets answers/, rows.jsonl, report.json, report.md, report.html, grid.png, timings.json.
+    seed: of all noise. batch: requests in one packed pass. num_inference_steps, guidance_scale: None = the model's own.
+    tasks: of `TASKS`. model_name: for the pages. num_pictures: for the autoencoder's PSNR. Raises ConfigError for an
+    impossible setting, or a folder with another run; OutputError for one that cannot be used."""
     if limit < 1 or batch < 1:
         raise ConfigError(f"limit is {limit} and batch is {batch}: both must be at least 1")
     if not tasks:
@@ -60,20 +63,21 @@ def evaluate_world(
     world = World(int(geometry.budget**0.5) * geometry.cell_px, "held_out", SpriteLibrary(SHIPPED_PACK))
     wanted = [task for task in TASKS if task in tasks]
     shown = [task for task in wanted if task in world.tasks]
+    steps, scale = num_inference_steps, guidance_scale
     settings = {
         "benchmark": "world",
         "model_sha256": pipeline_sha256(pipeline),
         "size_px": world.size_px,
         "seed": seed,
         "batch": batch,
-        "num_inference_steps": num_inference_steps or pipeline.config.num_inference_steps,
-        "guidance_scale": pipeline.config.guidance_scale if guidance_scale is None else guidance_scale,
+        "num_inference_steps": pipeline.config.num_inference_steps if steps is None else steps,
+        "guidance_scale": pipeline.config.guidance_scale if scale is None else scale,
         "guidance_rescale": pipeline.config.guidance_rescale,
         "scheduler": type(pipeline.scheduler).__name__,
     }
     folder = RunFolder(output, settings)
     lpips = load_lpips() if weights_file() is not None else None
-    system = answers_of(pipeline, num_inference_steps, guidance_scale)
+    system = answers_of(pipeline, steps, scale)
     rows = run(make_chunks(shown, limit, batch), lambda t, n: world.sample(n, t), system, folder, seed, lpips, quiet)
     report = make_report(
         rows,
@@ -81,7 +85,7 @@ def evaluate_world(
         settings=settings,
         absent_tasks=tuple(task for task in wanted if task not in shown),
         has_lpips=lpips is not None,
-        autoencoder_psnr=_kept_psnr(folder, pipeline, world),
+        autoencoder_psnr=_kept_psnr(folder, pipeline, world, num_pictures),
     )
     write_report(report, rows, folder, lambda task, number: world.sample(number, task))
     return report
@@ -90,8 +94,8 @@ def evaluate_world(
 def make_chunks(tasks: Sequence[str], limit: int, batch: int) -> list[list[tuple[str, int]]]:
     """Entries (task, number) in chunks of at most `batch` and about equal size.
 
-    Number 0 of every task comes first, and no chunk holds two numbers: so a larger limit only adds chunks, and the answers to
-    the first samples stay the same ones to the last bit."""
+    Number 0 of every task comes first, and no chunk holds two numbers: so a larger limit only adds chunks, and the
+    answers to the first samples stay the same ones to the last bit."""
     count = -(-len(tasks) // batch)
     bounds = [len(tasks) * i // count for i in range(count + 1)]
     return [[(task, n) for task in tasks[bounds[i] : bounds[i + 1]]] for n in range(limit) for i in range(count)]
@@ -117,8 +121,9 @@ def answers_of(
             pipeline.step(running)
         pictures = pipeline.decode(states)
         masked = [i for i, sample in enumerate(samples) if _is_masked(sample)]
-        whole = dict(zip(masked, pipeline.decode([states[i] for i in masked], preserve=False) if masked else ()))
-        return [Answer(picture, whole.get(i)) for i, picture in enumerate(pictures)]
+        whole = pipeline.decode([states[i] for i in masked], preserve=False) if masked else []
+        unpreserved = dict(zip(masked, whole, strict=True))
+        return [Answer(picture, unpreserved.get(i)) for i, picture in enumerate(pictures)]
 
     return answer
 
@@ -135,7 +140,7 @@ def autoencoder_psnr(
 
 
 def pipeline_sha256(pipeline: ACEPipeline) -> str:
-    """A hash of all weights that take part, and of the settings that decide how they are used. Wherever it lies on disk."""
+    """A hash of all weights that take part and of the settings that decide how they are used."""
     digest = hashlib.sha256()
     for name in ("transformer", "vae", "text_encoder"):
         for key, value in sorted(getattr(pipeline, name).state_dict().items()):
@@ -163,12 +168,12 @@ def _psnr(vae: AutoencoderDC | AutoencoderKL, world: World, count: int) -> Inter
     return interval
 
 
-def _kept_psnr(folder: RunFolder, pipeline: ACEPipeline, world: World) -> Interval:
-    """The autoencoder's score, computed once per folder."""
+def _kept_psnr(folder: RunFolder, pipeline: ACEPipeline, world: World, count: int) -> Interval:
+    """The autoencoder's score, computed once per folder and count."""
     path = folder.path / "autoencoder.json"
-    if path.is_file():
-        return Interval(**json.loads(path.read_bytes()))
-    interval = _psnr(pipeline.vae, world, NUM_PICTURES)
+    if path.is_file() and (kept := Interval(**json.loads(path.read_bytes()))).count == count:
+        return kept
+    interval = _psnr(pipeline.vae, world, count)
     folder.write(path.name, json.dumps(interval.__dict__).encode())
     return interval
 
