@@ -117,9 +117,12 @@ def _wrapped(words: str, width_px: int, max_lines: int) -> list[str]:
             lines[-1] = longer
         else:
             lines.append(word)
-    if len(lines) > max_lines:
-        return [*lines[: max_lines - 1], lines[max_lines - 1].rstrip(".,") + " ..."]
-    return lines
+    if len(lines) <= max_lines:
+        return lines
+    last = lines[max_lines - 1].split()
+    while len(last) > 1 and font.getlength(f"{' '.join(last)} ...") > width_px:
+        last.pop()
+    return [*lines[: max_lines - 1], f"{' '.join(last).rstrip('.,')} ..."]
 
 
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
