@@ -15,7 +15,7 @@ def mosaic(image: np.ndarray, block_px: int) -> np.ndarray:
     height, width = image.shape[:2]
     rows, columns = np.arange(0, height, block_px), np.arange(0, width, block_px)
     sums = np.add.reduceat(np.add.reduceat(image.astype(np.float32), rows, 0), columns, 1)
-    counts = np.diff(np.append(rows, height))[:, None] * np.diff(np.append(columns, width))[None]
+    counts = np.outer(np.diff(rows, append=height), np.diff(columns, append=width))
     means = (sums / counts[..., None]).round().astype(np.uint8)
     return np.repeat(np.repeat(means, block_px, 0), block_px, 1)[:height, :width]
 

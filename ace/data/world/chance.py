@@ -135,7 +135,7 @@ class Chance:
     def __init__(self, vocabulary: Vocabulary, split: Split, rng: random.Random, size_px: int):
         self.vocabulary = vocabulary
         self.library = vocabulary.library
-        self.split = split
+        self.split: Split = split
         self.rng = rng
         self.size_px = size_px
         self.held_out_concept = split == "held_out" and rng.random() < 0.3
@@ -357,7 +357,7 @@ class Chance:
         letters."""
         color = self.choice([c for c in _TEXT_COLORS if c not in background.colors])
         word = self.word()
-        height = 0.34 if len(word) <= 3 else 0.3 if len(word) == 4 else 0.25
+        height = 0.31 if len(word) <= 3 else 0.3 if len(word) == 4 else 0.25
         font = self.choice(self.library.fonts) if any_font else self.library.fonts[0]
         return TextObject(word, color, 0.5, {"top": 0.17, "middle": 0.5, "bottom": 0.83}[slot], height, font)
 

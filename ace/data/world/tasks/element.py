@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from ace.data.sample import EditSample
 from ace.data.world.chance import Chance, with_article, with_object, without
-from ace.data.world.scene import Scene, SpriteObject, text_patch
+from ace.data.world.scene import Scene, SceneObject, text_patch
 from ace.data.world.tasks.common import covering, mask_around, picture, sample
 
 MASKED_SHARE = 0.33
@@ -80,7 +80,7 @@ def text_remove(chance: Chance) -> EditSample:
     return _text_edit(chance, task, before, replace(before, texts=()), slot)
 
 
-def referring(chance: Chance, item: SpriteObject, slot: str, count: int) -> str:
+def referring(chance: Chance, item: SceneObject, slot: str, count: int) -> str:
     """Words for one object: "the cat", sometimes with its place, or among several only "the object on the left"."""
     way = chance.weighted({"name": 0.7, "both": 0.15, "place": 0.15 if count > 1 else 0.0})
     if way == "name":
