@@ -91,13 +91,13 @@ def _start(chance: Chance) -> tuple[State, str | None]:
 
 def _next(chance: Chance, state: State, homogeneous: str | None) -> Step:
     """Some edit that the state allows."""
-    for _ in range(50):
+    for _ in range(500):  # under a look only mirroring and undoing are left, one draw in nine
         name = homogeneous or chance.weighted(_WEIGHTS)
         homogeneous = homogeneous if chance.chance(0.7) else None
         step = _EDITS[name](chance, state)
         if step is not None and step.state.scene != state.scene:
             return step
-    raise AssertionError("no edit fits the scene")  # the background can always be changed
+    raise AssertionError("no edit fits the scene")
 
 
 def _goes_on(state: State, scene: Scene, **known: object) -> State:
