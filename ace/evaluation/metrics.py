@@ -28,15 +28,18 @@ def levels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"), dtype=np.int16)
 
 
-def l1_error(first: np.ndarray, second: np.ndarray, where: np.ndarray | None = None) -> float | None:
-    """Mean absolute difference of levels, 0 to 1 (black to white), over the pixels of `where`; None if there are none.
+def l1_error(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean absolute difference of levels, 0 to 1 (black to white).
 
-    first, second: (H, W, 3) levels; where: bool (H, W). Raises ShapeError if the pictures differ in size."""
+    first, second: (H, W, 3) levels. Raises ShapeError if the pictures differ in size."""
     _check_sizes(first, second)
-    difference = np.abs(first - second)
-    if where is not None:
-        difference = difference[where]
-    return float(difference.mean(dtype=np.float64)) / 255 if difference.size else None
+    return float(np.abs(first - second).mean(dtype=np.float64)) / 255
+
+
+def l1_error_where(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> float | None:
+    """`l1_error` over the pixels of `where`, bool (H, W); None if there are none."""
+    _check_sizes(first, second)
+    return l1_error(first[where], second[where]) if where.any() else None
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -28,7 +29,7 @@ from ace.conditions.images import open_image
 from ace.data.sample import TASKS, EditSample, family_of
 from ace.errors import ConfigError, InputError, OutputError
 from ace.evaluation.lpips import LPIPS, as_tensor
-from ace.evaluation.metrics import changed_pixels, l1_error, levels
+from ace.evaluation.metrics import changed_pixels, l1_error, l1_error_where, levels
 from ace.inference.preserve import drift_report
 from ace.inference.recipe import write_atomically
 
@@ -158,16 +159,7 @@ def score_chunk(
     rows = []
     for sample, number, answer, own, distance in zip(samples, numbers, answers, prepared, distances, strict=True):
         given, mask, target, changed, candidates = own
-        scores = []
-        for candidate, value in zip(candidates, distance, strict=True):
-            shown = levels(candidate)
-            parts = (
-                l1_error(shown, target),
-                l1_error(shown, target, changed),
-                l1_error(shown, target, ~changed),
-                value,
-            )
-            scores.append(Score(*(None if part is None else round(part, DIGITS) for part in parts)))
+        scores = [_score(levels(c), target, changed, value) for c, value in zip(candidates, distance, strict=True)]
         rows.append(
             Row(
                 task=sample.task,
@@ -188,6 +180,17 @@ def score_chunk(
             )
         )
     return rows
+
+
+def _score(shown: np.ndarray, target: np.ndarray, changed: np.ndarray, lpips: float | None) -> Score:
+    still = l1_error_where(shown, target, ~changed)
+    where = l1_error_where(shown, target, changed)
+    return Score(
+        l1=round(l1_error(shown, target), DIGITS),
+        l1_changed=None if where is None else round(where, DIGITS),
+        l1_unchanged=None if still is None else round(still, DIGITS),
+        lpips=None if lpips is None else round(lpips, DIGITS),
+    )
 
 
 def _distances(

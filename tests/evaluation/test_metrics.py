@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ace.errors import ShapeError
-from ace.evaluation.metrics import bootstrap, changed_pixels, l1_error, levels, psnr
+from ace.evaluation.metrics import bootstrap, changed_pixels, l1_error, l1_error_where, levels, psnr
 
 
 def noise(seed: int, size: tuple[int, int] = (11, 7)) -> Image.Image:
@@ -32,12 +32,14 @@ def test_l1_counts_only_the_pixels_asked_for():
         if use
         for a, b in zip(p, q, strict=True)
     ]
-    assert l1_error(levels(first), levels(second), where) == pytest.approx(sum(inside) / len(inside) / 255, abs=1e-12)
+    assert l1_error_where(levels(first), levels(second), where) == pytest.approx(
+        sum(inside) / len(inside) / 255, abs=1e-12
+    )
 
 
 def test_l1_over_no_pixel_is_absent_and_not_zero():
     picture = levels(noise(0))
-    assert l1_error(picture, picture, np.zeros((7, 11), dtype=bool)) is None
+    assert l1_error_where(picture, picture, np.zeros((7, 11), dtype=bool)) is None
 
 
 def test_psnr_is_the_textbook_formula_and_bounded_for_equal_pictures():
