@@ -17,6 +17,11 @@ from typer.testing import CliRunner
 from ace.cli import app
 
 PAGE = Path(__file__).parent / "cli.md"
+INTRODUCTION = """# The command line
+
+**Enters:** arguments. **Leaves:** one call of one door. `app` is the typer application, `main` the `ace` command.
+
+Written by `make docs` from the program's own help."""
 
 
 def verbs(command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -29,7 +34,7 @@ def verbs(command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 def render() -> str:
     """The page, from the command line itself."""
-    sections = ["# The command line\n\nWritten by `make docs` from the program's own help."]
+    sections = [INTRODUCTION]
     for arguments in verbs(typer.main.get_command(app)):
         result = CliRunner().invoke(app, [*arguments, "--help"], prog_name="ace")
         if result.exit_code != 0:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers, read_seed
-from ace.cli.terminal import Output, load, short
+from ace.cli.terminal import Output, count_of, load, short
 
 # extra -> the packages that it brings, as they are imported
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -162,7 +162,7 @@ def demo(
             "seconds": seconds,
         }
     )
-    what = f"{len(made.panels)} tasks and a conversation, seed {seed}, {made.num_inference_steps} steps"
+    what = f"{len(made.panels)} tasks and a conversation, seed {seed}, {count_of(made.num_inference_steps, 'step')}"
     output.say(f"{short(out)}  {what}, {files.name}, {seconds:g} s")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ace.cli.options import check_numbers, read_size
-from ace.cli.terminal import FAILED, Output, complain, load, short
+from ace.cli.terminal import FAILED, Output, complain, count_of, load, short
 from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _write(plan: Plan, made: Made, run: Run, session: Session | None) -> dict:
         node = session.add_node(made.job.unit.current, made.image, recipe, parents=made.job.parents)
     size = f"{made.image.width}x{made.image.height} px"
     where = short(node.image_path if plan.out is None and node is not None else plan.out or Path())
-    output.say(f"{where}  {size}, seed {recipe.seed}, {recipe.num_inference_steps} steps, {recipe.model}")
+    output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
     if node is not None:
         output.say(f"  session {short(node.folder.parent.parent)}, node {node.id}")
     for note in (*made.notes, *([str(made.drift)] if made.drift is not None else [])):

@@ -108,3 +108,8 @@ def short(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd().resolve()))
     except ValueError:
         return str(path)
+
+
+def count_of(number: int, what: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

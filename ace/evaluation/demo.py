@@ -131,7 +131,8 @@ def draw_demo(demo: Demo, model_name: str) -> Image.Image:
         f"What {model_name} does with inputs it has never seen",
         "held-out scenes, unselected; left of the arrow what went in, right of it what the model made",
         [grid, strip],
-        f"{model_name}, seed {demo.seed}, {demo.num_inference_steps} steps. More: make demo SEED={demo.seed + 1}",
+        f"{model_name}, seed {demo.seed}, {demo.num_inference_steps} denoising steps. "
+        f"Other inputs: make demo SEED={demo.seed + 1}",
     )
 
 
