@@ -1,8 +1,9 @@
 """Attention over packed ragged sequences: every query segment attends to its own key segment and to nothing else.
 
-An `AttentionPlan` is made once per layout. Where torch has a fused varlen kernel (CUDA, half precision) it runs on the
-packed sequence as it is; elsewhere segments of equal query length are stacked, their keys padded and masked, so one dense
-call serves a whole group. Both paths share `attend` and one test. Dropout and causal masks are not here: ACE has neither.
+An `AttentionPlan` is made once per layout. Where torch has a fused varlen kernel (CUDA, half precision) it runs on
+the packed sequence as it is; elsewhere segments of equal query length are stacked, their keys padded and masked, so
+one dense call serves a whole group. Both paths share `attend` and one test. Dropout and causal masks are not here:
+ACE has neither.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Group:
 class AttentionPlan:
     """Which query segment reads which key segment.
 
-    cu_queries, cu_keys: (S + 1,) int32 running segment bounds; max_queries, max_keys: longest segments; groups: the same
-    segments for the stacked path. round_to_float16: float32 operands and results are rounded to float16, as upstream does."""
+    cu_queries, cu_keys: (S + 1,) int32 running segment bounds; max_queries, max_keys: longest segments; groups: the
+    same segments for the stacked path. round_to_float16: float32 operands and results are rounded to float16, as
+    upstream does."""
 
     cu_queries: Tensor
     cu_keys: Tensor
@@ -64,27 +66,28 @@ class AttentionPlan:
         )
 
 
-def plan_attention(query_lengths: list[int], key_lengths: list[int]) -> AttentionPlan:
-    """Plan attention of segment i's queries to segment i's keys. Raises ShapeError for unequal counts or empty segments."""
+def plan_attention(query_lengths: list[int], key_lengths: list[int], pad_keys_to: int = 1) -> AttentionPlan:
+    """Plan attention of segment i's queries to segment i's keys.
+
+    pad_keys_to: in the stacked path keys are padded to a multiple of this, by their own number only, so that a segment
+    is computed alike in any company. Raises ShapeError for unequal counts or empty segments."""
     if len(query_lengths) != len(key_lengths) or min([*query_lengths, *key_lengths], default=0) < 1:
         raise ShapeError(f"query segments {query_lengths} do not pair with key segments {key_lengths}")
     cu_queries = F.pad(torch.tensor(query_lengths).cumsum(0), (1, 0))
     cu_keys = F.pad(torch.tensor(key_lengths).cumsum(0), (1, 0))
-    by_length: dict[int, list[int]] = {}
-    for segment, length in enumerate(query_lengths):
-        by_length.setdefault(length, []).append(segment)
+    by_shape: dict[tuple[int, int, bool], list[int]] = {}
+    for segment, (queries, keys) in enumerate(zip(query_lengths, key_lengths, strict=True)):
+        padded = -(-keys // pad_keys_to) * pad_keys_to
+        by_shape.setdefault((queries, padded, padded > keys), []).append(segment)
     groups = []
-    for length, segments in by_length.items():
+    for (num_queries, num_keys, is_padded), segments in by_shape.items():
         chosen = torch.tensor(segments)
-        queries = cu_queries[chosen, None] + torch.arange(length)
-        lengths = torch.tensor([key_lengths[s] for s in segments])
-        offsets = torch.arange(int(lengths.max()))
-        valid = offsets < lengths[:, None]
+        queries = cu_queries[chosen, None] + torch.arange(num_queries)
+        offsets = torch.arange(num_keys)
+        valid = offsets < torch.tensor([key_lengths[s] for s in segments])[:, None]
         keys = torch.where(valid, cu_keys[chosen, None] + offsets, 0)
-        bias = None
-        if not bool(valid.all()):
-            bias = torch.zeros(valid.shape).masked_fill(~valid, float("-inf"))[:, None, None]
-        groups.append(Group(queries, keys, bias, all_keys=len(by_length) == 1 and bias is None))
+        bias = torch.zeros(valid.shape).masked_fill(~valid, float("-inf"))[:, None, None] if is_padded else None
+        groups.append(Group(queries, keys, bias, all_keys=len(by_shape) == 1 and not is_padded))
     return AttentionPlan(cu_queries.int(), cu_keys.int(), max(query_lengths), max(key_lengths), tuple(groups))
 
 
@@ -124,7 +127,9 @@ def _keys_values(key: Tensor, value: Tensor, group: Group) -> tuple[Tensor, Tens
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """(G, L, heads, d) attention. On a CPU in half precision plain matrix products beat torch's fused kernel five times."""
+    """(G, L, heads, d) attention.
+
+    On a CPU in half precision plain matrix products beat torch's fused kernel five times."""
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)

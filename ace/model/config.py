@@ -12,11 +12,11 @@ from ace.errors import ConfigError
 class ACEConfig:
     """Shape of one `ACETransformer`.
 
-    patch_size: latent cells per token side. latent_channels: C of the autoencoder. hidden_size: D. text_channels: width of
-    the text encoder's states. max_positions: rows of each rotary axis. learned_sigma: the output has 2C channels, of which
-    the second half is ignored (published models). gelu: torch's
-    name for the approximation ("tanh" as published; "none", the exact one, is faster on CPUs). source_on_channels: the target's tokens also see the latents of the
-    image being edited, on the channel axis (ACE++'s idea); off for the published models.
+    patch_size: latent cells per token side. latent_channels: C of the autoencoder. hidden_size: D. text_channels: width
+    of the text encoder's states. max_positions: rows of each rotary axis. learned_sigma: the output has 2C channels, of
+    which the second half is ignored (published models). gelu: torch's name for the approximation ("tanh" as published;
+    "none", the exact one, is faster on CPUs). source_on_channels: the target's tokens also see the latents of the image
+    being edited, on the channel axis (ACE++'s idea); off for the published models.
     Raises ConfigError for impossible sizes."""
 
     patch_size: int = 2

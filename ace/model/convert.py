@@ -31,17 +31,6 @@ _TOP = {
     "final_layer.linear": "final.linear",
 }
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out"}
-_WRAPPERS = ("state_dict", "model", "module")
-
-
-def unwrap(state: Mapping) -> Mapping[str, Tensor]:
-    """A bare state dict from one that may sit under a `state_dict` key. Raises CheckpointError if it has no tensors."""
-    for name in _WRAPPERS:
-        if name in state and isinstance(state[name], Mapping):
-            state = state[name]
-    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError("this file holds no state dict of tensors")
-    return state
 
 
 def key_map(config: ACEConfig) -> dict[str, str]:

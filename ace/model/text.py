@@ -16,11 +16,13 @@ from dataclasses import dataclass
 
 import ftfy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ace.conditions.prompt import IMAGE_NAMES
 
+PADDING = 16
 _QUOTED = re.compile('(["“”])([^"“”]{1,40})(["“”])')
 
 
@@ -44,13 +46,23 @@ class TokenBatch:
     lengths: tuple[int, ...]
 
 
-def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, spell: bool) -> TokenBatch:
-    """Clean and tokenise texts, padded to the longest of them, cut to `max_length` tokens."""
+def tokenize(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    spell: bool,
+    pad_to_multiple_of: int = 1,
+) -> TokenBatch:
+    """Clean and tokenise texts, cut to `max_length` tokens, padded to the longest of them (or a multiple beyond it)."""
     cleaned = [clean_text(t) for t in texts]
     if spell:
         cleaned = [spell_quoted(t) for t in cleaned]
     batch = tokenizer(cleaned, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
-    return TokenBatch(batch["input_ids"], batch["attention_mask"], tuple(batch["attention_mask"].sum(1).tolist()))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    more = -ids.shape[1] % pad_to_multiple_of
+    return TokenBatch(
+        F.pad(ids, (0, more), value=tokenizer.pad_token_id), F.pad(mask, (0, more)), tuple(mask.sum(1).tolist())
+    )
 
 
 def encode(batch: TokenBatch, text_encoder: PreTrainedModel) -> list[Tensor]:
@@ -67,9 +79,18 @@ def encode_texts(
     max_length: int,
     spell: bool,
 ) -> list[Tensor]:
-    """Text states (L_k, C) of every text; repeated texts are encoded once and share their states."""
+    """Text states (L_k, C) of every text; repeated texts are encoded once and share their states.
+
+    Texts are padded by their own length only, to a multiple of `PADDING` tokens, and those of equal length go together:
+    a text's states are the same in any company."""
     distinct = list(dict.fromkeys(texts))
-    states = dict(zip(distinct, encode(tokenize(distinct, tokenizer, max_length, spell), text_encoder), strict=True))
+    by_length: dict[int, list[str]] = {}
+    for text, length in zip(distinct, tokenize(distinct, tokenizer, max_length, spell).lengths, strict=True):
+        by_length.setdefault(-(-length // PADDING), []).append(text)
+    states: dict[str, Tensor] = {}
+    for group in by_length.values():
+        batch = tokenize(group, tokenizer, max_length, spell, pad_to_multiple_of=PADDING)
+        states.update(zip(group, encode(batch, text_encoder), strict=True))
     return [states[text] for text in texts]
 
 

@@ -1,10 +1,11 @@
 """Long-context condition units as packed tokens, and back: the only ragged code.
 
-A request has N image frames and a target. Its visual sequence is the target's tokens followed by those of each image, in
-the order of `LongContextConditionUnit.frames`; requests are concatenated without padding. A `Layout` holds everything
-about a batch that does not depend on the timestep: positions, indicator rows, attention plans, the rotary table.
+A request has N image frames and a target. Its visual sequence is the target's tokens followed by those of each image,
+in the order of `LongContextConditionUnit.frames`; requests are concatenated without padding. A `Layout` holds
+everything about a batch that does not depend on the timestep: positions, indicator rows, attention plans, the rotary
+table.
 
-Indicator rows: image k (from 0) carries `{image k}`; the target carries the row after the last image (PUBLISHED: 1.2).
+Indicator rows: image k (from 0) carries `{image k}`; the target carries the row after the last image.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ace.model.attention import AttentionPlan, plan_attention
 from ace.model.rope import rotary_table
 
 MAX_INDICATORS = 10
+TEXT_PADDING = 32  # text keys go in groups of equal padded length, padded by their own number only
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class RequestFrames:
     """What one request shows the model, apart from its noisy latents.
 
     size: (h, w) of the target in latent cells. target_mask: (1, h, w) in [0, 1], 1 = change, or None for all ones.
-    images: latents (C, h_k, w_k), one per frame; image_masks: (1, h_k, w_k) or None each.
-    texts: N + 1 text states (L_k, text_channels), the target's first. source: latents (C, h, w) of the image being edited,
-    for models with `source_on_channels`; None for text to image."""
+    images: latents (C, h_k, w_k), one per frame; image_masks: (1, h_k, w_k) or None each. texts: N + 1 text states
+    (L_k, text_channels), the target's first. source: latents (C, h, w) of the image being edited, for models with
+    `source_on_channels`; None for text to image."""
 
     size: tuple[int, int]
     texts: tuple[Tensor, ...]
@@ -95,7 +97,9 @@ class Layout:
 
 
 def make_layout(requests: Sequence[RequestFrames], patch_size: int, head_dim: int) -> Layout:
-    """Lay a batch of requests out as packed sequences, on the CPU. Raises ShapeError if a side is no multiple of the patch."""
+    """Lay a batch of requests out as packed sequences, on the CPU.
+
+    Raises ShapeError if a side is no multiple of the patch."""
     sample_lengths, frame_lengths, text_lengths, sizes = [], [], [], []
     positions, indicator, text_indicator, targets = [], [], [], []
     start = 0
@@ -127,14 +131,14 @@ def make_layout(requests: Sequence[RequestFrames], patch_size: int, head_dim: in
         target_index=torch.cat(targets),
         target_sizes=tuple(sizes),
         self_plan=plan_attention(sample_lengths, sample_lengths),
-        cross_plan=plan_attention(frame_lengths, text_lengths),
+        cross_plan=plan_attention(frame_lengths, text_lengths, TEXT_PADDING),
         rotary=rotary_table(torch.cat(positions), head_dim),
         uniform_length=uniform,
     )
 
 
 def patchify(latents: Tensor, patch_size: int) -> Tensor:
-    """(C, h, w) → (h/p · w/p, C · p · p), row-major tokens, features in the order of a convolution kernel (C, row, col)."""
+    """(C, h, w) → (h/p · w/p, C · p · p): row-major tokens, features ordered as in a convolution (C, row, col)."""
     c, h, w = latents.shape
     p = patch_size
     return latents.reshape(c, h // p, p, w // p, p).permute(1, 3, 0, 2, 4).reshape(h // p * (w // p), c * p * p)
@@ -150,8 +154,10 @@ def unpatchify(tokens: Tensor, size: tuple[int, int], patch_size: int) -> Tensor
 
 @dataclass(frozen=True)
 class ConditionPatches:
-    """The timestep-independent patches of one request: what follows the target's latents on the channel axis, (T_0, F_rest),
-    and the image frames' own patches, (T - T_0, F)."""
+    """The timestep-independent patches of one request.
+
+    target: what follows the target's latents on the channel axis, (T_0, F_rest). images: all image frames' patches,
+    (T - T_0, F)."""
 
     target: Tensor
     images: Tensor
@@ -176,7 +182,7 @@ def condition_patches(request: RequestFrames, patch_size: int, source_channels: 
 
 
 def pack_latents(latents: Sequence[Tensor], conditions: Sequence[ConditionPatches], patch_size: int) -> Tensor:
-    """Noisy latents (C, h, w) and condition patches of every request → (T, in_channels · p · p), in the layout's order."""
+    """Noisy latents (C, h, w) and condition patches of every request → (T, in_channels · p · p), as laid out."""
     packed = []
     for noisy, condition in zip(latents, conditions, strict=True):
         packed.append(torch.cat([patchify(noisy, patch_size).to(condition.target), condition.target], dim=1))
@@ -186,7 +192,9 @@ def pack_latents(latents: Sequence[Tensor], conditions: Sequence[ConditionPatche
 
 
 def unpack_latents(tokens: Tensor, layout: Layout, patch_size: int, channels: int) -> list[Tensor]:
-    """Predicted tokens of all targets, (T_target, p · p · C_out) → one (channels, h, w) per request (further channels dropped)."""
+    """Predicted tokens of all targets, (T_target, p · p · C_out) → one (channels, h, w) per request.
+
+    Channels beyond `channels` are dropped."""
     lengths = [rows * cols for rows, cols in layout.target_sizes]
     pieces = tokens.split(lengths)
     return [unpatchify(t, s, patch_size)[:channels] for t, s in zip(pieces, layout.target_sizes, strict=True)]

@@ -1,8 +1,8 @@
 """`ACETransformer`: the long-context diffusion transformer (ACE, section 2.2 and figure 3), as a diffusers model.
 
-Notable choices, all exact: one packed sequence for any mixture of requests; time conditioning once per request, not per
-token; the rotary table once per layout; text keys and values once per request (`encode_text`), since they do not depend on
-the timestep; queries and keys share one RMS norm, as the published weights expect.
+Notable choices, all exact: one packed sequence for any mixture of requests; time conditioning once per request, not
+per token; the rotary table once per layout; text keys and values once per request (`encode_text`), since they do not
+depend on the timestep; queries and keys share one RMS norm, as the published weights expect.
 
 Not here: autoencoder, text encoder, sampling, checkpoint conversion.
 """
@@ -29,6 +29,7 @@ from ace.model.tokens import MAX_INDICATORS, Layout
 
 NORM_EPS = 1e-6
 TIME_CHANNELS = 256
+MIN_ROWS = 16  # products of fewer rows round differently on CPUs: requests alone would differ from those in a batch
 
 TextKeysValues = tuple[tuple[Tensor, Tensor], ...]  # per block: keys, values (L, heads, d)
 
@@ -114,8 +115,8 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> Tensor:
         """Predict the noise (or v, or the clean latents, as trained) of every target token.
 
-        patches: (T, in_channels · p · p) from `pack_latents`; timestep: (B,), 0 = clean end; texts: (L, text_channels) or
-        text_keys_values from `encode_text`. Returns (T_target, p · p · out_channels)."""
+        patches: (T, in_channels · p · p) from `pack_latents`; timestep: (B,), 0 = clean end; texts: (L,
+        text_channels) or text_keys_values from `encode_text`. Returns (T_target, p · p · out_channels)."""
         if (texts is None) == (text_keys_values is None):
             raise ConfigError("give either texts or text_keys_values")
         text_tokens = None if texts is None else self._embed_text(texts, layout)  # (L, D)
@@ -125,15 +126,16 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         tokens = layout.fold(
             tokens + F.embedding(layout.indicator, indicators)
         )  # equation 4; (B, T / B, D) if all are equally long
-        time = self.time_embed(timestep, patches.dtype)  # (B, D)
-        modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))  # (B, 6, D)
+        padded = F.pad(timestep, (0, max(0, MIN_ROWS - len(timestep))))
+        time = self.time_embed(padded, patches.dtype)  # (B or more, D)
+        modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))[: len(timestep)]  # (B, 6, D)
         for number, block in enumerate(self.blocks):
             kv = block.cross_attn.keys_values(text_tokens) if text_tokens is not None else text_keys_values[number]
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, modulation, kv, layout, use_reentrant=False)
             else:
                 tokens = block(tokens, modulation, kv, layout)
-        return self.final(tokens, time, layout)
+        return self.final(tokens, time[: len(timestep)], layout)
 
     def _embed_text(self, texts: Tensor, layout: Layout) -> Tensor:
         indicators = self.text_embed(self.indicator_states.to(texts.dtype))  # (10, D)
@@ -168,9 +170,7 @@ class ACEBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (layout.spread(row) for row in rows)
         normed = modulate(tokens, shift1, scale1)
         tokens = tokens + gate1 * self.self_attn.among(normed, layout.rotary, layout.self_plan)
-        tokens = tokens + self.cross_attn.to_text(
-            tokens, text, layout.cross_plan
-        )  # equation 5: each frame its own text
+        tokens = tokens + self.cross_attn.to_text(tokens, text, layout.cross_plan)  # equation 5
         normed = modulate(tokens, shift2, scale2)
         return tokens + gate2 * self.mlp(normed)
 

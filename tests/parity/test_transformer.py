@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ace.inference.published import attention_in_float16
-from ace.model.convert import from_pixart, from_published, unwrap
+from ace.model.convert import from_pixart, from_published
 from ace.model.rope import apply_rotary, rotary_table
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents, unpack_latents
 from ace.model.transformer import ACETransformer
+from ace.model.unpickle import unwrap
 from tests.parity.published_models import config_of, transformer_of
 
 
