@@ -9,7 +9,7 @@ are read strictly, key by key, pickles by `ace/model/unpickle.py`; what is writt
 hashes. The work is done beside the destination and moved there when it is whole. The indicators of the image names
 are computed here, once, and saved with the transformer. Text encoder shards are converted one at a time.
 
-Not here: key names (`ace/model/convert.py`); loading what was converted (`sources.py`).
+Not here: key names (`ace/model/convert.py`); the hub (`hub.py`); loading what was converted (`sources.py`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import torch
 from diffusers import AutoencoderKL
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,6 +33,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 
 from ace.diffusion import ACEDDIMScheduler
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError, OutputError
+from ace.inference.hub import HUB_IDS, fetch
 from ace.inference.pipeline import ACEPipeline
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.convert import from_pixart, from_published, vae_from_published
@@ -81,8 +80,8 @@ class PublishedModel:
 PUBLISHED = {
     model.name: model
     for model in (
-        PublishedModel("ace-0.6b-512", "scepter-studio/ACE-0.6B-512px", PRESETS["0.6b-512"], 1024, 20),
-        PublishedModel("ace-0.6b-1024", "scepter-studio/ACE-0.6B-1024px", PRESETS["0.6b-1024"], 4096, 50),
+        PublishedModel("ace-0.6b-512", HUB_IDS["ace-0.6b-512"], PRESETS["0.6b-512"], 1024, 20),
+        PublishedModel("ace-0.6b-1024", HUB_IDS["ace-0.6b-1024"], PRESETS["0.6b-1024"], 4096, 50),
     )
 }
 
@@ -147,28 +146,6 @@ def convert_folder(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return destination
-
-
-def fetch(hub_id: str) -> Path:
-    """The files of a published model from the hub, or from its cache: interrupted downloads go on where they stopped.
-
-    Raises ModelNotFoundError for an unknown id, or files that are neither cached nor to be had."""
-    known = [model.hub_id for model in PUBLISHED.values()]
-    if hub_id not in known:
-        raise ModelNotFoundError(f"{hub_id} is neither a folder nor a known model: use a folder, {' or '.join(known)}")
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["models/*"]))
-    except (LocalEntryNotFoundError, huggingface_hub.errors.OfflineModeIsEnabled):
-        raise ModelNotFoundError(
-            f"{hub_id} is not in the hub's cache and the hub cannot be reached: go online, or name a local copy"
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise ModelNotFoundError(f"the hub has no {hub_id} (or it needs a login): name a local copy") from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise ModelNotFoundError(
-            f"{hub_id} could not be fetched ({reason}): try again, it goes on from there"
-        ) from None
 
 
 def find_files(folder: Path) -> PublishedFiles:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
 
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError, OutputError
 from ace.inference.convert import (
@@ -180,7 +181,12 @@ def test_pixart_weights_become_a_model(light):
     case = read_case(SHIPPED / "init_pixart.json")
     config = config_of(case.meta["config"])
     model = PublishedModel("from-pixart", "", config, 16, 20, VAE_SIZES)
-    assert config.text_channels == 32
+    text = light / "models" / "text_encoder" / "t5-v1_1-xxl"
+    text_config = E2E.meta["t5_config"] | {"d_model": config.text_channels}
+    (text / "config.json").write_text(json.dumps(text_config))
+    text_encoder = T5EncoderModel(T5Config(**text_config)).state_dict()
+    del text_encoder["encoder.embed_tokens.weight"]
+    save_file(text_encoder, text / "model.safetensors")
     save_file(case.weights("in."), light / "models" / "dit" / "ace_0.6b_512px.safetensors")
     made = convert_folder(light, light.parent / "made", model=model)
     state = load_file(made / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -283,10 +289,9 @@ def test_a_full_disk_is_noticed_before_the_work(light, monkeypatch):
 
 
 STAND_IN = """
-import http.server, json, sys, threading
+import http.server, json, sys
 from pathlib import Path
-from types import SimpleNamespace
-root, cut_once = Path(sys.argv[1]), {sys.argv[2]}
+root = Path(sys.argv[1])
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
 
@@ -313,7 +318,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             if body:
                 print("GET", name, start, flush=True)
         else:
-            self.send_error(404); return
+            self.send_response(404); self.send_header("X-Error-Code", "RepoNotFound"); self.end_headers(); return
         rest = content[start:]
         self.send_response(206 if start else 200)
         for key, value in headers.items(): self.send_header(key, value)
@@ -333,8 +338,8 @@ def test_a_hub_id_is_fetched_cached_and_found_again_offline(published, tmp_path)
     extra = published / "README.md"
     extra.write_text("not needed")
     script = tmp_path / "hub.py"
-    script.write_text(STAND_IN.replace(", cut_once", "").replace(", {sys.argv[2]}", ""))
-    fetch = "import sys; from ace.inference.convert import fetch; print(fetch(sys.argv[1]))"
+    script.write_text(STAND_IN)
+    fetch = "import sys; from ace.inference.hub import fetch; print(fetch(sys.argv[1]))"
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_HOME": str(tmp_path / "hf")}
     server = subprocess.Popen([sys.executable, str(script), str(published)], stdout=subprocess.PIPE, text=True)
     try:

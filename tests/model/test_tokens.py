@@ -74,7 +74,7 @@ def test_latents_survive_packing(source_channels):
 def test_frames_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match="patches of 2"):
         make_layout([frames((3, 2))], 2, 12)
-    with pytest.raises(ShapeError, match="2 texts"):
+    with pytest.raises(ShapeError, match="got 2 and 2"):
         frames((2, 2), (2, 2), (2, 2), texts=2)
     with pytest.raises(ShapeError, match="at most 9"):
         frames((2, 2), *[(2, 2)] * 10)
