@@ -330,11 +330,16 @@ def page(report: WorldReport, rows: Sequence[Row], folder: RunFolder, sample_of:
     for group in report.families:
         own = [row for row in rows if row.family == group.name]
         ranked = sorted(own, key=_badness)
-        count = min(CASES_PER_FAMILY, len(ranked) // 2)
+        worst = ranked[max(len(ranked) // 2, len(ranked) - CASES_PER_FAMILY) :][::-1]
+        best = ranked[: min(len(ranked) // 2, CASES_PER_FAMILY)]
+        galleries = "".join(
+            f"<h3>{title}</h3><div class='cases'>{_cases(cases, folder, sample_of)}</div>"
+            for title, cases in (("Worst", worst), ("Best", best))
+            if cases
+        )
         sections.append(
-            f"<section id='{group.name}'><h2>{html.escape(_title(group.name))} {_badge(group)}</h2>{_bars(group)}"
-            f"<h3>Worst</h3><div class='cases'>{_cases(ranked[len(ranked) - count :][::-1], folder, sample_of)}</div>"
-            f"<h3>Best</h3><div class='cases'>{_cases(ranked[:count], folder, sample_of)}</div></section>"
+            f"<section id='{group.name}'><h2>{html.escape(_title(group.name))} {_badge(group)}</h2>"
+            f"{_bars(group)}{galleries}</section>"
         )
     name = html.escape(report.model_name or "model")
     links = " ".join(f"<a href='#{g.name}'>{html.escape(_title(g.name))}</a>" for g in report.families)
@@ -362,11 +367,11 @@ _STYLE = (
     "nav{display:flex;flex-wrap:wrap;gap:.4rem 1rem;margin:1rem 0}table{border-collapse:collapse;width:100%}"
     "td,th{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}"
     "td:first-child,th:first-child{text-align:left}section{margin-top:2.5rem}h3{margin:1rem 0 .4rem}"
-    ".cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:.8rem}"
+    ".cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(19.5rem,1fr));gap:.8rem}"
     ".case{background:var(--soft);border-radius:.5rem;padding:.6rem;margin:0}"
-    ".case div{display:flex;gap:.4rem;flex-wrap:wrap}"
+    ".case div{display:flex;gap:.35rem;flex-wrap:wrap}"
     ".case span{display:flex;flex-direction:column;font-size:.72rem;opacity:.85}"
-    ".case img{width:76px;height:76px;image-rendering:pixelated;border-radius:.2rem}figcaption{font-size:.85rem}"
+    ".case img{width:66px;height:66px;image-rendering:pixelated;border-radius:.2rem}figcaption{font-size:.85rem}"
     ".case small{opacity:.7}.grid{width:100%}"
     ".badge{font-size:.75rem;padding:.1rem .5rem;border-radius:1rem;color:#fff;white-space:nowrap}"
     ".good{background:var(--good)}.bad{background:var(--bad)}.bar{display:grid;grid-template-columns:6.5rem 1fr 12rem;"
