@@ -1,5 +1,6 @@
 """The command line from end to end, on a model of the real classes with random weights."""
 
+import dataclasses
 import json
 import os
 import re
@@ -97,10 +98,22 @@ def put_bad_files_into(folder: Path) -> None:
     (folder / "other-model").mkdir()
     (folder / "other-model" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     half_mask((20, 10)).save(folder / "small-mask.png")
+    recipes.embed(photo(), folder / "made.png", LOST)
     for name, value in (("black", 0), ("white", 255)):
         Image.new("L", (SIDE, SIDE), value).save(folder / f"{name}.png")
 
 
+LOST = recipes.Recipe(
+    model="lost",
+    model_sha256="0" * 64,
+    instruction="a cat",
+    seed=1,
+    num_inference_steps=2,
+    guidance_scale=1.0,
+    guidance_rescale=0.0,
+    size_px=(SIDE, SIDE),
+    environment=recipes.Environment.here(),
+)
 BAD_INPUT = {
     "missing file": (["edit", "nope.png", "make it blue", "-o", "out.png"], "nope.png: no such file"),
     "truncated file": (["edit", "cut.png", "make it blue", "-o", "out.png"], "cut.png is damaged or cut off"),
@@ -170,6 +183,10 @@ BAD_INPUT = {
         "there is no session new yet",
     ),
     "replay of a picture without recipe": (["replay", "photo.png"], "photo.png carries no recipe"),
+    "replay by a model that is not here": (
+        ["replay", "made.png"],
+        "the picture was made by lost; unknown model .lost.*--model",
+    ),
     "unknown task": (["data", "show", "--task", "cooking"], "unknown task cooking"),
     "recipe that is missing": (["train", "nope.toml", "--output", "run"], "cannot read the recipe nope.toml"),
     "demo where nothing can be": (["demo", "-o", "note.png/demo.png"], "note.png"),
@@ -401,7 +418,7 @@ def test_replay_of_a_conversation_makes_the_same_bytes(here):
 def test_replay_says_what_differs(here, tmp_path_factory):
     ace("generate", "a cat", "-o", "out.png", "--seed", 1)
     other = tmp_path_factory.mktemp("models") / "small"
-    random_pipeline(TINY_LIKE, num_inference_steps=3).save_pretrained(other)
+    random_pipeline(dataclasses.replace(TINY_LIKE, depth=1), num_inference_steps=2).save_pretrained(other)
     result = CliRunner().invoke(app, ["replay", "out.png", "--model", str(other)])
     assert result.exit_code == 1
     assert "model small: " in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +13,11 @@ import typer
 from ace.cli.making import refuse_inputs
 from ace.cli.options import Device, Json, Model, NumberType, Quiet
 from ace.cli.terminal import FAILED, Output, load
-from ace.errors import InputError
+from ace.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from ace.inference.recipe import Recipe
+    from ace.inference.sources import ModelFiles
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".avif")
 
@@ -93,18 +95,12 @@ def replay(
 
     from ace.inference import recipe as recipes
     from ace.inference.edit import job_of_recipe, make
-    from ace.inference.sources import find_model
 
     output = Output(json, quiet)
     written = recipes.read(picture)
     files = recipes.match_files(written, _candidates(written, picture, image or []))
     job = job_of_recipe(written, files)
-    try:
-        found = find_model(model or written.model)
-    except InputError as error:
-        raise type(error)(
-            f"{error}; the recipe names the model {written.model}, say where it is with --model"
-        ) from None
+    found = _model_of(written, model)
     if out is not None:
         recipes.check_output(out)
         refuse_inputs([out], [picture, *files.values()])
@@ -147,6 +143,24 @@ def replay(
     for line in differences or ["nothing that the recipe knows of differs: the file was changed since"]:
         output.say(f"  {line}")
     raise typer.Exit(FAILED)
+
+
+def _model_of(recipe: Recipe, asked: str | None) -> ModelFiles:
+    """The model asked for, else the one that the recipe names, which may be the folder in $ACE_MODEL.
+
+    Raises ModelNotFoundError."""
+    from ace.inference.sources import find_model
+
+    if asked is not None:
+        return find_model(asked)
+    try:
+        return find_model(recipe.model)
+    except ModelNotFoundError as error:
+        if os.environ.get("ACE_MODEL"):
+            default = find_model()
+            if default.name == recipe.model:
+                return default
+        raise ModelNotFoundError(f"the picture was made by {recipe.model}; {error}, and name it with --model") from None
 
 
 def _candidates(recipe: Recipe, picture: Path, given: Sequence[Path]) -> list[Path]:
