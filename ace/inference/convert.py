@@ -36,7 +36,7 @@ from ace.errors import CheckpointError, ConfigError, ModelNotFoundError, OutputE
 from ace.inference.hub import HUB_IDS, fetch
 from ace.inference.pipeline import ACEPipeline
 from ace.model.config import PRESETS, ACEConfig
-from ace.model.convert import from_pixart, from_published, vae_from_published
+from ace.model.convert import from_pixart, from_published, unused_keys, vae_from_published
 from ace.model.text import encode_indicators
 from ace.model.transformer import ACETransformer
 from ace.model.unpickle import FLOATS, as_dtype, inspect_pickle, read_pickle
@@ -367,6 +367,7 @@ def _write_manifest(files: PublishedFiles, work: Path, model: PublishedModel) ->
     manifest = {
         "format": 1,
         "model": model.name,
+        "left_out": sorted(unused_keys(model.config)),  # weights that the published code loads and never applies
         "sources": {path.name: entry(path) for path in files.weights},
         "files": {path.relative_to(work).as_posix(): entry(path) for path in made},
     }

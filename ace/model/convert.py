@@ -52,10 +52,14 @@ def key_map(config: ACEConfig) -> dict[str, str]:
     return names
 
 
+def unused_keys(config: ACEConfig) -> set[str]:
+    """Published parameters that the published code loads and never applies."""
+    return {f"blocks.{n}.{attn}.norm_k.weight" for n in range(config.depth) for attn in ("attn", "cross_attn")}
+
+
 def from_published(state: Mapping[str, Tensor], config: ACEConfig) -> dict[str, Tensor]:
     """Convert a published ACE state dict. Raises CheckpointError naming every missing, unknown or misshapen key."""
-    names = key_map(config)
-    unused = {f"blocks.{n}.{a}.norm_k.weight" for n in range(config.depth) for a in ("attn", "cross_attn")}
+    names, unused = key_map(config), unused_keys(config)
     missing = sorted(names.keys() - state.keys())
     unknown = sorted(state.keys() - names.keys() - unused)
     if missing or unknown:

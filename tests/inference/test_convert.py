@@ -141,6 +141,8 @@ def test_defaults_of_the_released_models_are_the_published_ones():
 
 def test_the_manifest_notices_a_changed_file(converted, tmp_path):
     check_manifest(converted)
+    left_out = json.loads((converted / "manifest.json").read_text())["left_out"]
+    assert left_out == sorted(name for name in E2E.weights("sd.") if ".norm_k." in name)
     copy = tmp_path / "copy"
     shutil.copytree(converted, copy)
     path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
