@@ -143,7 +143,7 @@ def load_pipeline(model: ModelFiles, *, device: str = "auto", dtype: str = "auto
     if model.budget > 256:
         dtypes["text_encoder"] = torch.bfloat16  # as published; T5-XXL in float32 would take 19 GB
     try:
-        pipeline = ACEPipeline.from_pretrained(model.folder, torch_dtype=dtypes, local_files_only=True)
+        pipeline = ACEPipeline.from_pretrained(model.folder, dtype=dtypes, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"the model {model.name} cannot be loaded ({reason}): fetch or copy it again") from error
