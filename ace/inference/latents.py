@@ -1,8 +1,9 @@
 """Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC` small).
 
-Pictures of one size go through the autoencoder together; each result is the same as alone up to float32 rounding. The
-posterior's mean is used, not a sample of it, so that latents depend on the picture only (upstream samples it from the
-global generator).
+Small pictures of one size go through the autoencoder together, and never fewer than two: on CPUs a batch of one takes
+other kernels, whose sums round differently, so that a picture alone would not be the same as in a batch. Large ones,
+where a batch saves nothing, go one by one. The posterior's mean is used, not a sample of it, so that latents depend
+on the picture only (upstream samples it from the global generator).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
+
+ALONE_PX = 256 * 256  # pictures with more pixels go one by one
 
 Autoencoder = AutoencoderKL | AutoencoderDC
 
@@ -24,7 +27,7 @@ def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor]) -> lis
         latents = output.latent if isinstance(autoencoder, AutoencoderDC) else output.latent_dist.mode()
         return (latents.float() - _shift(autoencoder)) * autoencoder.config.scaling_factor
 
-    return _by_shape(pictures, autoencoder, encode)
+    return _by_shape(pictures, autoencoder, encode, ALONE_PX)
 
 
 def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
@@ -34,7 +37,7 @@ def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> list[
         batch = batch / autoencoder.config.scaling_factor + _shift(autoencoder)
         return autoencoder.decode(batch.to(autoencoder.dtype)).sample.float().clamp(-1, 1)
 
-    return _by_shape(latents, autoencoder, decode)
+    return _by_shape(latents, autoencoder, decode, ALONE_PX // scale_factor(autoencoder) ** 2)
 
 
 def scale_factor(autoencoder: Autoencoder) -> int:
@@ -50,12 +53,17 @@ def _shift(autoencoder: Autoencoder) -> float:
     return getattr(autoencoder.config, "shift_factor", None) or 0.0
 
 
-def _by_shape(items: Sequence[Tensor], autoencoder: Autoencoder, function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    results: dict[int, Tensor] = {}
-    by_shape: dict[tuple[int, ...], list[int]] = {}
+def _by_shape(
+    items: Sequence[Tensor], autoencoder: Autoencoder, function: Callable[[Tensor], Tensor], most_cells: int
+) -> list[Tensor]:
+    """One result per item; items with more than `most_cells` pixels or latent cells by themselves."""
+    batches: dict[tuple[int, ...], list[int]] = {}
     for number, item in enumerate(items):
-        by_shape.setdefault(tuple(item.shape), []).append(number)
-    for numbers in by_shape.values():
-        batch = torch.stack([items[n] for n in numbers]).to(autoencoder.device, autoencoder.dtype)
-        results.update(zip(numbers, function(batch), strict=True))
+        alone = item.shape[-2] * item.shape[-1] > most_cells
+        batches.setdefault((*item.shape, number if alone else -1), []).append(number)
+    results: dict[int, Tensor] = {}
+    for (*_, alone), numbers in batches.items():
+        rows = numbers if alone >= 0 or len(numbers) > 1 else numbers * 2
+        batch = torch.stack([items[n] for n in rows]).to(autoencoder.device, autoencoder.dtype)
+        results.update(zip(rows, function(batch), strict=True))
     return [results[n] for n in range(len(items))]

@@ -69,6 +69,12 @@ def test_a_request_gets_the_same_latents_alone_and_in_any_mixture(pipeline):
     assert furthest(alone[0][:, :4, :4], alone[4][:, :4, :4]) > 1e-2  # different requests differ
 
 
+def test_the_picture_does_not_depend_on_its_neighbours(pipeline):
+    together = pipeline(requests=mixture()).images
+    for one, packed in zip(mixture(), together, strict=True):
+        assert np.array_equal(np.asarray(pipeline(requests=[one]).images[0]), np.asarray(packed))
+
+
 def test_states_at_different_timesteps_are_stepped_together(pipeline):
     expected = pipeline(requests=mixture()[2:]).latents
     states = pipeline.prepare(mixture()[2:])
