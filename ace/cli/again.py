@@ -91,6 +91,7 @@ def replay(
     ace replay out.png
     ace replay out.png --image photo.png --image mask.png
     """
+    import numpy as np
     from PIL import Image, ImageChops
 
     from ace.inference import recipe as recipes
@@ -107,7 +108,8 @@ def replay(
     with output.progress(f"loading {found.name}") as tell:
         pipeline = load(found, device, dtype)
         (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
-    data = recipes.encode(made.image, recipes.FORMATS[picture.suffix.lower()], written)
+    with Image.open(picture) as opened:
+        data = recipes.encode(made.image, opened.format or "PNG", written)
     then = picture.read_bytes()
     same_bytes = data == then
     largest = 0
@@ -117,7 +119,7 @@ def replay(
                 largest = 255
             else:
                 difference = ImageChops.difference(before.convert("RGBA"), after.convert("RGBA"))
-                largest = max(high for _, high in difference.getextrema())
+                largest = int(np.asarray(difference).max())
     differences = list(recipes.compare(written, made.recipe.environment, model_sha256=found.sha256))
     batch = written.settings.get("batch_size", 1)
     if batch != 1:

@@ -94,6 +94,7 @@ def open_job(
     parents: tuple[str, ...] = ()
     opened: dict[str, OpenedImage] = {}
     source: OpenedImage | None = None
+    answer: FileRef | None = None
     if session is not None and start is None and photo is None:
         latest = session.latest()
         start = None if latest is None else latest.id
@@ -111,8 +112,8 @@ def open_job(
     pictures = [open_picture(path, opened) for path in ([photo] if photo is not None else [])]
     if photo is not None:
         source = pictures[0][1]
-    elif source is not None and (mask is not None or references):
-        pictures.append((rounds[-1].answer, source))  # a mask or further pictures: the answer itself becomes {image}
+    elif source is not None and answer is not None and (mask is not None or references):
+        pictures.append((answer, source))  # a mask or further pictures: the answer itself becomes {image}
     pictures += [open_picture(path, opened) for path in references]
     if mask is not None and source is None:
         raise MaskError("a mask needs the picture that it belongs to: name the photo before the instruction")
