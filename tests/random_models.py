@@ -64,7 +64,12 @@ def random_pipeline(config: ACEConfig = PUBLISHED_LIKE, **settings: object) -> A
     transformer = random_transformer(config)
     transformer.set_indicators(encode_indicators(tokenizer, text_encoder))
     pipeline = ACEPipeline(
-        transformer, vae, text_encoder, tokenizer, ACEDDIMScheduler(), **{"budget": 16, "max_text_tokens": 24, **settings}
+        transformer,
+        vae,
+        text_encoder,
+        tokenizer,
+        ACEDDIMScheduler(),
+        **{"budget": 16, "max_text_tokens": 24, **settings},
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -37,7 +37,9 @@ def shift_references(instruction: str, offset: int) -> str:
     def shifted(match: re.Match[str]) -> str:
         index = int(match.group(1) or 0) + offset
         if index >= len(IMAGE_NAMES):
-            raise ConditionError(f"{match.group(0)} would become {{image{index}}}: at most nine images fit in a conversation")
+            raise ConditionError(
+                f"{match.group(0)} would become {{image{index}}}: at most nine images fit in a conversation"
+            )
         return IMAGE_NAMES[index]
 
     return _NAME.sub(shifted, instruction)

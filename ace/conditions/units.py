@@ -1,8 +1,9 @@
 """Condition units: what one request asks for, and what was asked before it (ACE, section 2.1.2, equations 1 and 2).
 
-A `ConditionUnit` (CU) is an instruction with any number of images and their masks. A `Turn` is a finished round: its unit
-and its answer. A `LongContextConditionUnit` (LCU) is the current unit with the turns before it. `LongContextConditionUnit.frames`
-is the only place where a conversation is flattened into the ordered frames that the model reads.
+A `ConditionUnit` (CU) is an instruction with any number of images and their masks. A `Turn` is a finished round: its
+unit and its answer. A `LongContextConditionUnit` (LCU) is the current unit with the turns before it.
+`LongContextConditionUnit.frames` is the only place where a conversation is flattened into the ordered frames that the
+model reads.
 
 Not here: reading files, resizing, tensors.
 """
@@ -40,9 +41,13 @@ class ConditionUnit:
         if not self.instruction.strip():
             raise ConditionError("the instruction is empty: say what to create or change")
         if len(self.images) > MAX_IMAGES:
-            raise ConditionError(f"{len(self.images)} images given, at most {MAX_IMAGES} fit in one request: leave some out")
+            raise ConditionError(
+                f"{len(self.images)} images given, at most {MAX_IMAGES} fit in one request: leave some out"
+            )
         if len(self.masks) != len(self.images):
-            raise MaskError(f"{len(self.masks)} masks for {len(self.images)} images: give one per image, None for no mask")
+            raise MaskError(
+                f"{len(self.masks)} masks for {len(self.images)} images: give one per image, None for no mask"
+            )
         for number, (image, mask) in enumerate(zip(self.images, self.masks, strict=True)):
             if mask is not None and mask.size != image.size:
                 raise MaskError(
@@ -77,8 +82,8 @@ class LongContextConditionUnit:
     """The current unit with its history (equation 2).
 
     history: oldest first. max_history: m, rounds kept before the current one.
-    target_index: frame whose size, mask and content the target starts from; None = the current unit's first image, or the
-    last answer if it has none. Raises ConditionError if a frame does not exist or the images of the current unit's
+    target_index: frame whose size, mask and content the target starts from; None = the current unit's first image, or
+    the last answer if it has none. Raises ConditionError if a frame does not exist or the images of the current unit's
     instruction are named wrongly."""
 
     current: ConditionUnit
@@ -94,7 +99,9 @@ class LongContextConditionUnit:
         named = max(len(self.current.images), 1 if self.history else 0)  # a bare {image} may mean the last answer
         check_references(self.current.instruction, named)
         if self.target_index is not None and not 0 <= self.target_index < max(len(frames), 1):
-            raise ConditionError(f"target_index is {self.target_index}, but there are {len(frames)} images: count from 0")
+            raise ConditionError(
+                f"target_index is {self.target_index}, but there are {len(frames)} images: count from 0"
+            )
 
     @property
     def kept_history(self) -> tuple[Turn, ...]:
@@ -120,8 +127,8 @@ class LongContextConditionUnit:
         """All images in the model's order: each kept round's images and then its answer, then the current images.
 
         An answer that is also the first image of the next round (the very same object) appears once, there. Image names
-        are renumbered: a unit's own `{image}` becomes the name of that frame in the whole context; in a unit without images
-        it means the answer before it."""
+        are renumbered: a unit's own `{image}` becomes the name of that frame in the whole context; in a unit without
+        images it means the answer before it."""
         frames: list[Frame] = []
         turns = self.kept_history
         for number, turn in enumerate(turns):

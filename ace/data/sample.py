@@ -1,4 +1,5 @@
-"""`EditSample`, the one record of training, data engine, evaluation and server, and the one list of tasks (ACE, 2.1.1, B.1 to B.9)."""
+"""`EditSample`, the one record of training, data engine, evaluation and server, and the one list of tasks (ACE, 2.1.1,
+B.1 to B.9)."""
 
 from __future__ import annotations
 

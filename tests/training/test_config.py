@@ -35,7 +35,8 @@ def test_the_shipped_recipes_are_valid():
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(tmp_path: Path, text: str, says: str):
-    text = text if "[[stage]]" in text or "no [[stage]]" in says else text + '\n[[stage]]\nname="a"\nsamples=64\nlr=1e-3'
+    if "[[stage]]" not in text and "no [[stage]]" not in says:
+        text += '\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3'
     with pytest.raises(ConfigError) as caught:
         read_recipe(write(tmp_path, text))
     assert says in str(caught.value)

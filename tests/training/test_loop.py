@@ -97,6 +97,4 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
         return value * float("nan"), figures
 
     with pytest.raises(TrainingError, match="not finite"):
-        train(
-            nn.Linear(4, 1), recipe(), lambda s, f: Numbers(f, s.samples), broken, torch.stack, tmp_path, quiet=True
-        )
+        train(nn.Linear(4, 1), recipe(), lambda s, f: Numbers(f, s.samples), broken, torch.stack, tmp_path, quiet=True)
