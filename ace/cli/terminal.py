@@ -72,7 +72,7 @@ class Output:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Tell]:
-        """A bar with the remaining time on a terminal's standard error, moving back and forth until it is told a total."""
+        """A bar with the remaining time on a terminal's standard error; it pulses until it is told a total."""
         if self.quiet or not sys.stderr.isatty():
             yield lambda done, total, what="": None
             return
