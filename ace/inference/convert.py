@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -52,7 +53,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-VAE_CONFIG = {
+VAE_CONFIG: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512),
@@ -74,7 +75,7 @@ class PublishedModel:
     config: ACEConfig
     budget: int
     num_inference_steps: int
-    vae: Mapping[str, object] = dataclasses.field(default_factory=lambda: VAE_CONFIG)
+    vae: Mapping[str, Any] = dataclasses.field(default_factory=lambda: VAE_CONFIG)
 
 
 PUBLISHED = {

@@ -206,7 +206,7 @@ class ACEPipeline(DiffusionPipeline):
         if (instruction is None) == (requests is None):
             raise ConditionError("give either an instruction or a list of requests")
         if requests is None:
-            instructions = [instruction] if isinstance(instruction, str) else list(instruction)
+            instructions = [instruction] if isinstance(instruction, str) else list(instruction or ())
             generators = [generator] * len(instructions) if not isinstance(generator, Sequence) else list(generator)
             if len(generators) != len(instructions):
                 raise ConditionError(
@@ -243,15 +243,14 @@ class ACEPipeline(DiffusionPipeline):
     @torch.no_grad()
     def prepare(self, requests: Sequence[Request]) -> list[RequestState]:
         """Encode texts and images of all requests and draw each one's noise; a request's neighbours change nothing."""
-        prepare_own, encode_own = prepare_inputs, encode_pictures
         if self.published:
-            prepare_own, encode_own = prepare_published_inputs, sample_posteriors
-        elif any(isinstance(request.unit, PublishedUnit) for request in requests):
-            raise ConfigError("a PublishedUnit needs a pipeline made with published=True: use LongContextConditionUnit")
-        inputs = [prepare_own(request.unit, self.geometry, request.size) for request in requests]
+            inputs = [prepare_published_inputs(r.unit, self.geometry, r.size) for r in requests]
+        else:
+            inputs = [prepare_inputs(_own_unit(r), self.geometry, r.size) for r in requests]
         scales = [self._or_default(r.guidance_scale, "guidance_scale") for r in requests]
         texts = self._text_states(requests, inputs, scales)
-        remaining = iter(encode_own(self.vae, [torch.from_numpy(frame) for i in inputs for frame in i.frames]))
+        pictures = [torch.from_numpy(frame) for own in inputs for frame in own.frames]
+        remaining = iter((sample_posteriors if self.published else encode_pictures)(self.vae, pictures))
         prepared = []
         for request, own, scale, branches in zip(requests, inputs, scales, texts, strict=True):
             images = tuple(next(remaining) for _ in own.frames)
@@ -407,3 +406,9 @@ class ACEPipeline(DiffusionPipeline):
 
     def _or_default(self, value: float | None, name: str) -> float:
         return float(self.config[name] if value is None else value)
+
+
+def _own_unit(request: Request) -> LongContextConditionUnit:
+    if isinstance(request.unit, PublishedUnit):
+        raise ConfigError("a PublishedUnit needs a pipeline made with published=True: use LongContextConditionUnit")
+    return request.unit

@@ -99,8 +99,9 @@ def prepare_published_inputs(
         unit = published_unit(unit)
     last = unit.prompts[-1]
     if not unit.images:
-        size = size or (int(geometry.budget**0.5) * geometry.cell_px,) * 2
-        if min(size) < geometry.cell_px or any(side % geometry.cell_px for side in size):
+        side = int(geometry.budget**0.5) * geometry.cell_px
+        size = size or (side, side)
+        if min(size) < geometry.cell_px or any(length % geometry.cell_px for length in size):
             raise InputError(f"size {size[0]}x{size[1]} px: both sides must be multiples of {geometry.cell_px} px")
         return Inputs(size, (last,), (True,), (), (), None, None)
     prepared = [

@@ -104,7 +104,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Te
 def _attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
     half = query.dtype in (torch.float16, torch.bfloat16)
     if varlen_attn is not None and query.is_cuda and half and query.shape[-1] % 8 == 0:
-        return varlen_attn(query, key, value, plan.cu_queries, plan.cu_keys, plan.max_queries, plan.max_keys)
+        out = varlen_attn(query, key, value, plan.cu_queries, plan.cu_keys, plan.max_queries, plan.max_keys)
+        return out if isinstance(out, Tensor) else out[0]
     if len(plan.groups) == 1:  # the queries of one group are the packed sequence itself
         (group,) = plan.groups
         out = _dense(query.unflatten(0, group.queries.shape), *_keys_values(key, value, group), group.bias)
@@ -123,7 +124,8 @@ def _keys_values(key: Tensor, value: Tensor, group: Group) -> tuple[Tensor, Tens
     if group.all_keys:
         return key.unflatten(0, group.keys.shape), value.unflatten(0, group.keys.shape)
     rows = group.keys.flatten()
-    return tuple(t.index_select(0, rows).unflatten(0, group.keys.shape) for t in (key, value))
+    keys, values = (t.index_select(0, rows).unflatten(0, group.keys.shape) for t in (key, value))
+    return keys, values
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

@@ -59,10 +59,8 @@ def tokenize(
         cleaned = [spell_quoted(t) for t in cleaned]
     batch = tokenizer(cleaned, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    more = -ids.shape[1] % pad_to_multiple_of
-    return TokenBatch(
-        F.pad(ids, (0, more), value=tokenizer.pad_token_id), F.pad(mask, (0, more)), tuple(mask.sum(1).tolist())
-    )
+    more = -ids.shape[1] % pad_to_multiple_of  # of any token: the mask hides them
+    return TokenBatch(F.pad(ids, (0, more)), F.pad(mask, (0, more)), tuple(mask.sum(1).tolist()))
 
 
 def encode(batch: TokenBatch, text_encoder: PreTrainedModel) -> list[Tensor]:
