@@ -35,7 +35,8 @@ def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> list[
 
     def decode(batch: Tensor) -> Tensor:
         batch = batch / autoencoder.config.scaling_factor + _shift(autoencoder)
-        return autoencoder.decode(batch.to(autoencoder.dtype)).sample.float().clamp(-1, 1)
+        output = autoencoder.decode(batch.to(autoencoder.dtype))  # type: ignore[arg-type]  # diffusers asks for FloatTensor
+        return output.sample.float().clamp(-1, 1)
 
     return _by_shape(latents, autoencoder, decode, ALONE_PX // scale_factor(autoencoder) ** 2)
 

@@ -117,20 +117,19 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         patches: (T, in_channels · p · p) from `pack_latents`; timestep: (B,), 0 = clean end; texts: (L,
         text_channels) or text_keys_values from `encode_text`. Returns (T_target, p · p · out_channels)."""
-        if (texts is None) == (text_keys_values is None):
+        if texts is not None and text_keys_values is None:
+            text_keys_values = self.encode_text(texts, layout)
+        elif texts is not None or text_keys_values is None:
             raise ConfigError("give either texts or text_keys_values")
-        text_tokens = None if texts is None else self._embed_text(texts, layout)  # (L, D)
         indicators = self.text_embed(self.indicator_states.to(patches.dtype))  # (10, D)
 
         tokens = self.patch_embed(patches)  # (T, D)
-        tokens = layout.fold(
-            tokens + F.embedding(layout.indicator, indicators)
-        )  # equation 4; (B, T / B, D) if all are equally long
+        tokens = tokens + F.embedding(layout.indicator, indicators)  # equation 4
+        tokens = layout.fold(tokens)  # (B, T / B, D) if all requests are equally long
         padded = F.pad(timestep, (0, max(0, MIN_ROWS - len(timestep))))
         time = self.time_embed(padded, patches.dtype)  # (B or more, D)
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))[: len(timestep)]  # (B, 6, D)
-        for number, block in enumerate(self.blocks):
-            kv = block.cross_attn.keys_values(text_tokens) if text_tokens is not None else text_keys_values[number]
+        for block, kv in zip(self.blocks, text_keys_values, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, modulation, kv, layout, use_reentrant=False)
             else:
@@ -147,10 +146,11 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ACEBlock):
+                nn.init.zeros_(module.cross_attn.to_out.weight)
         for linear in (*self.time_embed.linears(), self.time_modulation, self.text_embed.up, self.text_embed.down):
             nn.init.normal_(linear.weight, std=0.02)
-        for block in self.blocks:
-            nn.init.zeros_(block.cross_attn.to_out.weight)
         nn.init.zeros_(self.final.linear.weight)
 
 

@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
         self.transformer = transformer
         self.text_encoder = text_encoder
         self._frozen = (autoencoder,)  # in a tuple: neither trained nor saved with the checkpoint
-        self.prediction_type = prediction_type
+        self.prediction_type: PredictionType = prediction_type
 
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Loss of every sample, (B,)."""

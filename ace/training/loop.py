@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -53,6 +54,7 @@ def train(
     lr_scales: parameter name prefix → factor on the learning rate.
     Raises TrainingError if the loss is not finite."""
     folder.mkdir(parents=True, exist_ok=True)
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=not torch.cuda.is_available())
     trained = [p for p in module.parameters() if p.requires_grad]
     groups = _parameter_groups(module, recipe.weight_decay, lr_scales or {})
