@@ -17,7 +17,6 @@ from ace.cli.terminal import Output, count_of, load, short
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("accelerate", "peft"),
     "data": ("fontTools", "resvg_py"),
-    "eval": ("scipy",),
     "server": ("fastapi", "uvicorn"),
     "web": ("gradio",),
     "quant": ("torchao",),

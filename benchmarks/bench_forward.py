@@ -1,7 +1,7 @@
 """One guided forward at the published width: ours against a plain run of the published order of computation.
 
-python benchmarks/forward.py                # hidden 1152, 16 heads, depth 4, 1024 + 1024 tokens, 2 threads
-python benchmarks/forward.py --smoke        # small sizes, to see that it runs
+python benchmarks/bench_forward.py                # hidden 1152, 16 heads, depth 4, 1024 + 1024 tokens, 2 threads
+python benchmarks/bench_forward.py --smoke        # small sizes, to see that it runs
 
 Same process, same random weights, float32. The plain run must first pass the recorded cases, and both must agree to
 1e-4. What is timed is one denoising step: two plain forward passes, as published, against our one packed pass with
@@ -142,7 +142,7 @@ def main() -> None:
         f"hidden {config.hidden_size}, {config.num_heads} heads, depth {config.depth}, {tokens} + {tokens} tokens,",
         end=" ",
     )
-    print(f"text {options.text}; command: python benchmarks/forward.py {' '.join(sys.argv[1:])}".rstrip())
+    print(f"text {options.text}; command: python benchmarks/bench_forward.py {' '.join(sys.argv[1:])}".rstrip())
     for name, value in seconds.items():
         print(f"  {name:18} {value:8.3f} s")
     print(f"  ours, guided: {cost / seconds['ours, guided'] / 1e9:.0f} GFLOP/s of matrix products")
