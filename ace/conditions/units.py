@@ -10,8 +10,9 @@ Not here: reading files, resizing, tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 
 from ace.conditions.prompt import check_references, shift_references
@@ -58,10 +59,15 @@ class ConditionUnit:
 
 @dataclass(frozen=True)
 class Turn:
-    """A finished round of a conversation: what was asked and the answer (an RGB PIL image)."""
+    """A finished round of a conversation: what was asked and the answer (an RGB PIL image).
+
+    latents: (C, h, w) float32, the answer's own latents from the model that made it (`ACEPipelineOutput.turns`), so
+    that it need not be encoded again; None = the picture is encoded. A later round uses them wherever this very answer
+    is shown at the size it was made at."""
 
     unit: ConditionUnit
     answer: Image.Image
+    latents: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,13 @@ class Frame:
     """One image of the long-context unit as the model reads it.
 
     image: RGB; mask: mode "L" of the same size, white = change, or None (all of it);
-    instruction: the text of this frame's round; round: 0 = oldest kept round."""
+    instruction: the text of this frame's round; round: 0 = oldest kept round; latents: see `Turn`."""
 
     image: Image.Image
     mask: Image.Image | None
     instruction: str
     round: int
+    latents: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -131,15 +138,19 @@ class LongContextConditionUnit:
         images it means the answer before it."""
         frames: list[Frame] = []
         turns = self.kept_history
+        known = {id(turn.answer): turn.latents for turn in turns}  # an answer may be shown again, by any later unit
         for number, turn in enumerate(turns):
             unit = turn.unit
             text = _in_context(unit, len(frames))
-            frames += [Frame(i, m, text, number) for i, m in zip(unit.images, unit.masks, strict=True)]
+            frames += [
+                Frame(i, m, text, number, known.get(id(i))) for i, m in zip(unit.images, unit.masks, strict=True)
+            ]
             following = turns[number + 1].unit if number + 1 < len(turns) else self.current
             if not _continues(following, turn):
-                frames.append(Frame(turn.answer, None, text, number))
+                frames.append(Frame(turn.answer, None, text, number, turn.latents))
         text = _in_context(self.current, len(frames))
-        frames += [Frame(i, m, text, len(turns)) for i, m in zip(self.current.images, self.current.masks, strict=True)]
+        current = zip(self.current.images, self.current.masks, strict=True)
+        frames += [Frame(i, m, text, len(turns), known.get(id(i))) for i, m in current]
         return tuple(frames)
 
     @property

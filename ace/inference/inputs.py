@@ -42,7 +42,9 @@ class Inputs:
 
     size: (width, height) of the target in pixels. texts: N + 1, the target's first. frames: N arrays (3, H, W) in [-1,
     1]; frame_masks and target_mask: (1, h, w) on the latent grid or None. source: index of the frame being edited, or
-    None. current: True for the texts of the current round, which the empty instruction replaces for guidance."""
+    None. current: True for the texts of the current round, which the empty instruction replaces for guidance.
+    frame_latents: per frame the latents that came with it, (C, h, w), where they fit the size it is shown at, or
+    None; empty = none at all."""
 
     size: tuple[int, int]
     texts: tuple[str, ...]
@@ -51,6 +53,7 @@ class Inputs:
     frame_masks: tuple[Tensor | None, ...]
     target_mask: Tensor | None
     source: int | None
+    frame_latents: tuple[Tensor | None, ...] = ()
 
     @property
     def null_texts(self) -> tuple[str, ...]:
@@ -71,13 +74,16 @@ def prepare_inputs(unit: LongContextConditionUnit, geometry: Geometry, size: tup
         side = int(geometry.budget**0.5)
         width, height = frames[source].image.size if source is not None else (side, side)
         size = fit_size(width, height, geometry.budget, geometry.cell_px, enlarge=geometry.enlarge or source is None)
-    arrays, masks = [], []
+    arrays, masks, latents = [], [], []
     for number, frame in enumerate(frames):
         own = size
         if number != source:
             own = fit_size(*frame.image.size, geometry.budget, geometry.cell_px, enlarge=geometry.enlarge)
         arrays.append(prepare_image(frame.image, own))
         masks.append(None if frame.mask is None else latent_mask(prepare_mask(frame.mask, own), geometry))
+        known = None if frame.latents is None else torch.tensor(frame.latents)
+        fits = known is not None and known.shape[1:] == (own[1] // geometry.latent_px, own[0] // geometry.latent_px)
+        latents.append(known if fits else None)
     last_round = len(unit.kept_history)
     return Inputs(
         size=size,
@@ -87,6 +93,7 @@ def prepare_inputs(unit: LongContextConditionUnit, geometry: Geometry, size: tup
         frame_masks=tuple(masks),
         target_mask=None if source is None else masks[source],
         source=source,
+        frame_latents=tuple(latents),
     )
 
 

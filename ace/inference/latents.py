@@ -3,13 +3,17 @@
 Small pictures of one size go through the autoencoder together, and never fewer than two: on CPUs a batch of one takes
 other kernels, whose sums round differently, so that a picture alone would not be the same as in a batch. Large ones,
 where a batch saves nothing, go one by one. The posterior's mean is used, not a sample of it, so that latents depend
-on the picture only (upstream samples it from the global generator).
+on the picture only (upstream samples it from the global generator). So they can be kept: a `LatentCache` knows the
+pictures of a conversation by their content, and none is encoded twice.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
@@ -28,6 +32,45 @@ def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor]) -> lis
         return (latents.float() - _shift(autoencoder)) * autoencoder.config.scaling_factor
 
     return _by_shape(pictures, autoencoder, encode, ALONE_PX)
+
+
+class LatentCache:
+    """Latents of the pictures encoded last, found by content; bounded, the longest unused go first.
+
+    max_bytes: of latents kept (64 MiB: a thousand pictures of 512 px). Encoding is deterministic, so a kept result is
+    the one that encoding again would give, on several CPU threads and GPUs up to rounding in another batch."""
+
+    def __init__(self, max_bytes: int = 64 * 2**20) -> None:
+        self.max_bytes = max_bytes
+        self.num_encoded = 0
+        self._kept: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+        self._num_bytes = 0
+
+    def encode(self, autoencoder: Autoencoder, pictures: Sequence[np.ndarray]) -> list[Tensor]:
+        """As `encode_pictures`, from arrays; only those pictures go through the autoencoder that are not kept."""
+        setting = (
+            id(autoencoder),
+            autoencoder.dtype,
+            str(autoencoder.device),
+            getattr(autoencoder, "use_tiling", False),
+        )
+        keys = [(*setting, p.shape, hashlib.blake2b(np.ascontiguousarray(p).data).digest()) for p in pictures]
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        missing = {key: torch.from_numpy(p) for key, p in zip(keys, pictures, strict=True) if key not in found}
+        self.num_encoded += len(missing)
+        found.update(zip(missing, encode_pictures(autoencoder, list(missing.values())), strict=True))
+        for key, latents in found.items():
+            self._num_bytes += 0 if key in self._kept else latents.nbytes
+            self._kept[key] = latents
+            self._kept.move_to_end(key)
+        while self._num_bytes > self.max_bytes:
+            self._num_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return [found[key] for key in keys]
+
+    def clear(self) -> None:
+        """Forget everything: needed only if the autoencoder's weights were changed in place."""
+        self._kept.clear()
+        self._num_bytes = 0
 
 
 def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> list[Tensor]:

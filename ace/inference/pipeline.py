@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -23,12 +24,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ace.conditions.images import aspect_size, normalise_image
+from ace.conditions.images import aspect_size, normalise_image, prepare_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.diffusion import guide, sample_noise, seeded_generator
-from ace.errors import ConditionError, ConfigError
+from ace.errors import ConditionError, ConfigError, ShapeError
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
-from ace.inference.latents import decode_latents, encode_pictures, scale_factor
+from ace.inference.latents import LatentCache, decode_latents, scale_factor
 from ace.inference.preserve import paste_back
 from ace.inference.published import (
     PublishedUnit,
@@ -106,11 +107,13 @@ class RequestState:
 
 @dataclass
 class ACEPipelineOutput(BaseOutput):
-    """images: one picture per request (RGB). latents: (C, h, w) each. num_dropped_rounds: rounds left out, each."""
+    """images: one picture per request (RGB). latents: (C, h, w) each, as sampled. num_dropped_rounds: rounds left out,
+    each. turns: each request as a finished round with its picture's latents, to put into the next request's history."""
 
     images: list[Image.Image]
     latents: list[Tensor] = field(default_factory=list)
     num_dropped_rounds: list[int] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ class ACEPipeline(DiffusionPipeline):
         )
         self.published = published
         self.float16_attention = published
+        self.latent_cache = LatentCache()
         self._packed: _Packed | None = None
 
     @property
@@ -237,7 +241,14 @@ class ACEPipeline(DiffusionPipeline):
         self._packed = None
         self.maybe_free_model_hooks()
         return ACEPipelineOutput(
-            images, [s.latents for s in states], [s.request.unit.num_dropped_rounds for s in states]
+            images,
+            [s.latents for s in states],
+            [s.request.unit.num_dropped_rounds for s in states],
+            [
+                self.turn(state, image, preserve)
+                for state, image in zip(states, images, strict=True)
+                if isinstance(state.request.unit, LongContextConditionUnit)
+            ],
         )
 
     @torch.no_grad()
@@ -249,11 +260,10 @@ class ACEPipeline(DiffusionPipeline):
             inputs = [prepare_inputs(_own_unit(r), self.geometry, r.size) for r in requests]
         scales = [self._or_default(r.guidance_scale, "guidance_scale") for r in requests]
         texts = self._text_states(requests, inputs, scales)
-        pictures = [torch.from_numpy(frame) for own in inputs for frame in own.frames]
-        remaining = iter((sample_posteriors if self.published else encode_pictures)(self.vae, pictures))
         prepared = []
-        for request, own, scale, branches in zip(requests, inputs, scales, texts, strict=True):
-            images = tuple(next(remaining) for _ in own.frames)
+        for request, own, scale, branches, images in zip(
+            requests, inputs, scales, texts, self._frame_latents(inputs), strict=True
+        ):
             scheduler = copy.deepcopy(self.scheduler)
             scheduler.set_timesteps(self._num_steps(request), device=self._execution_device)
             generator = request.generator or seeded_generator(int(torch.randint(2**31, ())))
@@ -313,6 +323,24 @@ class ACEPipeline(DiffusionPipeline):
             return [cut_to_levels(picture) for picture in pictures]
         return [self._finish(state, picture, preserve) for state, picture in zip(states, pictures, strict=True)]
 
+    def turn(self, state: RequestState, answer: Image.Image, preserve: bool = True) -> Turn:
+        """The finished round of a state and its picture from `decode`, with the latents to go on from.
+
+        Where a mask kept the edited image, they are that image's latents; on the mask's edge a mixture by area. None
+        with `published`, which encodes every picture again."""
+        unit = state.request.unit
+        if isinstance(unit, PublishedUnit):
+            raise ConfigError("a PublishedUnit is no round of a conversation: use LongContextConditionUnit")
+        latents, source = state.latents, state.inputs.source
+        mask = None if source is None else unit.frames()[source].mask
+        if self.published:
+            return Turn(unit.current, answer)
+        if preserve and mask is not None and source is not None:
+            cells = F.avg_pool2d(torch.from_numpy(prepare_mask(mask, state.inputs.size)), self.geometry.latent_px)
+            changed = cells.to(latents)
+            latents = torch.lerp(state.branches[0].frames.images[source].to(latents), latents, changed)
+        return Turn(unit.current, answer, latents.cpu().numpy())
+
     def _finish(self, state: RequestState, picture: Tensor, preserve: bool) -> Image.Image:
         levels = (picture.permute(1, 2, 0).cpu().numpy() + 1) * 127.5
         made = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
@@ -325,6 +353,25 @@ class ACEPipeline(DiffusionPipeline):
         if state.request.size is None:
             return made.resize(aspect_size(frame.image.size, made.size), Image.Resampling.BICUBIC)
         return made
+
+    def _frame_latents(self, inputs: Sequence[Inputs]) -> list[tuple[Tensor, ...]]:
+        """Latents of every request's frames: those that came with a turn, or are kept from before, or new ones."""
+        if self.published:
+            pictures = [torch.from_numpy(frame) for own in inputs for frame in own.frames]
+            drawn = iter(sample_posteriors(self.vae, pictures))
+            return [tuple(next(drawn) for _ in own.frames) for own in inputs]
+        known = [latents for own in inputs for latents in own.frame_latents]
+        channels = self.transformer.config.latent_channels
+        for latents in known:
+            if latents is not None and len(latents) != channels:
+                raise ShapeError(
+                    f"a turn's latents have {len(latents)} channels, this model {channels}: leave them out"
+                )
+        frames = [frame for own in inputs for frame in own.frames]
+        unknown = [frame for frame, latents in zip(frames, known, strict=True) if latents is None]
+        encoded = iter(self.latent_cache.encode(self.vae, unknown))
+        latents = iter([next(encoded) if own is None else own for own in known])
+        return [tuple(next(latents) for _ in own.frames) for own in inputs]
 
     def _text_states(
         self, requests: Sequence[Request], inputs: Sequence[Inputs], scales: Sequence[float]

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.diffusion import DIFFUSERS_SCHEDULE, ACEDDIMScheduler, seeded_generator
-from ace.errors import ConditionError, ConfigError, ImageError, InputError
+from ace.errors import ConditionError, ConfigError, ImageError, InputError, ShapeError
+from ace.inference.latents import LatentCache
 from ace.inference.pipeline import ACEPipeline, Request
 from ace.inference.published import PublishedUnit
 from tests.random_models import PUBLISHED_LIKE, TINY_LIKE, random_pipeline, randomise
@@ -171,6 +172,70 @@ def test_a_masked_edit_keeps_the_rest_of_the_picture_exactly(pipeline):
     assert not np.array_equal(np.asarray(made), np.asarray(image))
     whole = pipeline("a dog", image, mask, num_inference_steps=1, preserve=False).images[0]
     assert not np.array_equal(np.asarray(whole.resize(image.size))[kept], np.asarray(image)[kept])
+
+
+def conversation(pipeline: ACEPipeline, turn: Turn):
+    """The round after a turn, that starts from its answer."""
+    one = request("make it red", (turn.answer,), history=(turn,), seed=3, num_inference_steps=2)
+    return pipeline.prepare([one])[0]
+
+
+def test_a_turns_own_latents_take_the_place_of_encoding_its_answer(pipeline):
+    (turn,) = pipeline("a dog", picture(64, 64), num_inference_steps=2, generator=seeded_generator(1)).turns
+    pipeline.latent_cache.clear()
+    before = pipeline.latent_cache.num_encoded
+    with_latents = conversation(pipeline, turn).branches[0].frames
+    assert pipeline.latent_cache.num_encoded == before + 1  # the first input picture; the answer is not encoded
+    assert np.array_equal(with_latents.images[-1].numpy(), turn.latents)
+    encoded = conversation(pipeline, dataclasses.replace(turn, latents=None)).branches[0].frames
+    assert pipeline.latent_cache.num_encoded == before + 2
+    assert not torch.equal(encoded.images[-1], with_latents.images[-1])
+    assert torch.equal(encoded.images[0], with_latents.images[0])
+
+
+def test_latents_of_another_size_are_encoded_anew_and_of_another_model_refused(pipeline):
+    (turn,) = pipeline("a dog", picture(64, 64), num_inference_steps=1).turns
+    smaller = dataclasses.replace(turn, latents=turn.latents[:, :-2])
+    expected = conversation(pipeline, dataclasses.replace(turn, latents=None)).branches[0].frames
+    assert torch.equal(conversation(pipeline, smaller).branches[0].frames.images[-1], expected.images[-1])
+    with pytest.raises(ShapeError, match="channels"):
+        conversation(pipeline, dataclasses.replace(turn, latents=turn.latents[:-1]))
+
+
+def test_a_masked_turn_keeps_the_latents_of_the_edited_image_outside_the_mask(pipeline):
+    image, mask = picture(64, 64), half_mask(64, 64)
+    result = pipeline("a dog", image, mask, num_inference_steps=2, generator=seeded_generator(1))
+    source = conversation(pipeline, result.turns[0]).branches[0].frames.images[0]
+    kept = torch.from_numpy(result.turns[0].latents)
+    middle = kept.shape[-1] // 2
+    assert torch.equal(kept[..., :middle], source[..., :middle])
+    assert torch.equal(kept[..., middle:], result.latents[0][..., middle:])
+    whole = pipeline("a dog", image, mask, num_inference_steps=2, generator=seeded_generator(1), preserve=False)
+    assert np.array_equal(whole.turns[0].latents, whole.latents[0].numpy())
+
+
+def test_a_picture_is_encoded_once_and_the_cache_stays_within_its_bound(pipeline):
+    cache = pipeline.latent_cache
+    cache.clear()
+    before = cache.num_encoded
+    same = [picture(64, 64, 1), picture(64, 64, 1).copy(), picture(64, 64, 2)]
+    first = pipeline.prepare([request("a dog", tuple(same), seed=1)])[0].branches[0].frames.images
+    again = pipeline.prepare([request("a cat", (same[2], same[0]), seed=1)])[0].branches[0].frames.images
+    assert cache.num_encoded == before + 2
+    assert torch.equal(first[0], first[1])
+    assert torch.equal(again[0], first[2])
+    small = LatentCache(max_bytes=first[0].nbytes)
+    for array in (np.zeros((3, 64, 64), np.float32), np.ones((3, 64, 64), np.float32)) * 2:
+        small.encode(pipeline.vae, [array])
+    assert small.num_encoded == 4  # one fits, so it has gone again each time
+
+
+def test_published_pipelines_neither_keep_nor_use_latents(pipeline):
+    published = ACEPipeline(**pipeline.components, budget=16, max_text_tokens=24, published=True)
+    published.set_progress_bar_config(disable=True)
+    (turn,) = published("a dog", picture(64, 64), num_inference_steps=1).turns
+    assert turn.latents is None
+    assert published.latent_cache.num_encoded == 0
 
 
 def test_an_edit_keeps_the_aspect_and_a_size_is_obeyed(pipeline):
