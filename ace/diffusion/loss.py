@@ -97,13 +97,15 @@ def diffusion_losses(
     prediction_type: PredictionType = "epsilon",
     *,
     lengths: Tensor | Sequence[int] | None = None,
+    row_weights: Tensor | None = None,
     min_snr_gamma: float | None = None,
     schedule: NoiseSchedule | None = None,
 ) -> Tensor:
     """Squared error to the target per sample, (N,) float32; its mean is the training loss.
 
     prediction, latents, noise: (N, …), or packed (T, …) with lengths (N,), rows per sample. timestep: (N,) int, per
-    sample in both forms. min_snr_gamma: None for equal weights. Raises ShapeError if the shapes differ."""
+    sample in both forms. row_weights: positive, one per row; a sample's loss is then the weighted mean over its rows.
+    min_snr_gamma: None for equal weights. Raises ShapeError if the shapes differ."""
     if not prediction.shape == latents.shape == noise.shape:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (prediction, latents, noise))
         raise ShapeError(
@@ -116,7 +118,12 @@ def diffusion_losses(
             f"{per_row.shape[0]} timesteps for {latents.shape[0]} rows: one per sample, with lengths if packed"
         )
     target = prediction_target(latents, noise, per_row, prediction_type, schedule)
-    losses = mean_per_sample((prediction.float() - target.float()) ** 2, lengths)
+    errors = (prediction.float() - target.float()) ** 2
+    if row_weights is None:
+        losses = mean_per_sample(errors, lengths)
+    else:
+        rows = errors.reshape(errors.shape[0], -1).mean(dim=1)
+        losses = mean_per_sample(rows * row_weights, lengths) / mean_per_sample(row_weights, lengths)
     if min_snr_gamma is not None:
         losses = losses * min_snr_weight(timestep, prediction_type, min_snr_gamma, schedule)
     return losses

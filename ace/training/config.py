@@ -92,7 +92,8 @@ class ModelRecipe(_Run):
 
     preset: sizes in `ace.model.config.PRESETS`. autoencoder: folder of a trained one. text_encoder: folder of the
     encoder to start from; text_layers: how many of its layers are kept; text_lr_scale: factor on their learning rate.
-    text_dropout: share of samples whose instruction is replaced by the empty one, for guidance."""
+    text_dropout: share of samples whose instruction is replaced by the empty one, for guidance. change_weight: weight
+    in the loss of cells that differ from the edited image, against 1 for those that are copied."""
 
     preset: str = "tiny"
     autoencoder: str = ""
@@ -101,6 +102,7 @@ class ModelRecipe(_Run):
     text_lr_scale: float = 0.1
     text_dropout: float = 0.1
     prediction_type: PredictionType = "v_prediction"
+    change_weight: float = 1.0
     source_on_channels: bool = True
     num_inference_steps: int = 10
     guidance_scale: float = 2.0

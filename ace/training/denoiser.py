@@ -33,6 +33,7 @@ from ace.training.config import ModelRecipe, Stage
 from ace.training.loop import train
 
 MAX_TEXT_TOKENS = 64
+CHANGED = 0.5  # mean difference of two latents, in standard deviations, from which a cell counts as changed
 
 
 class Denoiser(nn.Module):
@@ -44,8 +45,10 @@ class Denoiser(nn.Module):
         text_encoder: PreTrainedModel,
         autoencoder: AutoencoderDC,
         prediction_type: PredictionType,
+        change_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        self.change_weight = change_weight
         self.transformer = transformer
         self.text_encoder = text_encoder
         self._frozen = (autoencoder,)  # in a tuple: neither trained nor saved with the checkpoint
@@ -89,7 +92,27 @@ class Denoiser(nn.Module):
         predicted = self.transformer(patches, timestep, layout, texts=texts)
         cells, noise_cells = (torch.cat([patchify(x, sizes.patch_size) for x in xs]) for xs in (clean, noise))
         lengths = [rows * columns for rows, columns in layout.target_sizes]
-        return diffusion_losses(predicted, cells, noise_cells, timestep, self.prediction_type, lengths=lengths)
+        weights = torch.cat(
+            [
+                cell_weights(c, r.source, sizes.patch_size, self.change_weight)
+                for r, c in zip(requests, clean, strict=True)
+            ]
+        )
+        return diffusion_losses(
+            predicted, cells, noise_cells, timestep, self.prediction_type, lengths=lengths, row_weights=weights
+        )
+
+
+def cell_weights(target: Tensor, source: Tensor | None, patch_size: int, change_weight: float) -> Tensor:
+    """Weight in the loss of every cell of a target, (cells,): up to `change_weight` where it differs from the edited
+    image, 1 where it is copied, so that what is asked counts for more than what stays.
+
+    target, source: latents (C, h, w); all ones without a source, or with one of another size."""
+    cells = patchify(target, patch_size)
+    if source is None or source.shape != target.shape:
+        return torch.ones(len(cells), device=cells.device)
+    differs = (cells - patchify(source, patch_size)).abs().mean(dim=1).float()
+    return 1 + (change_weight - 1) * (differs / CHANGED).clamp(max=1)
 
 
 def find_text_encoder(name: str) -> Path:
@@ -131,7 +154,7 @@ def train_model(recipe: ModelRecipe, folder: Path, quiet: bool = False) -> ACEPi
     cell_px = factor * sizes.patch_size
     budget = (recipe.size_px // cell_px) ** 2
     geometry = Geometry(budget, cell_px, factor, enlarge=True, mask_by_area=True)
-    module = Denoiser(transformer, text_encoder, autoencoder, recipe.prediction_type)
+    module = Denoiser(transformer, text_encoder, autoencoder, recipe.prediction_type, recipe.change_weight)
 
     def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         losses = model(batch, generator)

@@ -80,3 +80,13 @@ def test_what_does_not_fit_is_refused():
         mean_per_sample(x, [2, 0])
     with pytest.raises(ConfigError, match="gamma"):
         min_snr_weight(t, gamma=0.0)
+
+
+def test_row_weights_turn_a_samples_loss_into_a_weighted_mean_of_its_own_rows():
+    latents = torch.zeros(5, 2)
+    noise = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]]).expand(5, 2)
+    timestep = torch.tensor([10, 500])
+    weights = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0])
+    given = {"lengths": [2, 3], "row_weights": weights}
+    losses = diffusion_losses(torch.zeros(5, 2), latents, noise, timestep, "epsilon", **given)
+    assert torch.allclose(losses, torch.tensor([(1 + 3 * 4) / 4, (9 + 16 + 25) / 3]))

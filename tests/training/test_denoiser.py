@@ -15,7 +15,7 @@ from ace.inference.pipeline import ACEPipeline
 from ace.inference.sources import SHIPPED_MODEL
 from ace.training.batches import Collate, WorldSamples
 from ace.training.config import ModelRecipe, Stage
-from ace.training.denoiser import find_text_encoder, train_model
+from ace.training.denoiser import cell_weights, find_text_encoder, train_model
 
 GEOMETRY = Geometry(budget=64, cell_px=8, latent_px=8, enlarge=True, mask_by_area=True)
 
@@ -75,3 +75,11 @@ def test_a_recipe_ends_in_a_pipeline_that_loads_and_draws(tmp_path: Path, text_e
 def test_a_missing_text_encoder_says_how_to_get_it():
     with pytest.raises(MissingDependencyError, match="pip install"):
         find_text_encoder("no_such_encoder")
+
+
+def test_cells_that_change_weigh_more_in_the_loss_than_copied_ones():
+    source = torch.zeros(4, 2, 2)
+    target = source.clone()
+    target[:, 0, 1], target[:, 1, 0] = 2.0, 0.1
+    assert cell_weights(target, source, 1, 3.0).tolist() == pytest.approx([1.0, 3.0, 1.4, 1.0])
+    assert cell_weights(target, None, 1, 3.0).tolist() == [1.0] * 4
