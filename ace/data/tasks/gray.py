@@ -1,0 +1,52 @@
+"""Grey pictures, and their colours back (B.2, B.3)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+
+from ace.data.sample import EditSample
+from ace.data.tasks import signals
+from ace.data.tasks.common import SEEN
+from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.tools import Tools
+from ace.extract.exact import gray
+
+
+def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+    """The picture without colour; a picture that has none is rejected."""
+    drawn = gray(image)
+    if np.abs(drawn.astype(np.int16) - image).max(2).mean() < SEEN:
+        return Rejected("the picture has no colour")
+    return drawn
+
+
+SIGNAL = signals.Signal(
+    name="gray",
+    names=("gray image", "grayscale image", "black and white image"),
+    draw=draw,
+    analyse=(
+        "make {image} black and white",
+        "convert {image} to grayscale",
+        "take the colors out of {image}",
+        "remove all color from {image}",
+    ),
+    control=(
+        "colorize {image}",
+        "give {image} natural colors",
+        "add color to the old photo {image}",
+        "colorize {image}: <caption>",
+        "give the gray picture {image} its colors, it shows <caption>",
+    ),
+)
+
+
+def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`low_level_analysis/gray`."""
+    return signals.analyse(SIGNAL, source, dice, tools)
+
+
+def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`controllable_generation/gray`."""
+    return signals.control(SIGNAL, source, dice, tools)
