@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from ace.conditions.images import OpenedImage, open_image, open_mask
@@ -65,13 +66,14 @@ class Job:
 @dataclass(frozen=True)
 class Made:
     """A finished job. drift: what changed where it should not have (without a mask: everywhere), None without a
-    source."""
+    source. latents: (C, h, w) of the picture, for the next round to go on from."""
 
     job: Job
     image: Image.Image
     recipe: Recipe
     drift: DriftReport | None = None
     notes: tuple[str, ...] = ()
+    latents: np.ndarray | None = None
 
 
 def open_job(
@@ -192,10 +194,21 @@ def in_batches(count: int, model: ModelFiles) -> Iterator[range]:
 
 def make(pipeline: ACEPipeline, model: ModelFiles, jobs: Sequence[Job], progress: Progress | None = None) -> list[Made]:
     """Make the pictures of all jobs in one packed pass; each as if it were alone. Raises InputError."""
+    states = prepare_jobs(pipeline, jobs)
+    total = max(state.num_steps for state in states)
+    while running := [state for state in states if not state.done]:
+        pipeline.step(running)
+        if progress is not None:
+            progress(running[0].step_index, total)
+    return finish_jobs(pipeline, model, jobs, states)
+
+
+def prepare_jobs(pipeline: ACEPipeline, jobs: Sequence[Job]) -> list[RequestState]:
+    """The jobs as states to step, in whatever mixture. Raises InputError."""
     from ace.diffusion import seeded_generator  # torch, only when a model runs
     from ace.inference.pipeline import Request
 
-    states = pipeline.prepare(
+    return pipeline.prepare(
         [
             Request(
                 unit=job.unit,
@@ -209,24 +222,31 @@ def make(pipeline: ACEPipeline, model: ModelFiles, jobs: Sequence[Job], progress
             for job in jobs
         ]
     )
-    total = max(state.num_steps for state in states)
-    while running := [state for state in states if not state.done]:
-        pipeline.step(running)
-        if progress is not None:
-            progress(running[0].step_index, total)
+
+
+def finish_jobs(
+    pipeline: ACEPipeline, model: ModelFiles, jobs: Sequence[Job], states: Sequence[RequestState]
+) -> list[Made]:
+    """The pictures of finished states, with their drift and recipes. `jobs` are those that ran in one packed pass."""
     environment = Environment.here(
         device=str(pipeline.device).split(":")[0], dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
     made = []
     for job, state in zip(jobs, states, strict=True):
         image = _finish(pipeline, job, state)
-        mask = _mask_of(job)
-        drift = None
-        if job.source is not None:
-            before = job.source.image if mask is None else job.source.stored  # what the model saw, or what is kept
-            drift = drift_report(before, image.convert("RGB"), mask)
-        made.append(Made(job, image, _recipe(model, job, state, len(jobs), environment), drift, _notes(job)))
+        recipe = _recipe(model, job, state, len(jobs), environment)
+        latents = None if pipeline.published else pipeline.turn(state, image).latents
+        made.append(Made(job, image, recipe, drift_of(job, image), _notes(job), latents))
     return made
+
+
+def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
+    """How far the picture made moved from the one that was edited, outside its mask; None if nothing was edited."""
+    if job.source is None:
+        return None
+    mask = _mask_of(job)
+    before = job.source.image if mask is None else job.source.stored  # what the model saw, or what is kept
+    return drift_report(before, image.convert("RGB"), mask)
 
 
 def _mask_of(job: Job) -> Image.Image | None:
@@ -255,6 +275,8 @@ def _recipe(model: ModelFiles, job: Job, state: RequestState, batch_size: int, e
         settings["size"] = "chosen"
     if batch_size > 1:
         settings["batch_size"] = batch_size  # neighbours change float32 rounding, and so perhaps a last bit
+    if any(turn.latents is not None for turn in job.unit.kept_history):
+        settings["latents"] = "kept"  # went on from the latents of earlier answers, which their files do not hold
     return Recipe(
         model=model.name,
         model_sha256=model.sha256,
