@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 ace data assets
 ace train recipes/tiny-autoencoder.toml --output runs/tiny-autoencoder
 ace train recipes/tiny.toml --output runs/tiny
-ace eval world --model runs/tiny/model --limit 16 --output runs/tiny/report
+ace eval ace-world --model runs/tiny/model --limit 16 --output runs/tiny/report

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli import about, again, pictures, workshop
+from ace.cli import about, again, evaluate, pictures, workshop
 from ace.cli.terminal import STOPPED, Verbs
 
 __all__ = ["app", "main"]
@@ -32,7 +32,7 @@ app.command()(about.doctor)
 app.command()(workshop.convert)
 app.command()(workshop.train)
 app.add_typer(workshop.data, name="data")
-app.add_typer(workshop.evaluate, name="eval")
+app.add_typer(evaluate.evaluate, name="eval")
 
 
 @app.callback(invoke_without_command=True)

@@ -99,3 +99,13 @@ def check_numbers(steps: int | None, guidance: float | None) -> None:
         raise ConfigError(f"{steps} steps: use 1 to 1000")
     if guidance is not None and not 0 <= guidance <= 100:
         raise ConfigError(f"guidance {guidance:g}: use 1 (off) to about 10")
+
+
+def tasks_named(names: list[str] | None) -> list[str]:
+    """The tasks that names of tasks or families stand for, all without any. Raises ConfigError."""
+    from ace.data.sample import FAMILIES, TASKS
+
+    unknown = [name for name in names or () if name not in TASKS and name not in FAMILIES]
+    if unknown:
+        raise ConfigError(f"unknown task {', '.join(unknown)}: use a family ({', '.join(FAMILIES)}) or family/subtask")
+    return [task for task in TASKS if not names or task in names or task.split("/")[0] in names]

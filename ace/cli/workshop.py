@@ -1,4 +1,4 @@
-"""`ace train`, `ace data`, `ace eval`: making a model and measuring it."""
+"""`ace convert`, `ace train`, `ace data`: making a model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers
-from ace.cli.terminal import Output, Verbs, load, short
+from ace.cli.options import Quiet, tasks_named
+from ace.cli.terminal import Output, Verbs, short
 from ace.errors import ConfigError, ModelNotFoundError
 
 data = typer.Typer(cls=Verbs, help="Training data: the procedural world.", no_args_is_help=True)
-evaluate = typer.Typer(cls=Verbs, help="Measure a model.", no_args_is_help=True)
 
 
 def convert(
@@ -133,7 +132,7 @@ def show(
     from ace.errors import OutputError
     from ace.inference.recipe import check_output, embed
 
-    wanted = _tasks(tasks)
+    wanted = tasks_named(tasks)
     if not 1 <= count <= 50:
         raise ConfigError(f"{count} samples of each task: use 1 to 50")
     try:
@@ -145,61 +144,3 @@ def show(
 
     embed(draw_samples(wanted, count, seed, size_px, "held_out" if held_out else "train"), out)
     typer.echo(f"{short(out)}  {len(wanted)} tasks, {count} samples each, the true answers")
-
-
-@evaluate.command("world")
-def world(
-    folder: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.", show_default=False)
-    ],
-    limit: Annotated[int, typer.Option("--limit", help="So many samples of each task.")] = 16,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")] = 0,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    model: Model = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-) -> None:
-    """Compare a model's answers with the true ones, on the held-out side of the procedural world.
-
-    \b
-    ace eval world --output runs/report
-    ace eval world --task element_editing --limit 4 --output runs/quick
-    """
-    from ace.inference.sources import find_model
-
-    check_numbers(steps, guidance)
-    wanted = _tasks(tasks)
-    files = find_model(model)
-    from ace.evaluation import evaluate_world
-
-    report = evaluate_world(
-        load(files, device),
-        folder,
-        limit,
-        seed,
-        quiet=quiet,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        tasks=wanted,
-        model_name=files.name,
-    )
-    yes = sum(group.beats_copying for group in report.families)
-    Output(quiet=quiet).say(
-        f"{short(folder / 'report.md')}  {report.count} samples; better than copying the input: "
-        f"{yes} of {len(report.families)} families"
-    )
-
-
-def _tasks(names: list[str] | None) -> list[str]:
-    """The tasks that names of tasks or families stand for, all without any. Raises ConfigError."""
-    from ace.data.sample import FAMILIES, TASKS
-
-    unknown = [name for name in names or () if name not in TASKS and name not in FAMILIES]
-    if unknown:
-        raise ConfigError(f"unknown task {', '.join(unknown)}: use a family ({', '.join(FAMILIES)}) or family/subtask")
-    return [task for task in TASKS if not names or task in names or task.split("/")[0] in names]
