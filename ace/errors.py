@@ -8,6 +8,7 @@ AceError
 │   ├── ConfigError       an unknown or impossible setting
 │   ├── OutputError       a result that cannot be written where it was asked for
 │   ├── ModelNotFoundError  a model name or folder with nothing behind it
+│   ├── DataError         a data set, shard or row that is missing, changed or of another kind
 │   └── SessionError      a session folder or node that cannot be read
 ├── ShapeError            tensors whose shapes do not fit (a caller's bug)
 ├── CheckpointError       weights that are wrong, partial or hostile
@@ -47,6 +48,10 @@ class OutputError(InputError):
 
 class ModelNotFoundError(InputError):
     """No model behind this name."""
+
+
+class DataError(InputError):
+    """A data set, shard or row that cannot be used."""
 
 
 class SessionError(InputError):
