@@ -228,16 +228,43 @@ def finish_jobs(
     pipeline: ACEPipeline, model: ModelFiles, jobs: Sequence[Job], states: Sequence[RequestState]
 ) -> list[Made]:
     """The pictures of finished states, with their drift and recipes. `jobs` are those that ran in one packed pass."""
+    pictures = decode_jobs(pipeline, jobs, states)
+    return [
+        finish_job(pipeline, model, job, state, picture, len(jobs))
+        for job, state, picture in zip(jobs, states, pictures, strict=True)
+    ]
+
+
+def decode_jobs(pipeline: ACEPipeline, jobs: Sequence[Job], states: Sequence[RequestState]) -> list[Image.Image]:
+    """The model's own pictures of states, finished or not, in one pass; `finish_job` makes results of them."""
+    whole = [
+        state  # without a mask in the edited picture's aspect; with one as the model sees it, to be pasted back
+        if _mask_of(job) is None or job.source is None
+        else replace(state, request=replace(state.request, size=state.inputs.size))
+        for job, state in zip(jobs, states, strict=True)
+    ]
+    return pipeline.decode(whole, preserve=False)
+
+
+def finish_job(
+    pipeline: ACEPipeline, model: ModelFiles, job: Job, state: RequestState, picture: Image.Image, batch_size: int = 1
+) -> Made:
+    """A finished state and its picture from `decode_jobs` as a result; runs no model, so any thread may do it.
+
+    batch_size: how many requests shared a pass with it, for the recipe."""
+    mask = _mask_of(job)
+    if mask is not None and job.source is not None:
+        image = paste_back(job.source, picture, mask)
+    else:
+        image = picture
+        if job.source is not None and job.source.icc_profile is not None:
+            image.info["icc_profile"] = job.source.icc_profile
     environment = Environment.here(
         device=str(pipeline.device).split(":")[0], dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
-    made = []
-    for job, state in zip(jobs, states, strict=True):
-        image = _finish(pipeline, job, state)
-        recipe = _recipe(model, job, state, len(jobs), environment)
-        latents = None if pipeline.published else pipeline.turn(state, image).latents
-        made.append(Made(job, image, recipe, drift_of(job, image), _notes(job), latents))
-    return made
+    recipe = _recipe(model, job, state, batch_size, environment)
+    latents = None if pipeline.published else pipeline.turn(state, image).latents
+    return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)
 
 
 def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
@@ -252,21 +279,6 @@ def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
 def _mask_of(job: Job) -> Image.Image | None:
     """The mask of the picture that is edited, which is the current unit's first image."""
     return job.unit.current.masks[0] if job.unit.current.images else None
-
-
-def _finish(pipeline: ACEPipeline, job: Job, state: RequestState) -> Image.Image:
-    """The picture of a finished state, with what the file had beside its colours."""
-    mask = _mask_of(job)
-    if mask is None or job.source is None:
-        (image,) = pipeline.decode([state], preserve=False)
-        if job.source is not None and job.source.icc_profile is not None:
-            image.info["icc_profile"] = job.source.icc_profile
-        return image
-    raw = replace(
-        state, request=replace(state.request, size=state.inputs.size)
-    )  # the whole picture as the model sees it
-    (image,) = pipeline.decode([raw], preserve=False)
-    return paste_back(job.source, image, mask)
 
 
 def _recipe(model: ModelFiles, job: Job, state: RequestState, batch_size: int, environment: Environment) -> Recipe:
