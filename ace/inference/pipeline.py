@@ -33,7 +33,6 @@ from ace.inference.latents import LatentCache, decode_latents, scale_factor
 from ace.inference.preserve import paste_back
 from ace.inference.published import (
     PublishedUnit,
-    attention_in_float16,
     cut_to_levels,
     guide_over_padding,
     lost_text_states,
@@ -291,10 +290,9 @@ class ACEPipeline(DiffusionPipeline):
         if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
         packed = self._pack(states)
-        owners = [state for state in states for _ in state.branches]
-        timesteps = [state.scheduler.timesteps[state.step_index] for state in owners]
+        timesteps = [state.scheduler.timesteps[state.step_index] for state in states]
         noisy = [
-            state.scheduler.scale_model_input(state.latents, t) for state, t in zip(owners, timesteps, strict=True)
+            state.scheduler.scale_model_input(state.latents, t) for state, t in zip(states, timesteps, strict=True)
         ]
         config = self.transformer.config
         predicted = self.transformer(
@@ -423,25 +421,27 @@ class ACEPipeline(DiffusionPipeline):
             image_masks=inputs.frame_masks,
             source=None if inputs.source is None else images[inputs.source],
         )
-        layout = make_layout([frames], sizes.patch_size, sizes.head_dim).to(self._execution_device)
-        text = self.transformer.encode_text(torch.cat(texts), layout)
+        text = self.transformer.encode_text(torch.cat(texts), self._layout([frames]))
         source_channels = sizes.latent_channels if sizes.source_on_channels else 0
         return Branch(frames, condition_patches(frames, sizes.patch_size, source_channels), text)
+
+    def _layout(self, frames: Sequence[RequestFrames], repeats: Sequence[bool] = ()) -> Layout:
+        sizes = self.transformer.sizes
+        layout = make_layout(frames, sizes.patch_size, sizes.head_dim, repeats).to(self._execution_device)
+        return layout.in_float16() if self.float16_attention else layout
 
     def _pack(self, states: Sequence[RequestState]) -> _Packed:
         kept = self._packed
         if kept is not None and [id(state) for state in kept.states] == [id(state) for state in states]:
             return kept
         branches = [branch for state in states for branch in state.branches]
-        sizes = self.transformer.sizes
-        layout = make_layout([b.frames for b in branches], sizes.patch_size, sizes.head_dim).to(self._execution_device)
-        if self.float16_attention:
-            layout = attention_in_float16(layout)
+        depth = self.transformer.sizes.depth
+        repeats = [number > 0 for state in states for number in range(len(state.branches))]
+        layout = self._layout([b.frames for b in branches], repeats)
         text = tuple(
-            (torch.cat([b.text[n][0] for b in branches]), torch.cat([b.text[n][1] for b in branches]))
-            for n in range(sizes.depth)
+            tuple(torch.cat(parts) for parts in zip(*(b.text[n] for b in branches), strict=True)) for n in range(depth)
         )
-        self._packed = _Packed(tuple(states), layout, tuple(b.patches for b in branches), text)
+        self._packed = _Packed(tuple(states), layout, tuple(s.branches[0].patches for s in states), text)
         return self._packed
 
     def _num_steps(self, request: Request) -> int:

@@ -2,7 +2,7 @@
 
 Counted are matrix products (two operations per multiply-add), which are all but a few percent of the time; norms,
 activations and rotary turns are not. Counts are those of the code as it runs: time conditioning and text once, not per
-token or per step.
+token or per step, two guidance branches as one until they read their texts, the last block for the targets only.
 
 Not here: the autoencoder and the text encoder; seconds, which belong to a machine (`benchmarks/`).
 """
@@ -32,35 +32,47 @@ class StepCost:
         return self.linears + self.self_attention + self.cross_attention
 
 
-def step_cost(config: ACEConfig, frames: Sequence[int], texts: Sequence[int]) -> StepCost:
-    """Cost of one step of one request and one guidance branch (two branches cost twice this).
+def step_cost(
+    config: ACEConfig, frames: Sequence[int], texts: Sequence[int], null_texts: Sequence[int] | None = None
+) -> StepCost:
+    """Cost of one step of one request.
 
-    frames: tokens of every frame, the target first; texts: tokens of every frame's text, as many entries.
-    Self-attention grows with the square of all tokens, all else in proportion."""
-    width, tokens = config.hidden_size, sum(frames)
-    hidden = int(width * config.mlp_ratio)
-    cells = config.patch_size**2
-    per_token = 4 * width * width + 2 * width * width + 2 * width * hidden  # self: q, k, v, o; cross: q, o; MLP
-    once = (
+    frames: tokens of every frame, the target first; texts: tokens of every frame's text, as many entries; null_texts:
+    those of the second guidance branch, None = no guidance. Self-attention grows with the square of all tokens, all
+    else in proportion."""
+    width, tokens, target = config.hidden_size, sum(frames), frames[0]
+    square, cells = width * width, config.patch_size**2
+    mlp = 2 * width * int(width * config.mlp_ratio)
+    branches = [texts] if null_texts is None else [texts, null_texts]
+    linears = (
         tokens * config.in_channels * cells * width
-        + frames[0] * width * config.out_channels * cells
-        + NUM_INDICATORS * (config.text_channels * width + width * width)
+        + len(branches) * target * width * config.out_channels * cells
+        + NUM_INDICATORS * (config.text_channels * width + square)
         + TIME_CHANNELS * width
-        + 7 * width * width
+        + 7 * square
     )
-    attended = sum(frame * text for frame, text in zip(frames, texts, strict=True))
-    return StepCost(
-        linears=2 * (config.depth * tokens * per_token + once),
-        self_attention=4 * config.depth * tokens * tokens * width,
-        cross_attention=4 * config.depth * attended * width,
-    )
+    self_attention = cross_attention = 0
+    for number in range(config.depth):
+        first, last = number == 0, number == config.depth - 1
+        shared = first and len(branches) > 1  # branches are the same until they read their texts
+        queries = target if last and not shared else tokens
+        times = 1 if shared else len(branches)
+        linears += times * (2 * tokens + 2 * queries) * square  # k, v; q, o
+        self_attention += times * 2 * queries * tokens * width
+        for branch in branches:
+            read = list(zip(frames, branch, strict=True))[: 1 if last else None]
+            linears += sum(frame for frame, text in read if text > 1) * 2 * square  # one key needs no attention
+            linears += sum(frame for frame, _ in read) * mlp
+            cross_attention += sum(2 * frame * text for frame, text in read if text > 1) * width
+    return StepCost(linears=2 * linears, self_attention=2 * self_attention, cross_attention=2 * cross_attention)
 
 
 def text_cost(config: ACEConfig, texts: Sequence[int]) -> int:
-    """Operations for the keys and values of all texts of one branch, once per request."""
-    width, tokens = config.hidden_size, sum(texts)
-    embed = (tokens + NUM_INDICATORS) * (config.text_channels * width + width * width)
-    return 2 * (embed + config.depth * tokens * 2 * width * width)
+    """Operations for the keys and values of all texts of one branch, the target's first, once per request."""
+    width = config.hidden_size
+    embed = (sum(texts) + NUM_INDICATORS) * (config.text_channels * width + width * width)
+    rows = [sum(texts)] * (config.depth - 1) + [texts[0]]  # the last block reads the target's text only
+    return 2 * (embed + sum(rows) * 2 * width * width)
 
 
 def num_parameters(config: ACEConfig) -> int:

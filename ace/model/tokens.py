@@ -2,16 +2,17 @@
 
 A request has N image frames and a target. Its visual sequence is the target's tokens followed by those of each image,
 in the order of `LongContextConditionUnit.frames`; requests are concatenated without padding. A `Layout` holds
-everything about a batch that does not depend on the timestep: positions, indicator rows, attention plans, the rotary
-table.
+everything about a batch that does not depend on the timestep: positions, indicator rows, attention plans, rotary
+tables; and what need not be computed: two guidance branches are the same until they read their texts, a text of one
+token needs no attention, and of the last block only the targets are wanted.
 
 Indicator rows: image k (from 0) carries `{image k}`; the target carries the row after the last image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -52,88 +53,256 @@ class RequestFrames:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The packed geometry of a batch of B requests with T visual and L text tokens.
+class TextPlan:
+    """Which visual tokens read which text.
 
-    sample_index: (T,) request of each token. indicator: (T,) and text_indicator: (L,) rows of the indicator table.
-    target_index: (T_target,) positions of the targets' tokens. target_sizes: per request (rows, cols) in tokens.
-    rotary: (T, 1, head_dim / 2) complex. uniform_length: tokens per request if equal for all, else 0."""
+    A frame whose text has one token needs no attention: the softmax over one key is 1, so all its tokens read that one
+    value (the empty instruction of guidance is such a text). long_index: (L_long,) rows of the texts that are attended
+    to; one_index: rows of the texts of one token. readers: (T_long,) tokens that attend, None = all; followers:
+    (T_one,) tokens that read a text of one token, and follows: (T_one,) which of them. plan: of the readers, None if
+    there are none."""
+
+    long_index: Tensor
+    one_index: Tensor
+    readers: Tensor | None
+    followers: Tensor
+    follows: Tensor
+    plan: AttentionPlan | None
+
+    def to(self, device: torch.device) -> TextPlan:
+        """The same plan with its indices on another device."""
+        return TextPlan(
+            self.long_index.to(device),
+            self.one_index.to(device),
+            None if self.readers is None else self.readers.to(device),
+            self.followers.to(device),
+            self.follows.to(device),
+            None if self.plan is None else self.plan.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """The visual tokens that a part of the network computes: whose they are, where they stand, what they read.
+
+    request_index: (T,) request of each token. rotary: (T, 1, head_dim / 2) complex. self_plan: to all tokens of the
+    same request. text: to each frame's text. uniform_length: tokens per request if equal for all, else 0."""
 
     num_requests: int
-    num_tokens: int
-    sample_index: Tensor
-    indicator: Tensor
-    text_indicator: Tensor
-    target_index: Tensor
-    target_sizes: tuple[tuple[int, int], ...]
-    self_plan: AttentionPlan
-    cross_plan: AttentionPlan
+    request_index: Tensor
     rotary: Tensor
+    self_plan: AttentionPlan
+    text: TextPlan
     uniform_length: int
 
-    def to(self, device: torch.device) -> Layout:
-        """The same layout with its indices on another device."""
-        return Layout(
+    def to(self, device: torch.device) -> TokenSet:
+        """The same set with its indices on another device."""
+        return TokenSet(
             self.num_requests,
-            self.num_tokens,
-            self.sample_index.to(device),
-            self.indicator.to(device),
-            self.text_indicator.to(device),
-            self.target_index.to(device),
-            self.target_sizes,
-            self.self_plan.to(device),
-            self.cross_plan.to(device),
+            self.request_index.to(device),
             self.rotary.to(device),
+            self.self_plan.to(device),
+            self.text.to(device),
             self.uniform_length,
         )
 
     def spread(self, per_request: Tensor) -> Tensor:
         """Give every token its request's row. (B, D) → (B, 1, D) if all requests are equally long, else (T, D)."""
-        return per_request.unsqueeze(1) if self.uniform_length else F.embedding(self.sample_index, per_request)
+        return per_request.unsqueeze(1) if self.uniform_length else F.embedding(self.request_index, per_request)
 
     def fold(self, tokens: Tensor) -> Tensor:
         """(T, …) → (B, L, …) if all requests are equally long, so that `spread` broadcasts; else unchanged."""
         return tokens.unflatten(0, (self.num_requests, self.uniform_length)) if self.uniform_length else tokens
 
+    def in_float16(self) -> TokenSet:
+        """The same set, with attention of float32 models rounded to float16 before and after."""
+        text = self.text.plan
+        return replace(
+            self,
+            self_plan=replace(self.self_plan, round_to_float16=True),
+            text=replace(self.text, plan=None if text is None else replace(text, round_to_float16=True)),
+        )
 
-def make_layout(requests: Sequence[RequestFrames], patch_size: int, head_dim: int) -> Layout:
+
+@dataclass(frozen=True)
+class Stage:
+    """What one block computes: tokens enter, self-attention gives new values to some, and some leave.
+
+    narrowed: rows of the entering tokens that are computed, None = all. repeated: rows of those that leave, None = all.
+    owners: (B,) the entering request of every leaving one, None = itself."""
+
+    entering: TokenSet
+    computed: TokenSet
+    leaving: TokenSet
+    narrowed: Tensor | None
+    repeated: Tensor | None
+    owners: Tensor | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The packed geometry of a batch of B requests with T visual and L text tokens.
+
+    entering: the tokens that enter, without those requests that repeat the one before them with other texts (guidance):
+    up to the first text both are the same, and are computed once. tokens: all T of them. targets: the tokens of the
+    targets, all that the last block computes. repeated: (T,) the row in `entering` of every token, None = itself.
+    owners: (B,) the request in `entering` of every request, None = itself. indicator: (T_entering,) and text_indicator:
+    (L,) rows of the indicator table. target_index: (T_target,) rows of `tokens`. target_sizes: per request (rows, cols)
+    in tokens."""
+
+    entering: TokenSet
+    tokens: TokenSet
+    targets: TokenSet
+    repeated: Tensor | None
+    owners: Tensor | None
+    indicator: Tensor
+    text_indicator: Tensor
+    target_index: Tensor
+    target_sizes: tuple[tuple[int, int], ...]
+    rounds_to_float16: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """T: visual tokens of all requests."""
+        return len(self.tokens.request_index)
+
+    def stages(self, depth: int) -> Iterator[Stage]:
+        """What each of `depth` blocks computes: the first one repeated requests once, the last one the targets only."""
+        for number in range(depth):
+            first, last = number == 0, number == depth - 1
+            repeating = first and self.repeated is not None
+            entering = self.entering if first else self.tokens
+            leaving = self.targets if last else self.tokens
+            repeated = self.repeated if repeating else None
+            if last and repeated is not None:
+                repeated = repeated.index_select(0, self.target_index)
+            narrowed = self.target_index if last and not repeating else None
+            computed = entering if narrowed is None else self.targets
+            yield Stage(entering, computed, leaving, narrowed, repeated, self.owners if first else None)
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout with its indices on another device."""
+        return Layout(
+            self.entering.to(device),
+            self.tokens.to(device),
+            self.targets.to(device),
+            None if self.repeated is None else self.repeated.to(device),
+            None if self.owners is None else self.owners.to(device),
+            self.indicator.to(device),
+            self.text_indicator.to(device),
+            self.target_index.to(device),
+            self.target_sizes,
+            self.rounds_to_float16,
+        )
+
+    def in_float16(self) -> Layout:
+        """The same layout, with attention of float32 models rounded to float16, as the original does."""
+        sets = {name: getattr(self, name).in_float16() for name in ("entering", "tokens", "targets")}
+        return replace(self, **sets, rounds_to_float16=True)
+
+
+@dataclass
+class _Segments:
+    """Lengths and tables of a token set while it is laid out: one entry per frame, or per request."""
+
+    positions: list[Tensor] = field(default_factory=list)
+    frame_lengths: list[int] = field(default_factory=list)
+    texts: list[tuple[int, int]] = field(default_factory=list)  # of each frame: where its text starts, and its length
+    query_lengths: list[int] = field(default_factory=list)  # of each request
+    key_lengths: list[int] = field(default_factory=list)
+
+    def add(self, positions: list[Tensor], texts: list[tuple[int, int]], num_keys: int) -> None:
+        """One request: its frames' positions and texts, and how many tokens it has in all."""
+        self.positions += positions
+        self.frame_lengths += [len(p) for p in positions]
+        self.texts += texts
+        self.query_lengths.append(sum(len(p) for p in positions))
+        self.key_lengths.append(num_keys)
+
+    def token_set(self, head_dim: int) -> TokenSet:
+        lengths = self.query_lengths
+        return TokenSet(
+            num_requests=len(lengths),
+            request_index=torch.repeat_interleave(torch.tensor(lengths)),
+            rotary=rotary_table(torch.cat(self.positions), head_dim),
+            self_plan=plan_attention(lengths, self.key_lengths),
+            text=_plan_texts(self.frame_lengths, self.texts),
+            uniform_length=lengths[0] if len(set(lengths)) == 1 else 0,
+        )
+
+
+def _plan_texts(frame_lengths: Sequence[int], texts: Sequence[tuple[int, int]]) -> TextPlan:
+    """Plan the reading of text `texts[i]` = (start, length) by the tokens of frame i."""
+    starts = torch.tensor([0, *frame_lengths]).cumsum(0).tolist()
+    tokens = [torch.arange(start, start + length) for start, length in zip(starts, frame_lengths, strict=False)]
+    rows = [torch.arange(start, start + length) for start, length in texts]
+    long = [n for n, (_, length) in enumerate(texts) if length > 1]
+    one = [n for n, (_, length) in enumerate(texts) if length == 1]
+    nothing = torch.zeros(0, dtype=torch.long)
+    return TextPlan(
+        long_index=torch.cat([nothing, *(rows[n] for n in long)]),
+        one_index=torch.cat([nothing, *(rows[n] for n in one)]),
+        readers=torch.cat([nothing, *(tokens[n] for n in long)]) if one else None,
+        followers=torch.cat([nothing, *(tokens[n] for n in one)]),
+        follows=torch.repeat_interleave(torch.tensor([frame_lengths[n] for n in one], dtype=torch.long)),
+        plan=plan_attention([frame_lengths[n] for n in long], [texts[n][1] for n in long], TEXT_PADDING)
+        if long
+        else None,
+    )
+
+
+def make_layout(
+    requests: Sequence[RequestFrames], patch_size: int, head_dim: int, repeats: Sequence[bool] = ()
+) -> Layout:
     """Lay a batch of requests out as packed sequences, on the CPU.
 
-    Raises ShapeError if a side is no multiple of the patch."""
-    sample_lengths, frame_lengths, text_lengths, sizes = [], [], [], []
-    positions, indicator, text_indicator, targets = [], [], [], []
-    start = 0
-    for request in requests:
-        frames = [request.size, *(image.shape[-2:] for image in request.images)]
-        length = 0
+    repeats: per request, True if it shows the same frames as the one before it at the same timestep, with other texts
+    (a second guidance branch); empty = none does. Raises ShapeError if a side is no multiple of the patch, or if a
+    repeat is of other sizes."""
+    repeats = tuple(repeats) or (False,) * len(requests)
+    entering, everything, only_targets = _Segments(), _Segments(), _Segments()
+    indicator, text_indicator, targets, sizes, repeated, owners = [], [], [], [], [], []
+    start = text_start = entering_start = 0
+    previous: list[tuple[int, int]] = []
+    for request, repeat in zip(requests, repeats, strict=True):
+        frames = [tuple(request.size), *(tuple(image.shape[-2:]) for image in request.images)]
+        if repeat and frames != previous:
+            raise ShapeError(f"a repeat has frames of {frames} latent cells, what it repeats of {previous}")
+        previous = frames
+        positions, texts = [], []
         for number, (h, w) in enumerate(frames):
             if h % patch_size or w % patch_size:
                 raise ShapeError(f"a frame of {h}x{w} latent cells cannot be cut into patches of {patch_size}")
             rows, cols = h // patch_size, w // patch_size
             row = number - 1 if number else len(request.images)
             positions.append(torch.cartesian_prod(torch.tensor([number]), torch.arange(rows), torch.arange(cols)))
-            indicator.append(torch.full((rows * cols,), row))
+            if not repeat:
+                indicator.append(torch.full((rows * cols,), row))
             text_indicator.append(torch.full((len(request.texts[number]),), row))
-            frame_lengths.append(rows * cols)
-            text_lengths.append(len(request.texts[number]))
-            length += rows * cols
+            texts.append((text_start, len(request.texts[number])))
+            text_start += len(request.texts[number])
+        length = sum(len(p) for p in positions)
+        everything.add(positions, texts, length)
+        only_targets.add(positions[:1], texts[:1], length)
+        if not repeat:
+            entering.add(positions, texts, length)
+            entering_start += length
+        owners.append(len(entering.query_lengths) - 1)
+        repeated.append(torch.arange(entering_start - length, entering_start))
         sizes.append((frames[0][0] // patch_size, frames[0][1] // patch_size))
-        targets.append(torch.arange(start, start + sizes[-1][0] * sizes[-1][1]))
-        sample_lengths.append(length)
+        targets.append(torch.arange(start, start + len(positions[0])))
         start += length
-    uniform = sample_lengths[0] if len(set(sample_lengths)) == 1 else 0
+    tokens = everything.token_set(head_dim)
     return Layout(
-        num_requests=len(requests),
-        num_tokens=start,
-        sample_index=torch.repeat_interleave(torch.tensor(sample_lengths)),
+        entering=entering.token_set(head_dim) if any(repeats) else tokens,
+        tokens=tokens,
+        targets=only_targets.token_set(head_dim),
+        repeated=torch.cat(repeated) if any(repeats) else None,
+        owners=torch.tensor(owners) if any(repeats) else None,
         indicator=torch.cat(indicator),
         text_indicator=torch.cat(text_indicator),
         target_index=torch.cat(targets),
         target_sizes=tuple(sizes),
-        self_plan=plan_attention(sample_lengths, sample_lengths),
-        cross_plan=plan_attention(frame_lengths, text_lengths, TEXT_PADDING),
-        rotary=rotary_table(torch.cat(positions), head_dim),
-        uniform_length=uniform,
     )
 
 

@@ -2,7 +2,9 @@
 
 Notable choices, all exact: one packed sequence for any mixture of requests; time conditioning once per request, not
 per token; the rotary table once per layout; text keys and values once per request (`encode_text`), since they do not
-depend on the timestep; queries and keys share one RMS norm, as the published weights expect.
+depend on the timestep; two guidance branches as one request until they read their texts; a text of one token without
+attention; in the last block only what the targets need. Queries and keys share one RMS norm, as the published weights
+expect.
 
 Not here: autoencoder, text encoder, sampling, checkpoint conversion.
 """
@@ -22,16 +24,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ace.errors import ConfigError
-from ace.model.attention import AttentionPlan, attend
+from ace.model.attention import attend
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.rope import apply_rotary
-from ace.model.tokens import MAX_INDICATORS, Layout
+from ace.model.tokens import MAX_INDICATORS, Layout, Stage, TextPlan, TokenSet
 
 NORM_EPS = 1e-6
 TIME_CHANNELS = 256
 MIN_ROWS = 16  # products of fewer rows round differently on CPUs: requests alone would differ from those in a batch
 
-TextKeysValues = tuple[tuple[Tensor, Tensor], ...]  # per block: keys, values (L, heads, d)
+# per block: keys and values (L_long, heads, d) of texts, and for texts of one token what is read there, (L_one, D)
+BlockText = tuple[Tensor, Tensor, Tensor]
+TextKeysValues = tuple[BlockText, ...]
 
 
 class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -101,9 +105,14 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def encode_text(self, texts: Tensor, layout: Layout) -> TextKeysValues:
         """Keys and values of every block's cross-attention, once per request (equation 3 adds the image indicators).
 
-        texts: (L, text_channels), all segments of all requests, in the layout's order."""
+        texts: (L, text_channels), all segments of all requests, in the layout's order. The last block has those of the
+        targets only."""
         text_tokens = self._embed_text(texts, layout)  # (L, D)
-        return tuple(block.cross_attn.keys_values(text_tokens) for block in self.blocks)
+        plans = [layout.tokens.text] * (len(self.blocks) - 1) + [layout.targets.text]
+        return tuple(
+            block.cross_attn.read_texts(text_tokens, plan, layout.rounds_to_float16)
+            for block, plan in zip(self.blocks, plans, strict=True)
+        )
 
     def forward(
         self,
@@ -115,26 +124,29 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> Tensor:
         """Predict the noise (or v, or the clean latents, as trained) of every target token.
 
-        patches: (T, in_channels · p · p) from `pack_latents`; timestep: (B,), 0 = clean end; texts: (L,
-        text_channels) or text_keys_values from `encode_text`. Returns (T_target, p · p · out_channels)."""
+        patches: (T_entering, in_channels · p · p) from `pack_latents`; timestep: (B_entering,), 0 = clean end; texts:
+        (L, text_channels) or text_keys_values from `encode_text`. Returns (T_target, p · p · out_channels)."""
         if texts is not None and text_keys_values is None:
             text_keys_values = self.encode_text(texts, layout)
         elif texts is not None or text_keys_values is None:
             raise ConfigError("give either texts or text_keys_values")
         indicators = self.text_embed(self.indicator_states.to(patches.dtype))  # (10, D)
 
-        tokens = self.patch_embed(patches)  # (T, D)
+        tokens = self.patch_embed(patches)  # (T_entering, D)
         tokens = tokens + F.embedding(layout.indicator, indicators)  # equation 4
-        tokens = layout.fold(tokens)  # (B, T / B, D) if all requests are equally long
+        tokens = layout.entering.fold(tokens)  # (B, T / B, D) if all requests are equally long
         padded = F.pad(timestep, (0, max(0, MIN_ROWS - len(timestep))))
         time = self.time_embed(padded, patches.dtype)  # (B or more, D)
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))[: len(timestep)]  # (B, 6, D)
-        for block, kv in zip(self.blocks, text_keys_values, strict=True):
+        time = time[: len(timestep)]
+        for stage, block, text in zip(layout.stages(len(self.blocks)), self.blocks, text_keys_values, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, modulation, kv, layout, use_reentrant=False)
+                tokens = checkpoint(block, tokens, modulation, text, stage, use_reentrant=False)
             else:
-                tokens = block(tokens, modulation, kv, layout)
-        return self.final(tokens, time[: len(timestep)], layout)
+                tokens = block(tokens, modulation, text, stage)
+            if stage.owners is not None:
+                modulation, time = modulation[stage.owners], time[stage.owners]
+        return self.final(tokens, time, layout.targets)
 
     def _embed_text(self, texts: Tensor, layout: Layout) -> Tensor:
         indicators = self.text_embed(self.indicator_states.to(texts.dtype))  # (10, D)
@@ -164,15 +176,19 @@ class ACEBlock(nn.Module):
         self.cross_attn = Attention(hidden_size, num_heads, qk_norm)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), hidden_size, gelu)
 
-    def forward(self, tokens: Tensor, modulation: Tensor, text: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-        """tokens: (T, D) or (B, T / B, D); modulation: (B, 6, D). Returns tokens' shape."""
-        rows = (self.modulation + modulation).to(tokens.dtype).unbind(1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (layout.spread(row) for row in rows)
-        normed = modulate(tokens, shift1, scale1)
-        tokens = tokens + gate1 * self.self_attn.among(normed, layout.rotary, layout.self_plan)
-        tokens = tokens + self.cross_attn.to_text(tokens, text, layout.cross_plan)  # equation 5
-        normed = modulate(tokens, shift2, scale2)
-        return tokens + gate2 * self.mlp(normed)
+    def forward(self, tokens: Tensor, modulation: Tensor, text: BlockText, stage: Stage) -> Tensor:
+        """tokens: those that enter, (T, D) or (B, T / B, D); modulation: (B, 6, D). Returns those that leave."""
+        rows = (self.modulation + modulation).to(tokens.dtype)  # (B, 6, D)
+        shift, scale = (stage.entering.spread(rows[:, n]) for n in (0, 1))
+        normed = modulate(tokens, shift, scale)
+        own, tokens = (choose(x, stage.narrowed, stage.computed) for x in (normed, tokens))
+        mixed = self.self_attn.among(own, normed, stage.computed, stage.entering)
+        tokens = torch.addcmul(tokens, stage.computed.spread(rows[:, 2]), mixed)
+        tokens = choose(tokens, stage.repeated, stage.leaving)
+        rows = rows if stage.owners is None else rows[stage.owners]
+        tokens = tokens + self.cross_attn.to_text(tokens, text, stage.leaving.text)  # equation 5
+        shift, scale, gate = (stage.leaving.spread(rows[:, n]) for n in (3, 4, 5))
+        return torch.addcmul(tokens, gate, self.mlp(modulate(tokens, shift, scale)))
 
 
 class Attention(nn.Module):
@@ -187,21 +203,36 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(hidden_size, hidden_size)
         self.norm_qk = RMSNorm(hidden_size) if qk_norm else nn.Identity()  # upstream normalises keys with norm_q
 
-    def among(self, tokens: Tensor, rotary: Tensor, plan: AttentionPlan) -> Tensor:
-        """Self-attention within each request."""
-        query = apply_rotary(self._split(self.norm_qk(self.to_q(tokens))), rotary)
-        key = apply_rotary(self._split(self.norm_qk(self.to_k(tokens))), rotary)
-        out = attend(query, key, self._split(self.to_v(tokens)), plan)  # (T, heads, d)
-        return self.to_out(out.flatten(1).view(tokens.shape))
+    def among(self, wanted: Tensor, tokens: Tensor, queries: TokenSet, keys: TokenSet) -> Tensor:
+        """Self-attention within each request, of the wanted tokens (the set `queries`) to all (the set `keys`)."""
+        query = apply_rotary(self._split(self.norm_qk(self.to_q(wanted))), queries.rotary)
+        key = apply_rotary(self._split(self.norm_qk(self.to_k(tokens))), keys.rotary)
+        out = attend(query, key, self._split(self.to_v(tokens)), queries.self_plan)  # (T, heads, d)
+        return self.to_out(out.flatten(1).view(wanted.shape))
 
-    def to_text(self, tokens: Tensor, text: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+    def to_text(self, tokens: Tensor, text: BlockText, plan: TextPlan) -> Tensor:
         """Cross-attention of each frame to its own text segment."""
-        query = self._split(self.norm_qk(self.to_q(tokens)))
-        return self.to_out(attend(query, *text, plan).flatten(1).view(tokens.shape))
+        keys, values, one = text
+        if plan.readers is None and plan.plan is not None:
+            query = self._split(self.norm_qk(self.to_q(tokens)))
+            return self.to_out(attend(query, keys, values, plan.plan).flatten(1).view(tokens.shape))
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        out = one.index_select(0, plan.follows)
+        if plan.plan is not None and plan.readers is not None:
+            query = self._split(self.norm_qk(self.to_q(rows.index_select(0, plan.readers))))
+            read = self.to_out(attend(query, keys, values, plan.plan).flatten(1))
+            order = torch.cat([plan.followers, plan.readers])
+            out = torch.empty_like(rows).index_copy(0, order, torch.cat([out, read]))
+        return out.view(tokens.shape)
 
-    def keys_values(self, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of text tokens (L, D), each (L, heads, d)."""
-        return self._split(self.norm_qk(self.to_k(text_tokens))), self._split(self.to_v(text_tokens))
+    def read_texts(self, text_tokens: Tensor, plan: TextPlan, round_to_float16: bool) -> BlockText:
+        """Keys and values of the longer texts, and what tokens read of the texts of one token. text_tokens: (L, D)."""
+        long, one = (text_tokens.index_select(0, index) for index in (plan.long_index, plan.one_index))
+        keys, values = self._split(self.norm_qk(self.to_k(long))), self._split(self.to_v(long))
+        value = self.to_v(one)
+        if round_to_float16 and value.dtype == torch.float32:
+            value = value.half().float()
+        return keys, values, self.to_out(value)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.heads, x.shape[-1] // self.heads)
@@ -261,14 +292,20 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Parameter(torch.randn(2, hidden_size) / math.sqrt(hidden_size))
         self.linear = nn.Linear(hidden_size, out_features)
 
-    def forward(self, tokens: Tensor, time: Tensor, layout: Layout) -> Tensor:
-        """tokens: as in the blocks; time: (B, D). Returns (T_target, out_features)."""
-        targets = tokens.reshape(-1, tokens.shape[-1]).index_select(0, layout.target_index)  # (T_target, D)
+    def forward(self, tokens: Tensor, time: Tensor, targets: TokenSet) -> Tensor:
+        """tokens: of the targets; time: (B, D). Returns (T_target, out_features)."""
         shift, scale = (self.modulation + time.unsqueeze(1)).unbind(1)  # (B, D) each
-        index = layout.sample_index[layout.target_index]
-        return self.linear(modulate(targets, F.embedding(index, shift), F.embedding(index, scale)))
+        out = self.linear(modulate(tokens, targets.spread(shift), targets.spread(scale)))
+        return out.reshape(-1, out.shape[-1])
+
+
+def choose(tokens: Tensor, index: Tensor | None, among: TokenSet) -> Tensor:
+    """The rows `index` of tokens of any shape, in the shape of their set; None = the tokens as they are."""
+    if index is None:
+        return tokens
+    return among.fold(tokens.reshape(-1, tokens.shape[-1]).index_select(0, index))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without its own weights, then scale and shift from the timestep."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)

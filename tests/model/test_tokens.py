@@ -41,13 +41,13 @@ def test_patches_are_those_of_a_convolution_and_go_back(patch_size):
 def test_layout_says_whose_every_token_is():
     layout = make_layout([frames((4, 2), (2, 2), (2, 4)), frames((2, 2))], 2, 12)
     assert layout.num_tokens == 6
-    assert layout.sample_index.tolist() == [0, 0, 0, 0, 0, 1]
+    assert layout.tokens.request_index.tolist() == [0, 0, 0, 0, 0, 1]
     assert layout.indicator.tolist() == [2, 2, 0, 1, 1, 0]  # the target carries the row after its last image
     assert layout.text_indicator.tolist() == [2] * 3 + [0] * 4 + [1] * 5 + [0] * 3
     assert layout.target_index.tolist() == [0, 1, 5]
     assert layout.target_sizes == ((2, 1), (1, 1))
-    assert layout.uniform_length == 0
-    assert make_layout([frames((4, 2)), frames((2, 4))], 2, 12).uniform_length == 2
+    assert layout.tokens.uniform_length == 0
+    assert make_layout([frames((4, 2)), frames((2, 4))], 2, 12).tokens.uniform_length == 2
 
 
 def test_spread_gives_every_token_the_row_of_its_request():
@@ -55,8 +55,8 @@ def test_spread_gives_every_token_the_row_of_its_request():
         layout = make_layout(requests, 2, 12)
         rows = torch.randn(2, 5)
         tokens = torch.zeros(layout.num_tokens, 5)
-        spread = (layout.fold(tokens) + layout.spread(rows)).reshape(-1, 5)
-        assert torch.equal(spread, rows[layout.sample_index])
+        spread = (layout.tokens.fold(tokens) + layout.tokens.spread(rows)).reshape(-1, 5)
+        assert torch.equal(spread, rows[layout.tokens.request_index])
 
 
 @pytest.mark.parametrize("source_channels", [0, 4])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from ace.errors import ConfigError
+from ace.errors import ConfigError, ShapeError
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.cost import num_parameters, step_cost, text_cost, weight_bytes
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents
@@ -22,6 +24,11 @@ def request(config: ACEConfig, size: tuple[int, int], *images: tuple[int, int]) 
         image_masks=(None,) * len(images),
         source=torch.randn(config.latent_channels, *size) if config.source_on_channels and images else None,
     )
+
+
+def replace_texts(one: RequestFrames, length: int) -> RequestFrames:
+    """The same frames with other texts, of `length` tokens each."""
+    return dataclasses.replace(one, texts=tuple(torch.randn(length, text.shape[-1]) for text in one.texts))
 
 
 def run(model: ACETransformer, requests: list[RequestFrames], noisy: list[torch.Tensor], steps: list[int]):
@@ -115,24 +122,69 @@ def test_parameters_are_counted_right(name):
     assert weight_bytes(config, 2) == 2 * sum(value.numel() for value in model.state_dict().values())
 
 
-def test_cost_counts_what_the_model_multiplies():
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("null_length", [1, 4])
+def test_two_branches_of_a_request_in_one_pass_are_the_same_as_two_requests(depth, null_length):
+    torch.manual_seed(0)
+    config = dataclasses.replace(PUBLISHED_LIKE, depth=depth)
+    model = random_transformer(config)
+    first, second = request(config, (4, 6), (4, 4)), request(config, (8, 8))
+    nulls = [replace_texts(r, null_length) for r in (first, second)]
+    noisy = [torch.randn(config.latent_channels, *r.size) for r in (first, second)]
+    everything = [first, nulls[0], second, nulls[1], first]
+    layout = make_layout(everything, 2, config.head_dim, repeats=(False, True, False, True, False))
+    patches = pack_latents([*noisy, noisy[0]], [condition_patches(r, 2, 0) for r in (first, second, first)], 2)
+    texts = torch.cat([text for r in everything for text in r.texts])
+    with torch.no_grad():
+        together = model(patches, torch.tensor([7, 400, 900]), layout, texts=texts)
+        together = together.split([rows * cols for rows, cols in layout.target_sizes])
+        latents = [noisy[0], noisy[0], noisy[1], noisy[1], noisy[0]]
+        for one, own, step, packed in zip(everything, latents, (7, 7, 400, 400, 900), together, strict=True):
+            (alone,), _ = run(model, [one], [own], [step])
+            assert (alone - packed).abs().max() <= 1e-5 * alone.abs().max()
+
+
+def test_a_text_of_one_token_reads_as_attention_to_one_key():
+    torch.manual_seed(0)
+    model = random_transformer(PUBLISHED_LIKE)
+    one = replace_texts(request(PUBLISHED_LIKE, (4, 6), (4, 4)), 1)
+    twice = dataclasses.replace(one, texts=tuple(text.expand(2, -1) for text in one.texts))  # the same key two times
+    noisy = [torch.randn(4, 4, 6)]
+    with torch.no_grad():
+        (short,), _ = run(model, [one], noisy, [300])
+        (long,), _ = run(model, [twice], noisy, [300])
+    assert (short - long).abs().max() <= 1e-5 * long.abs().max()
+
+
+def test_a_repeat_of_other_frames_is_refused():
+    first, other = request(PUBLISHED_LIKE, (4, 6), (4, 4)), request(PUBLISHED_LIKE, (4, 6), (4, 6))
+    with pytest.raises(ShapeError, match="a repeat"):
+        make_layout([first, other], 2, 12, repeats=(False, True))
+
+
+@pytest.mark.parametrize("null_length", [None, 1, 5])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_cost_counts_what_the_model_multiplies(depth, null_length):
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = PUBLISHED_LIKE
+    config = dataclasses.replace(PUBLISHED_LIKE, depth=depth)
     model = random_transformer(config)
     one = request(config, (4, 6), (4, 4))
-    layout = make_layout([one], 2, config.head_dim)
+    branches = [one] if null_length is None else [one, replace_texts(one, null_length)]
+    layout = make_layout(branches, 2, config.head_dim, [number > 0 for number in range(len(branches))])
     patches = pack_latents([torch.randn(4, 4, 6)], [condition_patches(one, 2, 0)], 2)
-    texts = torch.cat(one.texts)
-    text_lengths = [len(text) for text in one.texts]
+    texts = torch.cat([text for branch in branches for text in branch.texts])
+    lengths = [[len(text) for text in branch.texts] for branch in branches]
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
             cached = model.encode_text(texts, layout)
-        assert counter.get_total_flops() == text_cost(config, text_lengths)
+        if len(branches) == 1:
+            assert counter.get_total_flops() == text_cost(config, lengths[0])
         with FlopCounterMode(display=False) as counter:
             model(patches, torch.tensor([5]), layout, text_keys_values=cached)
     linears = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
-    counted = step_cost(config, [6, 4], text_lengths)
+    counted = step_cost(config, [6, 4], *lengths)
     rows = 15 * 2 * (256 * 48 + 7 * 48 * 48)  # time conditioning is padded to 16 rows
     assert linears == counted.linears + rows
-    assert counted.total == counted.linears + 4 * 2 * 48 * (10 * 10 + 6 * 3 + 4 * 5)
+    if depth == 2 and null_length is None:  # the last block: targets only
+        assert counted.total == counted.linears + 4 * 48 * (10 * 10 + 6 * 10 + 2 * 6 * 3 + 4 * 5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ace.inference.published import attention_in_float16
 from ace.model.convert import from_pixart, from_published
 from ace.model.rope import apply_rotary, rotary_table
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents, unpack_latents
@@ -46,7 +45,7 @@ def test_transformer_computes_what_the_published_one_does(case, assert_close):
     with torch.no_grad():
         in_one_go = model(patches, case.tensors["in.t"], layout, texts=texts)
         cached = model(patches, case.tensors["in.t"], layout, text_keys_values=model.encode_text(texts, layout))
-        rounded = model(patches, case.tensors["in.t"], attention_in_float16(layout), texts=texts)
+        rounded = model(patches, case.tensors["in.t"], layout.in_float16(), texts=texts)
     assert torch.equal(in_one_go, cached)
     for ours, recorded, tolerance in (
         (in_one_go, case.tensors["out.eps"], 1e-4),
