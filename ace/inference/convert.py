@@ -7,28 +7,29 @@ A source is a hub id or a folder in the published layout:
 Everything is checked before the long work: which model, which files, every name and shape, room on the disk. Weights
 are read strictly, key by key, pickles by `ace/model/unpickle.py`; what is written is safetensors with a manifest of
 hashes. The work is done beside the destination and moved there when it is whole. The indicators of the image names
-are computed here, once, and saved with the transformer. Text encoder shards are converted one at a time.
+are computed here, once, and saved with the transformer. The text encoder is converted tensor by tensor and never held in
+memory.
 
 Not here: key names (`ace/model/convert.py`); the hub (`hub.py`); loading what was converted (`sources.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
@@ -39,11 +40,13 @@ from ace.inference.pipeline import ACEPipeline
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.convert import from_pixart, from_published, unused_keys, vae_from_published
 from ace.model.text import encode_indicators
+from ace.model.text_on_disk import TextEncoderOnDisk, load_streamed
 from ace.model.transformer import ACETransformer
-from ace.model.unpickle import FLOATS, as_dtype, inspect_pickle, read_pickle
+from ace.model.unpickle import FLOATS, as_dtype, inspect_pickle, read_pickle, write_weights
 
 MANIFEST = "manifest.json"
 TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight
+DECODER = ("decoder.", "lm_head.")  # of a whole T5
 TEXT_DTYPE = "bfloat16"  # as the original runs it
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 TOKENIZER_FILES = (
@@ -87,6 +90,7 @@ PUBLISHED = {
 }
 
 Progress = Callable[[str], None]  # told what is being done
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -217,13 +221,15 @@ def _convert(
 ) -> None:
     progress("text encoder")
     tokenizer = _copy_tokenizer(files.tokenizer, work / "tokenizer")
-    text_encoder = _convert_text_encoder(files.text_encoder, text_config, work / "text_encoder")
+    _convert_text_encoder(files.text_encoder, text_config, work / "text_encoder")
+    cpu = torch.device("cpu")
+    on_disk = TextEncoderOnDisk(lambda: load_streamed(work / "text_encoder", cpu, FLOATS[TEXT_DTYPE]), cpu, keep=True)
 
     progress("transformer")
     with torch.device("meta"):
         transformer = ACETransformer(**dataclasses.asdict(model.config))
     weights = from_published(from_pixart(_read(files.dit, work, dtype)), model.config)
-    indicators = encode_indicators(tokenizer, text_encoder).to(FLOATS[dtype])
+    indicators = encode_indicators(tokenizer, on_disk).to(FLOATS[dtype])
     transformer.load_state_dict({**weights, "indicator_states": indicators}, strict=True, assign=True)
     transformer.save_pretrained(work / "transformer")
 
@@ -236,33 +242,37 @@ def _convert(
     scheduler = ACEDDIMScheduler()
     scheduler.save_pretrained(work / "scheduler")
     steps = model.num_inference_steps
+    with torch.device("meta"):
+        text_encoder = T5EncoderModel(text_config)  # only its name is written
     pipeline = ACEPipeline(
         transformer, vae, text_encoder, tokenizer, scheduler, budget=model.budget, num_inference_steps=steps
     )
     pipeline.save_config(work)  # model_index.json
 
 
-def _convert_text_encoder(shards: Sequence[Path], config: T5Config, target: Path) -> T5EncoderModel:
-    """Shard by shard. Returns the model, loaded from what was written."""
+def _convert_text_encoder(shards: Sequence[Path], config: T5Config, target: Path) -> None:
+    """Tensor by tensor."""
     target.mkdir()
     written: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, start=1):
-        state = _encoder_part(_read(shard, target, TEXT_DTYPE))
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(state, target / name, metadata={"format": "pt"})
-        written.update(dict.fromkeys(state, name))
-        total += sum(value.nbytes for value in state.values())
+        with _as_safetensors(shard, target, TEXT_DTYPE, DECODER) as path, safe_open(path, framework="pt") as file:
+            names = _encoder_part({name: name for name in file.keys()})  # noqa: SIM118
+            layout = {new: (tuple(file.get_slice(old).get_shape()), FLOATS[TEXT_DTYPE]) for new, old in names.items()}
+            total += write_weights(
+                target / name, layout, lambda new, file=file, names=names: file.get_tensor(names[new])
+            )
+        written.update(dict.fromkeys(layout, name))
     index = {"metadata": {"total_size": total}, "weight_map": written}
     (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     config.architectures, config.dtype = ["T5EncoderModel"], FLOATS[TEXT_DTYPE]
     config.save_pretrained(target)
-    return T5EncoderModel.from_pretrained(target, dtype=FLOATS[TEXT_DTYPE], local_files_only=True).eval()
 
 
-def _encoder_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _encoder_part(state: Mapping[str, Value]) -> dict[str, Value]:
     """Without the decoder of a whole T5; the embeddings, which may stand under either of two names or both, once."""
-    kept = {name: value for name, value in state.items() if not name.startswith(("decoder.", "lm_head."))}
+    kept = {name: value for name, value in state.items() if not name.startswith(DECODER)}
     if TIED in kept:
         kept.setdefault("shared.weight", kept[TIED])
         del kept[TIED]
@@ -304,17 +314,20 @@ def _in(path: Path, check: Callable[[], object]) -> None:
 
 def _read(path: Path, work: Path, dtype: str) -> dict[str, Tensor]:
     """The tensors of a file of weights, floating point ones as `dtype`."""
-    if path.suffix != ".safetensors":
-        with tempfile.TemporaryDirectory(dir=work) as own:
-            safe = Path(own) / "weights.safetensors"
-            read_pickle(path, safe, dtype)
-            return _read_safetensors(safe, dtype)
-    return _read_safetensors(path, dtype)
-
-
-def _read_safetensors(path: Path, dtype: str) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
+    with _as_safetensors(path, work, dtype) as safe, safe_open(safe, framework="pt") as file:
         return {name: as_dtype(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _as_safetensors(path: Path, work: Path, dtype: str, without: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The file itself, or a copy of a pickle's tensors that is removed afterwards."""
+    if path.suffix == ".safetensors":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=work) as own:
+        safe = Path(own) / "weights.safetensors"
+        read_pickle(path, safe, dtype, without)
+        yield safe
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ on the latent grid); the refiner; crashes of the original, which are errors here
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ace.conditions.images import prepare_published
 from ace.conditions.prompt import IMAGE_NAMES
@@ -26,8 +27,8 @@ from ace.conditions.units import LongContextConditionUnit
 from ace.diffusion import guide
 from ace.errors import ConditionError, InputError
 from ace.inference.inputs import Geometry, Inputs, latent_mask
-from ace.model.text import tokenize
-from ace.model.tokens import Layout
+from ace.model.text import TextEncoder, tokenize
+from ace.model.text_on_disk import TextEncoderOnDisk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +127,15 @@ def lost_text_states(
     texts: Sequence[str],
     null_texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    text_encoder: PreTrainedModel,
+    text_encoder: TextEncoder,
     max_length: int,
 ) -> list[Tensor]:
     """Text states of a request without guidance (scale <= 1): rows of the null texts, padding included, as many as the
     real texts have tokens; so the instruction is lost but for its length. One (L_k, C) per text."""
     batch = tokenize([*texts, *null_texts], tokenizer, max_length, False)
     device = text_encoder.device
-    states = text_encoder(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device)).last_hidden_state
+    with text_encoder.held() if isinstance(text_encoder, TextEncoderOnDisk) else contextlib.nullcontext():
+        states = text_encoder(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device)).last_hidden_state
     return [null[:length] for null, length in zip(states[len(texts) :], batch.lengths, strict=False)]
 
 
@@ -160,15 +162,6 @@ def guide_over_padding(
     lengths = [len(rows) for rows in cond]
     guided = guide(torch.cat(cond), torch.cat(uncond), scales, rescales, lengths=lengths, published=True)
     return [rows.T.reshape(own[0].shape) for rows, own in zip(guided.split(lengths), branches, strict=True)]
-
-
-def attention_in_float16(layout: Layout) -> Layout:
-    """The same layout, with attention of float32 models rounded to float16 before and after."""
-    return dataclasses.replace(
-        layout,
-        self_plan=dataclasses.replace(layout.self_plan, round_to_float16=True),
-        cross_plan=dataclasses.replace(layout.cross_plan, round_to_float16=True),
-    )
 
 
 def cut_to_levels(picture: Tensor) -> Image.Image:

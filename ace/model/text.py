@@ -9,6 +9,7 @@ Not here: image names (`conditions/prompt.py`), the projection into the transfor
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 from collections.abc import Sequence
@@ -21,8 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ace.conditions.prompt import IMAGE_NAMES
+from ace.model.text_on_disk import TextEncoderOnDisk
 
 PADDING = 16
+
+TextEncoder = PreTrainedModel | TextEncoderOnDisk
+
 _QUOTED = re.compile('(["“”])([^"“”]{1,40})(["“”])')
 
 
@@ -63,7 +68,7 @@ def tokenize(
     return TokenBatch(F.pad(ids, (0, more)), F.pad(mask, (0, more)), tuple(mask.sum(1).tolist()))
 
 
-def encode(batch: TokenBatch, text_encoder: PreTrainedModel) -> list[Tensor]:
+def encode(batch: TokenBatch, text_encoder: TextEncoder) -> list[Tensor]:
     """Text states of a token batch, one (L_k, C) per text, padding cut off."""
     device = text_encoder.device
     states = text_encoder(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device)).last_hidden_state
@@ -73,7 +78,7 @@ def encode(batch: TokenBatch, text_encoder: PreTrainedModel) -> list[Tensor]:
 def encode_texts(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    text_encoder: PreTrainedModel,
+    text_encoder: TextEncoder,
     max_length: int,
     spell: bool,
 ) -> list[Tensor]:
@@ -86,14 +91,15 @@ def encode_texts(
     for text, length in zip(distinct, tokenize(distinct, tokenizer, max_length, spell).lengths, strict=True):
         by_length.setdefault(-(-length // PADDING), []).append(text)
     states: dict[str, Tensor] = {}
-    for group in by_length.values():
-        batch = tokenize(group, tokenizer, max_length, spell, pad_to_multiple_of=PADDING)
-        states.update(zip(group, encode(batch, text_encoder), strict=True))
+    with text_encoder.held() if isinstance(text_encoder, TextEncoderOnDisk) else contextlib.nullcontext():
+        for group in by_length.values():
+            batch = tokenize(group, tokenizer, max_length, spell, pad_to_multiple_of=PADDING)
+            states.update(zip(group, encode(batch, text_encoder), strict=True))
     return [states[text] for text in texts]
 
 
-def encode_indicators(tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, position: int = 0) -> Tensor:
+def encode_indicators(tokenizer: PreTrainedTokenizerBase, text_encoder: TextEncoder, position: int = 0) -> Tensor:
     """States of the ten image names, (10, C): of the token at `position` of each (published: the first)."""
     with torch.no_grad():
-        states = [encode_texts([n], tokenizer, text_encoder, 120, False)[0][position] for n in IMAGE_NAMES]
-    return torch.stack(states)
+        states = encode_texts(IMAGE_NAMES, tokenizer, text_encoder, 120, False)
+    return torch.stack([own[position] for own in states])

@@ -1,38 +1,80 @@
-"""Weights out of a torch pickle, in a process of its own.
+"""Weights out of a torch pickle, in a process of its own; weights into a safetensors file, tensor by tensor.
 
 A pickle can hold any program; torch's `weights_only` reader refuses everything but tensors, and a separate process
-keeps what it might still miss (and the memory of a large file) out of ours. The doors are `inspect_pickle` and
-`read_pickle`; the lower half runs in the other process and imports nothing but torch and safetensors.
+keeps what it might still miss out of ours. The doors are `inspect_pickle`, `read_pickle` and `write_weights`, which
+never holds more than one tensor; the lower half runs in the other process and imports nothing heavy but torch.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ace.errors import CheckpointError
+from ace.errors import CheckpointError, ShapeError
 
 WRAPPERS = ("state_dict", "model", "module")
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NUMBER_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
-def read_pickle(source: Path, target: Path, dtype: str) -> None:
+def write_weights(
+    path: Path, layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]], make: Callable[[str], Tensor]
+) -> int:
+    """Write a safetensors file (a JSON header, then the bytes). Returns how many bytes its tensors have.
+
+    layout: name → shape and dtype; make: called once per name, in order; its tensor becomes of that dtype. Raises
+    ShapeError if a tensor has another shape, CheckpointError for numbers that the format lacks."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    names = sorted(layout)
+    end = 0
+    for name in names:
+        shape, dtype = layout[name]
+        if dtype not in NUMBER_TYPES:
+            raise CheckpointError(f"{name} holds {dtype} numbers, which are no weights: get the file again")
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NUMBER_TYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            shape, dtype = layout[name]
+            tensor = make(name)
+            if tuple(tensor.shape) != shape:
+                raise ShapeError(f"{name} has shape {tuple(tensor.shape)}, announced was {shape}")
+            file.write(tensor.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+    return end
+
+
+def read_pickle(source: Path, target: Path, dtype: str, without: tuple[str, ...] = ()) -> None:
     """Write the tensors of a torch pickle, bare or wrapped, to a safetensors file.
 
-    dtype: "float32", "bfloat16" or "float16", what floating point tensors of any precision become.
-    Raises CheckpointError, naming the file, if it is damaged, holds code or holds no weights."""
-    _run("weights", source, target, dtype)
+    dtype: "float32", "bfloat16" or "float16", what floating point tensors of any precision become. without: leave out
+    what begins with these. Raises CheckpointError, naming the file, if it is damaged, holds code or holds no
+    weights."""
+    _run("weights", source, target, dtype, *without)
 
 
 def inspect_pickle(source: Path) -> dict[str, tuple[int, ...]]:
@@ -90,16 +132,26 @@ def _load(source: Path) -> Mapping[str, Tensor]:
 
 def _main(verb: str, source: str, *arguments: str) -> int:
     try:
-        state = _load(Path(source))
+        _answer(verb, _load(Path(source)), *arguments)
     except CheckpointError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"its weights cannot be written ({error.strerror}): make room on the disk\n")
+        return 1
+    return 0
+
+
+def _answer(verb: str, state: Mapping[str, Tensor], *arguments: str) -> None:
     if verb == "shapes":
         sys.stdout.write(json.dumps({name: list(value.shape) for name, value in state.items()}))
     else:
-        target, dtype = arguments
-        save_file({name: as_dtype(value, dtype) for name, value in state.items()}, target)
-    return 0
+        target, dtype, *without = arguments
+        kept = {name: value for name, value in state.items() if not name.startswith(tuple(without))}
+        layout = {}
+        for name, value in kept.items():
+            layout[name] = (tuple(value.shape), FLOATS[dtype] if value.is_floating_point() else value.dtype)
+        write_weights(Path(target), layout, kept.__getitem__)
 
 
 if __name__ == "__main__":
