@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]  # denoising steps done, and in all
 @dataclass(frozen=True)
 class Settings:
     """How a picture is made. None = the model's default; size: (width, height) in px that the model works at, None =
-    the edited picture's aspect."""
+    the edited picture's aspect. feather_px: width of the blend inside a mask's edge, see `paste_back`."""
 
     seed: int
     num_inference_steps: int | None = None
@@ -45,6 +45,21 @@ class Settings:
     guidance_rescale: float | None = None
     negative_instruction: str = ""
     size: tuple[int, int] | None = None
+    feather_px: int | None = None
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Settings:
+        """The settings that a recipe records."""
+        feather_px = recipe.settings.get("feather_px")
+        return cls(
+            seed=recipe.seed,
+            num_inference_steps=recipe.num_inference_steps,
+            guidance_scale=recipe.guidance_scale,
+            guidance_rescale=recipe.guidance_rescale,
+            negative_instruction=recipe.negative_instruction,
+            size=recipe.size_px if recipe.settings.get("size") == "chosen" else None,
+            feather_px=None if feather_px is None else int(feather_px),
+        )
 
 
 @dataclass(frozen=True)
@@ -162,16 +177,8 @@ def job_of_recipe(recipe: Recipe, files: Mapping[str, Path]) -> Job:
         open_unit(recipe.instruction, recipe.images, recipe.masks), tuple(turns), len(turns)
     )
     edited = recipe.images[0] if recipe.images else recipe.history[-1].answer if recipe.history else None
-    settings = Settings(
-        seed=recipe.seed,
-        num_inference_steps=recipe.num_inference_steps,
-        guidance_scale=recipe.guidance_scale,
-        guidance_rescale=recipe.guidance_rescale,
-        negative_instruction=recipe.negative_instruction,
-        size=recipe.size_px if recipe.settings.get("size") == "chosen" else None,
-    )
     source = None if edited is None else opened[edited.sha256]
-    return Job(whole, settings, source, recipe.images, recipe.masks, recipe.history)
+    return Job(whole, Settings.of_recipe(recipe), source, recipe.images, recipe.masks, recipe.history)
 
 
 def open_picture(path: Path, opened: dict[str, OpenedImage] | None = None) -> tuple[FileRef, OpenedImage]:
@@ -254,7 +261,7 @@ def finish_job(
     batch_size: how many requests shared a pass with it, for the recipe."""
     mask = _mask_of(job)
     if mask is not None and job.source is not None:
-        image = paste_back(job.source, picture, mask)
+        image = paste_back(job.source, picture, mask, feather_px=job.settings.feather_px)
     else:
         image = picture
         if job.source is not None and job.source.icc_profile is not None:
@@ -285,6 +292,8 @@ def _recipe(model: ModelFiles, job: Job, state: RequestState, batch_size: int, e
     settings: dict[str, bool | int | float | str] = {}
     if job.settings.size is not None:
         settings["size"] = "chosen"
+    if job.settings.feather_px is not None:
+        settings["feather_px"] = job.settings.feather_px
     if batch_size > 1:
         settings["batch_size"] = batch_size  # neighbours change float32 rounding, and so perhaps a last bit
     if any(turn.latents is not None for turn in job.unit.kept_history):

@@ -5,11 +5,13 @@
     nodes/0001/image.png        the answer, with its recipe inside
     nodes/0001/input0.png …     the request's pictures (unless a picture is the answer of another node: then a
     reference) nodes/0001/mask0.png …      their masks
-    nodes/0001/latents.safetensors   optional
+    nodes/0001/latents.safetensors   optional: of the answer, for the next round to go on from
+    head.json                        optional: the node that whoever looks at it was at last
 
 A node is written beside the others under a hidden name and becomes visible by one rename, so a session that is killed
 at any moment stays readable, and two writers never mix; names that begin with a dot are leftovers and may be deleted.
-There is no index: the folders are the truth. Every edit may start from any node, which makes branches.
+There is no index: the folders are the truth. Every edit may start from any node, which makes branches. `write_archive`
+puts all nodes into one ZIP file in the same layout, `add_archive` adds those of such a file under new numbers.
 
 Not here: running a model, choosing what a round means (`ace/inference/chat.py`).
 """
@@ -20,9 +22,12 @@ import os
 import re
 import secrets
 import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
@@ -35,7 +40,10 @@ from ace.inference.recipe import Recipe, Sha256, encode, hash_file, sync_folder,
 
 FORMAT_VERSION = 1
 _MAX_JSON_BYTES = 2_000_000
+_MAX_LATENTS_BYTES = 256 * 2**20
+MAX_ARCHIVE_BYTES = 4 * 2**30
 _NODE_ID = re.compile(r"[0-9]{4,9}")
+_ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.(?:json|png|safetensors))")
 
 NodeId = Annotated[str, Field(pattern=r"^[0-9]{4,9}$")]
 PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.(png|safetensors)$")]
@@ -74,9 +82,25 @@ class _NodeFile(_Entry):
     recipe: Recipe
 
 
+class _Head(_Entry):
+    """Where somebody was last; None = before a new conversation."""
+
+    node: NodeId | None
+
+
 class _Version(BaseModel):
     model_config = ConfigDict(strict=True)
     format_version: int
+
+
+@dataclass(frozen=True)
+class NodeInput:
+    """A picture of a node's request. path: its file, which is the answer's file of `node` if it is one; mask_path: of
+    its mask, or None."""
+
+    path: Path
+    node: str | None
+    mask_path: Path | None
 
 
 @dataclass(frozen=True)
@@ -85,13 +109,14 @@ class Node:
 
     id: "0001", …; parents: the nodes it was made from, the one whose conversation it continues first; recipe: what
     made it (instruction, seed, parameters, model, hashes); folder: where its files are; has_latents: whether they were
-    kept."""
+    kept; inputs: the pictures of its request, in order."""
 
     id: str
     parents: tuple[str, ...]
     recipe: Recipe
     folder: Path
     has_latents: bool
+    inputs: tuple[NodeInput, ...] = ()
 
     @property
     def instruction(self) -> str:
@@ -181,8 +206,16 @@ class Session:
 
     def node(self, node_id: str) -> Node:
         """One node. Raises SessionError if it does not exist or is damaged."""
-        entry = self._entry(node_id)
-        return Node(entry.id, entry.parents, entry.recipe, self._folder_of(node_id), entry.latents is not None)
+        entry, folder = self._entry(node_id), self._folder_of(node_id)
+        inputs = tuple(
+            NodeInput(
+                self._folder_of(image.node) / "image.png" if isinstance(image, _AnswerOf) else folder / image.file,
+                image.node if isinstance(image, _AnswerOf) else None,
+                None if mask is None else folder / mask.file,
+            )
+            for image, mask in zip(entry.images, entry.masks, strict=True)
+        )
+        return Node(entry.id, entry.parents, entry.recipe, folder, entry.latents is not None, inputs)
 
     def answer(self, node_id: str) -> OpenedImage:
         """The answer of a node with its alpha and ICC profile: the same object every time.
@@ -206,10 +239,20 @@ class Session:
         except (SafetensorError, KeyError, OSError):
             raise self._damaged(node_id, "its latents cannot be read") from None
 
-    def history(self, node_id: str) -> tuple[Turn, ...]:
+    def source(self, node_id: str) -> OpenedImage | None:
+        """The picture that a node edited, with its alpha and ICC profile: its request's first one, else the answer
+        before it. Raises SessionError."""
+        entry = self._entry(node_id)
+        if not entry.images:
+            return self.answer(entry.parents[0]) if entry.parents else None
+        first = entry.images[0]
+        return self.answer(first.node) if isinstance(first, _AnswerOf) else self._picture(node_id, first)
+
+    def history(self, node_id: str, *, model_sha256: str | None = None) -> tuple[Turn, ...]:
         """The conversation that ends with this node: its round and those before it along first parents, oldest first.
 
-        Where a round's first picture is an earlier answer, it is that very object. Raises SessionError."""
+        Where a round's first picture is an earlier answer, it is that very object. model_sha256: the model that will go
+        on; turns that it made come with the latents that were kept. Raises SessionError."""
         turns: list[Turn] = []
         seen: set[str] = set()
         following: str | None = node_id
@@ -218,11 +261,33 @@ class Session:
                 raise self._damaged(following, "it is its own ancestor")
             seen.add(following)
             entry = self._entry(following)
-            turns.append(Turn(self._unit(entry), self.answer(following).image))
+            latents = self.latents(following) if entry.recipe.model_sha256 == model_sha256 else None
+            turns.append(Turn(self._unit(entry), self.answer(following).image, latents))
             following = entry.parents[0] if entry.parents else None
         return tuple(reversed(turns))
 
+    def head(self) -> str | None:
+        """The node where `set_head` left off; the newest if it never did. Raises SessionError if that is damaged."""
+        path = self.folder / "head.json"
+        names = self.node_ids()
+        if path.exists() or path.is_symlink():
+            try:
+                node_id = _Head.model_validate_json(_read_small(path, self.folder.name)).node
+            except ValidationError:
+                raise SessionError(f"head.json of {self.folder.name} is damaged: delete it") from None
+            if node_id is None or node_id in names:
+                return node_id
+        return names[-1] if names else None
+
     # Writing
+
+    def set_head(self, node_id: str | None) -> None:
+        """Remember where somebody is in the tree; None = before a new conversation. Undo is a step to the parent.
+
+        Raises SessionError for a node that does not exist."""
+        if node_id is not None:
+            self._entry(node_id)
+        write_atomically(self.folder / "head.json", (_Head(node=node_id).model_dump_json() + "\n").encode())
 
     def add_node(
         self,
@@ -232,12 +297,14 @@ class Session:
         *,
         parents: tuple[str, ...] = (),
         latents: np.ndarray | None = None,
+        source: OpenedImage | None = None,
     ) -> Node:
         """Keep a finished round.
 
         unit: the request; a picture of it that is the answer of an existing node (the same object, or for parents the
         same pixels) is kept as a reference. answer: RGB or RGBA, an ICC profile in `info`. parents: existing nodes, the
         one whose conversation goes on first; none = a new conversation. latents: float array of any shape, for later.
+        source: the request's first picture as it was opened, so that its alpha and ICC profile are kept too.
         Raises SessionError for an unknown parent or a recipe of another instruction, OutputError if it cannot be
         written; the session is unchanged then."""
         for parent in parents:
@@ -251,7 +318,7 @@ class Session:
         try:
             part.mkdir()
             try:
-                node_id = self._write_node(part, unit, answer, recipe, parents, latents)
+                node_id = self._write_node(part, unit, answer, recipe, parents, latents, source)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -270,6 +337,7 @@ class Session:
         recipe: Recipe,
         parents: tuple[str, ...],
         latents: np.ndarray | None,
+        opened: OpenedImage | None,
     ) -> str:
         """Fill the hidden folder, then give it the next free number. Returns the number."""
 
@@ -283,8 +351,9 @@ class Session:
         images: list[_StoredFile | _AnswerOf] = []
         for number, image in enumerate(unit.images):
             source = self._node_of(image, parents)
+            whole = _whole(opened) if opened is not None and opened.image is image else image
             images.append(
-                store(f"input{number}.png", encode(image, "PNG")) if source is None else _AnswerOf(node=source)
+                store(f"input{number}.png", encode(whole, "PNG")) if source is None else _AnswerOf(node=source)
             )
         masks = [
             None if mask is None else store(f"mask{number}.png", encode(mask.convert("L"), "PNG"))
@@ -296,18 +365,25 @@ class Session:
 
             stored_latents = store("latents.safetensors", save({"latents": np.ascontiguousarray(latents)}))
         stored_answer = store("image.png", encode(answer, "PNG", recipe))
-        names = self.node_ids()
-        number = int(names[-1]) + 1 if names else 1
-        while True:
-            entry = _NodeFile(
-                id=f"{number:04d}",
+        return self._place(
+            part,
+            lambda node_id: _NodeFile(
+                id=node_id,
                 parents=parents,
                 image=stored_answer,
                 images=tuple(images),
                 masks=tuple(masks),
                 latents=stored_latents,
                 recipe=recipe,
-            )
+            ),
+        )
+
+    def _place(self, part: Path, describe: Callable[[str], _NodeFile]) -> str:
+        """Give a hidden folder, complete but for its node.json, the next free number. Returns the number."""
+        names = self.node_ids()
+        number = int(names[-1]) + 1 if names else 1
+        while True:
+            entry = describe(f"{number:04d}")
             write_atomically(part / "node.json", (entry.model_dump_json(indent=1) + "\n").encode())
             sync_folder(part)
             try:
@@ -318,6 +394,50 @@ class Session:
                 number += 1  # another process took this number meanwhile
             else:
                 return entry.id
+
+    # One file
+
+    def write_archive(self, stream: BinaryIO) -> None:
+        """Write all nodes into one ZIP file, uncompressed, as they lie in the folder.
+
+        Raises SessionError for a damaged node."""
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("session.json", _SessionFile().model_dump_json(indent=1) + "\n")
+            for node_id in self.node_ids():
+                entry = self._entry(node_id)
+                for stored in _files_of(entry):
+                    archive.write(self._checked(node_id, stored), f"nodes/{node_id}/{stored.file}")
+                archive.write(self._folder_of(node_id) / "node.json", f"nodes/{node_id}/node.json")
+
+    def add_archive(self, stream: BinaryIO, *, name: str = "the file") -> dict[str, str]:
+        """Add the nodes of a file that `write_archive` wrote, under the next free numbers.
+
+        Everything is checked before the first node appears: names, sizes, hashes, pictures, parents; nothing is
+        unpacked to a place that the file names. Returns old number → new number. Raises SessionError."""
+        staging = self.folder / f".import.{secrets.token_hex(6)}"
+        try:
+            staging.mkdir()
+            entries = _unpack(stream, staging, name)
+            numbers: dict[str, str] = {}
+            for node_id, entry in entries.items():
+
+                def renumbered(new_id: str, entry: _NodeFile = entry) -> _NodeFile:
+                    images = tuple(
+                        _AnswerOf(node=numbers[i.node]) if isinstance(i, _AnswerOf) else i for i in entry.images
+                    )
+                    parents = tuple(numbers[parent] for parent in entry.parents)
+                    return entry.model_copy(update={"id": new_id, "parents": parents, "images": images})
+
+                part = self.folder / "nodes" / f".new.{secrets.token_hex(6)}"
+                os.rename(staging / node_id, part)
+                numbers[node_id] = self._place(part, renumbered)
+            sync_folder(self.folder / "nodes")
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return numbers
 
     # The folder
 
@@ -393,6 +513,101 @@ class Session:
         return SessionError(
             f"node {node_id} is damaged ({what}): continue from another with --from, or delete its folder"
         )
+
+
+def _whole(opened: OpenedImage) -> Image.Image:
+    """An opened picture with its alpha and ICC profile again, as one picture."""
+    whole = opened.stored.copy()
+    if opened.alpha is not None:
+        whole.putalpha(opened.alpha)
+    if opened.icc_profile is not None:
+        whole.info["icc_profile"] = opened.icc_profile
+    return whole
+
+
+def _files_of(entry: _NodeFile) -> list[_StoredFile]:
+    """The files of a node beside its node.json."""
+    files = [entry.image, entry.latents, *entry.images, *entry.masks]
+    return [file for file in files if isinstance(file, _StoredFile)]
+
+
+def _unpack(stream: BinaryIO, staging: Path, name: str) -> dict[str, _NodeFile]:
+    """Write the nodes of an archive into `staging`, a folder each, and check them; oldest first.
+
+    Raises SessionError for anything that `write_archive` would not have written."""
+
+    def refused(what: str) -> SessionError:
+        return SessionError(f"{name} is no session that can be added ({what}): export it again")
+
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
+                raise refused("it is far too large")
+            if "session.json" not in archive.namelist():
+                raise refused("it has no session.json")
+            if archive.getinfo("session.json").file_size > _MAX_JSON_BYTES:
+                raise refused("session.json is far too large")
+            _check_version(archive.read("session.json"), f"the session in {name}", "export it again")
+            found: dict[str, dict[str, zipfile.ZipInfo]] = {}
+            for member in members:
+                if member.filename == "session.json":
+                    continue
+                match = _ARCHIVED.fullmatch(member.filename)
+                if match is None or member.flag_bits & 1 or match[2] in found.get(match[1], {}):
+                    raise refused(f"it holds {member.filename[:60]!r}")
+                found.setdefault(match[1], {})[match[2]] = member
+            entries: dict[str, _NodeFile] = {}
+            for node_id in sorted(found, key=lambda node_id: (int(node_id), node_id)):
+                entries[node_id] = _unpack_node(archive, node_id, found[node_id], staging / node_id, entries, refused)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, zlib.error):
+        raise refused("it is not a ZIP file, or damaged") from None
+    return entries
+
+
+def _unpack_node(
+    archive: zipfile.ZipFile,
+    node_id: str,
+    members: dict[str, zipfile.ZipInfo],
+    folder: Path,
+    earlier: dict[str, _NodeFile],
+    refused: Callable[[str], SessionError],
+) -> _NodeFile:
+    """Write and check one node of an archive. Raises SessionError."""
+    description = members.pop("node.json", None)
+    if description is None or description.file_size > _MAX_JSON_BYTES:
+        raise refused(f"node {node_id} has no node.json")
+    text = archive.read(description)
+    _check_version(text, f"node {node_id}", "export it again")
+    try:
+        entry = _NodeFile.model_validate_json(text)
+    except ValidationError:
+        raise refused(f"node {node_id} is damaged") from None
+    answers = [image.node for image in entry.images if isinstance(image, _AnswerOf)]
+    if (
+        entry.id != node_id
+        or entry.image.file != "image.png"
+        or len(entry.masks) != len(entry.images)
+        or not {*entry.parents, *answers} <= earlier.keys()
+        or {file.file for file in _files_of(entry)} != members.keys()
+    ):
+        raise refused(f"node {node_id} does not fit its files")
+    folder.mkdir()
+    for stored in _files_of(entry):
+        if stored.file.endswith(".safetensors") and members[stored.file].file_size > _MAX_LATENTS_BYTES:
+            raise refused(f"{stored.file} of node {node_id} is far too large")
+        with archive.open(members[stored.file]) as packed, open(folder / stored.file, "xb") as file:
+            shutil.copyfileobj(packed, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if hash_file(folder / stored.file) != stored.sha256:
+            raise refused(f"{stored.file} of node {node_id} is not the one that was written")
+        if stored.file.endswith(".png"):
+            try:
+                open_image(folder / stored.file)
+            except InputError as error:
+                raise refused(str(error).split(":")[0]) from None
+    return entry
 
 
 def _read_small(path: Path, what: str) -> bytes:
