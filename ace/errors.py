@@ -12,6 +12,8 @@ AceError
 │   └── SessionError      a session folder or node that cannot be read
 ├── ShapeError            tensors whose shapes do not fit (a caller's bug)
 ├── CheckpointError       weights that are wrong, partial or hostile
+├── BusyError             a server that has no room now (`retry_after_s`)
+├── StoppedError          accepted work that was not finished: cancelled, or the server went down
 └── MissingDependencyError  an optional package that this call needs
 
 Messages say what is wrong and what to do, in one line.
@@ -64,6 +66,18 @@ class ShapeError(AceError):
 
 class CheckpointError(AceError):
     """Weights that are wrong, partial or hostile."""
+
+
+class BusyError(AceError):
+    """No room now. retry_after_s: when there may be some."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StoppedError(AceError):
+    """Accepted work that was not finished: cancelled, or the server went down."""
 
 
 class MissingDependencyError(AceError):
