@@ -31,6 +31,7 @@ from ace.errors import ConditionError, ConfigError, ShapeError
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
 from ace.inference.latents import LatentCache, decode_latents, scale_factor
 from ace.inference.preserve import paste_back
+from ace.inference.previews import LatentColours, fit_colours, predicted_clean
 from ace.inference.published import (
     PublishedUnit,
     cut_to_levels,
@@ -82,7 +83,8 @@ class Branch:
 class RequestState:
     """A request on its way: everything fixed, and the latents at the current step.
 
-    latents: (C, h, w) float32. branches: the conditional one and, with guidance, the unconditional one."""
+    latents: (C, h, w) float32. denoised: the clean latents predicted by the last step, None before the first.
+    branches: the conditional one and, with guidance, the unconditional one."""
 
     request: Request
     inputs: Inputs
@@ -92,6 +94,7 @@ class RequestState:
     guidance_rescale: float
     latents: Tensor
     step_index: int = 0
+    denoised: Tensor | None = None
 
     @property
     def num_steps(self) -> int:
@@ -171,6 +174,7 @@ class ACEPipeline(DiffusionPipeline):
         self.float16_attention = published
         self.latent_cache = LatentCache()
         self._packed: _Packed | None = None
+        self._colours: tuple[AutoencoderKL | AutoencoderDC, LatentColours] | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -205,7 +209,7 @@ class ACEPipeline(DiffusionPipeline):
         or `requests`, a list of different `Request`s, in one packed pass. generator: one per picture, or one that
         several pictures draw from in turn. preserve: with a mask, keep every pixel outside it exactly, at the input's
         own resolution. callback_on_step_end: called with the pipeline, the number of steps done and the states, which
-        it may read. Raises ConditionError if neither or both are given."""
+        it may read (`preview` shows them). Raises ConditionError if neither or both are given."""
         if (instruction is None) == (requests is None):
             raise ConditionError("give either an instruction or a list of requests")
         if requests is None:
@@ -305,6 +309,7 @@ class ACEPipeline(DiffusionPipeline):
         predictions = self._guided(states, [[next(outputs) for _ in state.branches] for state in states])
         for state, prediction in zip(states, predictions, strict=True):
             timestep = state.scheduler.timesteps[state.step_index]
+            state.denoised = predicted_clean(prediction, state.latents, timestep, state.scheduler)
             state.latents = state.scheduler.step(prediction[None], timestep, state.latents[None], return_dict=False)[0][
                 0
             ]
@@ -320,6 +325,19 @@ class ACEPipeline(DiffusionPipeline):
         if self.published:
             return [cut_to_levels(picture) for picture in pictures]
         return [self._finish(state, picture, preserve) for state, picture in zip(states, pictures, strict=True)]
+
+    @torch.no_grad()
+    def preview(self, state: RequestState, exact: bool = False) -> Image.Image:
+        """What a state's picture is going to look like, at any step: small (4 px per latent cell) and cheap.
+
+        exact: through the decoder, at the model's size; the last step's is then the picture itself before `decode`
+        resizes it or puts it back where a mask kept the input. Before the first step it is the noise."""
+        latents = state.latents if state.done or state.denoised is None else state.denoised
+        if exact:
+            return _to_image(decode_latents(self.vae, [latents])[0])
+        if self._colours is None or self._colours[0] is not self.vae:
+            self._colours = (self.vae, fit_colours(self.vae))
+        return _to_image(self._colours[1].picture(latents))
 
     def turn(self, state: RequestState, answer: Image.Image, preserve: bool = True) -> Turn:
         """The finished round of a state and its picture from `decode`, with the latents to go on from.
@@ -340,8 +358,7 @@ class ACEPipeline(DiffusionPipeline):
         return Turn(unit.current, answer, latents.cpu().numpy())
 
     def _finish(self, state: RequestState, picture: Tensor, preserve: bool) -> Image.Image:
-        levels = (picture.permute(1, 2, 0).cpu().numpy() + 1) * 127.5
-        made = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        made = _to_image(picture)
         source = state.inputs.source
         if source is None:
             return made
@@ -453,6 +470,12 @@ class ACEPipeline(DiffusionPipeline):
 
     def _or_default(self, value: float | None, name: str) -> float:
         return float(self.config[name] if value is None else value)
+
+
+def _to_image(picture: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] → RGB, rounded."""
+    levels = (picture.permute(1, 2, 0).cpu().numpy() + 1) * 127.5
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 
 def _own_unit(request: Request) -> LongContextConditionUnit:

@@ -263,7 +263,7 @@ def make_layout(
     entering, everything, only_targets = _Segments(), _Segments(), _Segments()
     indicator, text_indicator, targets, sizes, repeated, owners = [], [], [], [], [], []
     start = text_start = entering_start = 0
-    previous: list[tuple[int, int]] = []
+    previous: list[tuple[int, ...]] = []
     for request, repeat in zip(requests, repeats, strict=True):
         frames = [tuple(request.size), *(tuple(image.shape[-2:]) for image in request.images)]
         if repeat and frames != previous:
