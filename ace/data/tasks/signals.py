@@ -140,8 +140,8 @@ def _words(templates: tuple[str, ...], signal: Signal, caption: str, dice: Rando
 
 
 def _region(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray:
-    """An object of the picture if a segmenter is at hand (half the time), else a random mask; (H, W) bool."""
-    if tools.can_segment and dice.random() < 0.5:
+    """An object of the picture half the time if that is wanted, else a random mask; (H, W) bool."""
+    if tools.object_regions and dice.random() < 0.5:
         objects = [o.mask for o in tools.objects(image) if 0.02 <= o.mask.mean() <= LARGEST_FILL]
         if objects:
             return dice.choice(objects)

@@ -15,7 +15,8 @@ class Source:
 
     image: RGB, any size. id: unique in the collection, decided by the content. caption: what it shows, "" = unknown.
     others: further pictures of the same set (one person, one style, one series), in the set's order, empty = no set.
-    relation: what the set shares: "content", "face", "style", "series", "" = no set. style: the name of the style that
+    relation: what the set shares: "content", "face", "style", "series", "any" = nothing, other
+    pictures of the collection for the tasks that need a second one, "" = no set. style: the name of the style that
     the picture is in, "" = unknown."""
 
     image: Image.Image

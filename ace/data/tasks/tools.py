@@ -5,40 +5,190 @@ Not here: what they do (`ace.extract`), where their weights come from (`ace.data
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ace.extract.weights import is_there
 
 if TYPE_CHECKING:
+    from ace.data.tasks.generators import Generators
+    from ace.extract.faces import Face, FaceEmbedder, FaceFinder, FaceMesh
     from ace.extract.objects import Object, Segmenter
+    from ace.extract.people import Person, PoseFinder
+    from ace.extract.text import TextReader
+
+FACE_SIMILARITY = (0.8, 0.9)  # between two pictures of one person (B.4.1): alike, but not the same picture
 
 
 class Tools:
-    """A holder for one process. Every tool is deterministic; none is loaded before it is used.
+    """A holder for one process. Every tool is deterministic; none is loaded before it is used, and what the last
+    picture showed is remembered, so make all samples of a picture one after the other.
 
-    Asking for one whose weights or package are missing raises MissingDependencyError; `can_segment` tells before."""
+    lama: an ONNX file of LaMa, to be used instead of MI-GAN. depth_model: a depth model of transformers, hub id or
+    folder, instead of FastDepth. line_art: weights of informative drawings for contours, instead of HED's edges.
+    face_embedder: an ArcFace ONNX file, to compare faces. generators: the models behind the tasks that need one.
+    object_regions: whether a region may be the outline of an object, which costs several seconds a picture.
+    Asking for a tool whose weights or package are missing raises MissingDependencyError; `missing` tells before."""
 
-    @property
-    def can_segment(self) -> bool:
-        """Whether the segmenter's weights are at hand."""
-        return False and is_there("sam2-encoder")
+    def __init__(
+        self,
+        *,
+        lama: Path | None = None,
+        depth_model: str | None = None,
+        line_art: Path | None = None,
+        face_embedder: Path | None = None,
+        generators: Generators | None = None,
+        object_regions: bool = False,
+    ) -> None:
+        self._lama, self._depth_model, self._line_art, self._face_embedder = lama, depth_model, line_art, face_embedder
+        self.generators = generators
+        self.object_regions = object_regions
+        self._known: dict[str, tuple[int, Any]] = {}
+
+    def missing(self, task: str) -> tuple[str, ...]:
+        """Names of the weights that a task needs and that have not been fetched."""
+        return tuple(name for name in needed_weights(task) if not is_there(name))
+
+    def objects(self, image: np.ndarray) -> list[Object]:
+        """The objects of a picture (H, W, 3) uint8, largest first."""
+        return self._once("objects", image, lambda: self.segmenter.find_objects(image))
+
+    def edges(self, image: np.ndarray) -> np.ndarray:
+        """Soft edges (H, W) float32 0 … 1."""
+        return self._once("edges", image, lambda: self._soft_edges(image))
+
+    def contour(self, image: np.ndarray) -> np.ndarray:
+        """Fine lines, dark on white, (H, W, 3) uint8."""
+        from ace.extract.sketch import draw_contour, load_line_art
+
+        if self._line_art is None:
+            return draw_contour(self.edges(image))
+        if "line_art" not in self.__dict__:
+            self.__dict__["line_art"] = load_line_art(self._line_art)
+        return self.__dict__["line_art"].draw(image)
+
+    def depth(self, image: np.ndarray) -> np.ndarray:
+        """Nearness (H, W) float32 0 … 1."""
+        return self._once("depth", image, lambda: self._depth(image))
+
+    def person(self, image: np.ndarray) -> Person | None:
+        """The person of a picture."""
+        return self._once("person", image, lambda: self._pose.find(image))
+
+    def faces(self, image: np.ndarray) -> list[Face]:
+        """The faces of a picture, largest first."""
+        return self._once("faces", image, lambda: self._face_finder.find(image))
+
+    def face_mesh(self, image: np.ndarray, face: Face) -> np.ndarray | None:
+        """468 points of a face, (468, 2) px."""
+        return self._face_mesh.points(image, face)
+
+    def text(self, image: np.ndarray) -> list:
+        """The lines of text of a picture (`ace.extract.text.Line`)."""
+        return self._once("text", image, lambda: self.reader.read(image))
+
+    def fill(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The picture with what is under the mask (H, W) bool made up from its surroundings."""
+        return self.filler.fill(image, mask)
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        """SAM 2: masks of a picture."""
+        """SAM 2."""
         from ace.extract.objects import Segmenter
 
         return Segmenter()
 
-    def objects(self, image: np.ndarray) -> list[Object]:
-        """The objects of a picture (H, W, 3) uint8, largest first; the last picture's are remembered."""
-        key = hash(image.tobytes())
-        if self._objects_of != key:
-            self._objects, self._objects_of = self.segmenter.find_objects(image), key
-        return self._objects
+    @cached_property
+    def reader(self) -> TextReader:
+        """PP-OCR."""
+        from ace.extract.text import TextReader
 
-    _objects_of: int | None = None
-    _objects: list[Object]
+        return TextReader()
+
+    @cached_property
+    def filler(self):
+        """LaMa if its weights were named, else MI-GAN."""
+        from ace.extract.fill import MIGAN, LaMa
+
+        return MIGAN() if self._lama is None else LaMa(self._lama)
+
+    @cached_property
+    def embedder(self) -> FaceEmbedder | None:
+        """ArcFace, if its weights were named."""
+        from ace.extract.faces import FaceEmbedder
+
+        return None if self._face_embedder is None else FaceEmbedder(self._face_embedder)
+
+    @cached_property
+    def _soft_edges(self):
+        from ace.extract.hed import SoftEdges
+
+        return SoftEdges()
+
+    @cached_property
+    def _depth(self):
+        from ace.extract.distance import FastDepth, HubDepth
+
+        return FastDepth() if self._depth_model is None else HubDepth(self._depth_model)
+
+    @property
+    def depth_name(self) -> str:
+        """The depth model's name."""
+        return "FastDepth" if self._depth_model is None else self._depth_model
+
+    @cached_property
+    def _pose(self) -> PoseFinder:
+        from ace.extract.people import PoseFinder
+
+        return PoseFinder()
+
+    @cached_property
+    def _face_finder(self) -> FaceFinder:
+        from ace.extract.faces import FaceFinder
+
+        return FaceFinder()
+
+    @cached_property
+    def _face_mesh(self) -> FaceMesh:
+        from ace.extract.faces import FaceMesh
+
+        return FaceMesh()
+
+    def _once(self, what: str, image: np.ndarray, find: Callable[[], Any]) -> Any:
+        key = hash((image.shape, image.tobytes()))
+        if what not in self._known or self._known[what][0] != key:
+            self._known[what] = (key, find())
+        return self._known[what][1]
+
+
+_SAM2 = ("sam2-encoder", "sam2-decoder")
+_MTCNN = ("mtcnn-p", "mtcnn-r", "mtcnn-o")
+_POSE = ("pose-detector", "pose-landmarks")
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "low_level_analysis/segmentation": _SAM2,
+    "low_level_analysis/depth": ("fastdepth",),
+    "low_level_analysis/pose": _POSE,
+    "low_level_analysis/doodle": ("hed",),
+    "low_level_analysis/contour": ("hed",),
+    "low_level_analysis/scribble": ("hed",),
+    "semantic_editing/face": (*_MTCNN, "face-mesh"),
+    "semantic_editing/background": _POSE,
+    "semantic_editing/pose": (*_POSE, "migan"),
+    "element_editing/text_remove": ("migan",),
+    "element_editing/object_add": (*_SAM2, "migan"),
+    "element_editing/object_remove": (*_SAM2, "migan"),
+    "element_editing/object_replace": (*_SAM2, "migan"),
+    "layer_editing/decouple": (*_SAM2, "migan"),
+    "layer_editing/fusion": (*_SAM2, "migan"),
+    "reference_generation/multi_condition": (*_SAM2, "hed", "fastdepth"),
+    "reference_generation/face_reference": (*_MTCNN, "face-mesh"),
+}
+
+
+def needed_weights(task: str) -> tuple[str, ...]:
+    """Names of the weights that a task needs by default; none for most."""
+    return _NEEDED.get(task.replace("controllable_generation/", "low_level_analysis/"), ())

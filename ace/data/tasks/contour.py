@@ -1,0 +1,38 @@
+"""Contours: fine line drawings, and the picture behind them (B.2, B.3)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+
+from ace.data.sample import EditSample
+from ace.data.tasks import signals
+from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.tools import Tools
+
+
+def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+    """Fine dark lines on white; a picture without edges is rejected."""
+    drawn = tools.contour(image)
+    return drawn if drawn.mean() < 253 else Rejected("the picture has no edges")
+
+
+SIGNAL = signals.Signal(
+    name="contour",
+    names=("contour drawing", "contour image", "line drawing"),
+    draw=draw,
+    analyse=("trace the contours of {image} with fine lines", "make a line drawing of {image}"),
+    control=("color in the line drawing {image}", "color in the line drawing {image} as <caption>"),
+    made_by="HED",
+)
+
+
+def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`low_level_analysis/contour`."""
+    return signals.analyse(SIGNAL, source, dice, tools)
+
+
+def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`controllable_generation/contour`."""
+    return signals.control(SIGNAL, source, dice, tools)

@@ -1,0 +1,60 @@
+"""Degraded pictures (noise, blur, JPEG, low resolution, mixed as in super-resolution training), and their repair (B.2, B.3)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+
+from ace.data.sample import EditSample
+from ace.data.tasks import signals
+from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.tools import Tools
+from ace.extract.degrade import blur, jpeg, low_resolution, noise
+
+
+def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+    """One to three kinds of damage, in random order; noise most often, as in the paper."""
+    side = min(image.shape[:2])
+    damage = {
+        "noise": lambda x: noise(x, dice.uniform(15, 50), dice.getrandbits(32)),
+        "blur": lambda x: blur(x, dice.uniform(1.2, 1.2 + side / 100)),
+        "jpeg": lambda x: jpeg(x, dice.randint(4, 18)),
+        "small": lambda x: low_resolution(x, dice.choice((3, 4, 6))),
+    }
+    chosen = ["noise"] if dice.random() < 0.6 else []
+    chosen += [name for name in dice.sample(list(damage), dice.randint(1, 2)) if name not in chosen]
+    dice.shuffle(chosen)
+    for name in chosen:
+        image = damage[name](image)
+    return image
+
+
+SIGNAL = signals.Signal(
+    name="degradation",
+    names=("degraded version", "low quality version", "damaged version"),
+    draw=draw,
+    analyse=(
+        "make {image} look like a bad old photo",
+        "add noise and artefacts to {image}",
+        "lower the quality of {image}",
+    ),
+    control=(
+        "restore {image}",
+        "improve the quality of {image}",
+        "remove noise and blur from {image}",
+        "enhance {image} to high resolution",
+        "restore the bad photo {image}: <caption>",
+    ),
+    made_by="",
+)
+
+
+def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`low_level_analysis/degradation`."""
+    return signals.analyse(SIGNAL, source, dice, tools)
+
+
+def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`controllable_generation/degradation`."""
+    return signals.control(SIGNAL, source, dice, tools)

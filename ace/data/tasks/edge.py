@@ -1,0 +1,41 @@
+"""Canny edges as OpenCV draws them, and the picture behind them (B.2, B.3)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+
+from ace.data.sample import EditSample
+from ace.data.tasks import signals
+from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.tools import Tools
+from ace.extract.exact import canny
+
+THRESHOLDS = ((100, 200), (100, 200), (50, 150), (80, 160))
+
+
+def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+    """White on black; a picture without edges is rejected."""
+    drawn = canny(image, *dice.choice(THRESHOLDS))
+    return drawn if drawn.mean() > 1 else Rejected("the picture has no edges")
+
+
+SIGNAL = signals.Signal(
+    name="edge",
+    names=("edge map", "canny edge map", "edges", "canny edges"),
+    draw=draw,
+    analyse=("detect the edges in {image}", "find the outlines of everything in {image} as thin white lines"),
+    control=("turn the white lines of {image} into a photograph",),
+    made_by="",
+)
+
+
+def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`low_level_analysis/edge`."""
+    return signals.analyse(SIGNAL, source, dice, tools)
+
+
+def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`controllable_generation/edge`."""
+    return signals.control(SIGNAL, source, dice, tools)

@@ -1,0 +1,45 @@
+"""Human pose as a skeleton of 17 points, and the picture behind it (B.2, B.3)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+
+from ace.data.sample import EditSample
+from ace.data.tasks import signals
+from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.tools import Tools
+from ace.extract.people import draw_person
+
+LEAST_SEEN = 5  # keypoints
+
+
+def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+    """Coloured limbs on black; a picture without a person is rejected."""
+    person = tools.person(image)
+    if person is None:
+        return Rejected("no person found")
+    if int((person.visible >= 0.5).sum()) < LEAST_SEEN:
+        return Rejected("the person is hardly seen")
+    return draw_person(person, *image.shape[:2])
+
+
+SIGNAL = signals.Signal(
+    name="pose",
+    names=("human pose", "pose skeleton", "body keypoints", "pose map"),
+    draw=draw,
+    analyse=("how does the person in {image} stand? draw the skeleton", "detect the pose of the person in {image}"),
+    control=("let a person take the pose in {image}", "show <caption> in the pose of {image}"),
+    made_by="BlazePose",
+)
+
+
+def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`low_level_analysis/pose`."""
+    return signals.analyse(SIGNAL, source, dice, tools)
+
+
+def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """`controllable_generation/pose`."""
+    return signals.control(SIGNAL, source, dice, tools)

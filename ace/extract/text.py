@@ -1,0 +1,65 @@
+"""Reading text in pictures: PP-OCRv6 (PaddleOCR, Apache-2.0), English and Chinese, from the package rapidocr.
+
+The weights are inside the package, so nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+from ace.errors import MissingDependencyError
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text. corners: (4, 2) x, y in px, clockwise from the top left. score: 0 … 1."""
+
+    text: str
+    corners: np.ndarray
+    score: float
+
+
+class TextReader:
+    """OCR. Raises MissingDependencyError without rapidocr."""
+
+    name = "PP-OCRv6"
+
+    def __init__(self) -> None:
+        try:
+            from rapidocr import RapidOCR
+        except ImportError as error:
+            raise MissingDependencyError("reading text needs rapidocr: pip install 'ace-allround[data]'") from error
+        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+        self._read = RapidOCR(
+            params={
+                "Global.log_level": "error",
+                "Global.use_cls": False,
+                "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
+        )
+
+    def read(self, image: np.ndarray, min_score: float = 0.5) -> list[Line]:
+        """The lines of image (H, W, 3) uint8, from top to bottom."""
+        found = self._read(image[..., ::-1])
+        if found.boxes is None or found.txts is None or found.scores is None:
+            return []
+        lines = [
+            Line(text, np.asarray(corners, np.float32), float(score))
+            for text, corners, score in zip(found.txts, found.boxes, found.scores, strict=True)
+            if score >= min_score and text.strip()
+        ]
+        return sorted(lines, key=lambda line: (float(line.corners[:, 1].min()), float(line.corners[:, 0].min())))
+
+
+def same_text(first: str, second: str) -> bool:
+    """Whether two readings are the same: without spaces, width variants and case."""
+    return _plain(first) == _plain(second)
+
+
+def _plain(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
