@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
+from ace.inference.pipeline_plus import ACEPlusPipeline
 from ace.model.convert_plus import FluxSizes, flux_sizes, pieces
+from tests.random_models import randomise
 
 
 def diffusers_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,3 +46,60 @@ def flux_with_narrow_mlp(sizes: FluxSizes) -> FluxTransformer2DModel:
         block.proj_mlp = nn.Linear(sizes.hidden_size, sizes.mlp_size)
         block.proj_out = nn.Linear(sizes.hidden_size + sizes.mlp_size, sizes.hidden_size)
     return model
+
+
+TOKENIZER = Path(__file__).parent / "parity" / "cases" / "tokenizer_plain"
+SMALL = FluxSizes(384, 64, 64, 32, 1, 1, 32, 24, True, 256)
+SMALL_FFT = replace(SMALL, in_channels=448)
+
+
+def random_plus(sizes: FluxSizes = SMALL, seed: int = 0, **settings: object) -> ACEPlusPipeline:
+    """An ACE++ pipeline whose parts are FLUX.1-Fill's, small, with random weights."""
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(**sizes.config()).eval()
+    randomise(transformer, seed + 1, 0.05)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=4,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+    letters = [chr(c) for c in range(97, 123)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=77)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=sizes.pooled_channels,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    ).eval()
+    text_encoder_2 = T5EncoderModel(
+        T5Config(vocab_size=128, d_model=sizes.text_channels, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+    )
+    pipeline = ACEPlusPipeline(
+        scheduler,
+        vae,
+        text_encoder,
+        tokenizer,
+        text_encoder_2,
+        AutoTokenizer.from_pretrained(TOKENIZER),
+        transformer,
+        **{"max_text_tokens": 16, "num_inference_steps": 2, **settings},
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
