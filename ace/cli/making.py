@@ -43,6 +43,7 @@ class Run:
     dtype: str
     metadata: bool
     session_folder: Path | None = None
+    memory: str = "auto"
 
 
 def find_model_files(model: str | None, steps: int | None, guidance: float | None, size: str | None) -> ModelFiles:
@@ -142,6 +143,7 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
 def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) -> None:
     """Open, make and write every picture; with several, one that fails does not stop the rest. One model load."""
     from ace.inference.edit import in_batches
+    from ace.inference.sources import plan
 
     pipeline = None
     results: list[dict] = []
@@ -164,7 +166,10 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
             if not ready:
                 continue
             if pipeline is None:
-                pipeline = load(run.model, run.device, run.dtype)
+                memory = plan(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
+                if not memory.plain:
+                    run.output.say(f"memory: {memory}")
+                pipeline = load(run.model, run.device, run.dtype, memory)
 
             def steps(done: int, total: int, first: int = numbers.start, here: int = len(numbers)) -> None:
                 tell(first * total + here * done, total * len(plans), "denoising")

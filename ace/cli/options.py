@@ -69,6 +69,9 @@ NoMetadata = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 NumberType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Memory = Annotated[
+    str, typer.Option("--memory", help="auto (says what it takes), full, balanced, 8bit, offload (GPU) or lean.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 

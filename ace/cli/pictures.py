@@ -27,6 +27,7 @@ from ace.cli.options import (
     Device,
     Guidance,
     Json,
+    Memory,
     Model,
     NoMetadata,
     NumberType,
@@ -69,6 +70,7 @@ def generate(
     model: Model = None,
     device: Device = "auto",
     dtype: NumberType = "auto",
+    memory: Memory = "auto",
     no_metadata: NoMetadata = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -93,7 +95,7 @@ def generate(
     plans = [plan(number) for number in range(count)]
     check_outputs(plans, (), out_dir)
     check_session(session)
-    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session))
+    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory))
 
 
 def edit(
@@ -144,6 +146,7 @@ def edit(
     model: Model = None,
     device: Device = "auto",
     dtype: NumberType = "auto",
+    memory: Memory = "auto",
     no_metadata: NoMetadata = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -195,4 +198,4 @@ def edit(
 
     plans = [plan(photo) for photo in paths or [None]]
     check_outputs(plans, (*paths, *references, *([mask] if mask else ())), out_dir)
-    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session), opened)
+    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory), opened)

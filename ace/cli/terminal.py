@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from ace.errors import AceError, InputError
 
 if TYPE_CHECKING:
+    from ace.inference.memory import MemoryPlan
     from ace.inference.pipeline import ACEPipeline
     from ace.inference.sources import ModelFiles
 
@@ -85,7 +86,9 @@ class Output:
             yield lambda done, total, what=None: bar.update(task, completed=done, total=total, description=what)
 
 
-def load(model: ModelFiles, device: str = "auto", dtype: str = "auto") -> ACEPipeline:
+def load(
+    model: ModelFiles, device: str = "auto", dtype: str = "auto", memory: str | MemoryPlan = "auto"
+) -> ACEPipeline:
     """Load a model without what the libraries print. Raises as `load_pipeline`."""
     import warnings
 
@@ -99,7 +102,7 @@ def load(model: ModelFiles, device: str = "auto", dtype: str = "auto") -> ACEPip
         for logging in (diffusers_logging, transformers_logging):
             logging.set_verbosity_error()
             logging.disable_progress_bar()
-        return load_pipeline(model, device=device, dtype=dtype)
+        return load_pipeline(model, device=device, dtype=dtype, memory=memory)
 
 
 def short(path: Path) -> str:

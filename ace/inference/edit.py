@@ -267,7 +267,7 @@ def finish_job(
         if job.source is not None and job.source.icc_profile is not None:
             image.info["icc_profile"] = job.source.icc_profile
     environment = Environment.here(
-        device=str(pipeline.device).split(":")[0], dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
+        device=pipeline._execution_device.type, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
     recipe = _recipe(model, job, state, batch_size, environment)
     latents = None if pipeline.published else pipeline.turn(state, image).latents

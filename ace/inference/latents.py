@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 ALONE_PX = 256 * 256  # pictures with more pixels go one by one
 
@@ -51,7 +51,7 @@ class LatentCache:
         setting = (
             id(autoencoder),
             autoencoder.dtype,
-            str(autoencoder.device),
+            str(working_device(autoencoder)),
             getattr(autoencoder, "use_tiling", False),
         )
         keys = [(*setting, p.shape, hashlib.blake2b(np.ascontiguousarray(p).data).digest()) for p in pictures]
@@ -93,6 +93,15 @@ def scale_factor(autoencoder: Autoencoder) -> int:
     return 2 ** (levels - 1)
 
 
+def working_device(module: nn.Module) -> torch.device:
+    """Where a model computes, which is not where its weights are while they wait (offloading)."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
+
+
 def _shift(autoencoder: Autoencoder) -> float:
     return getattr(autoencoder.config, "shift_factor", None) or 0.0
 
@@ -108,6 +117,6 @@ def _by_shape(
     results: dict[int, Tensor] = {}
     for (*_, alone), numbers in batches.items():
         rows = numbers if alone >= 0 or len(numbers) > 1 else numbers * 2
-        batch = torch.stack([items[n] for n in rows]).to(autoencoder.device, autoencoder.dtype)
+        batch = torch.stack([items[n] for n in rows]).to(working_device(autoencoder), autoencoder.dtype)
         results.update(zip(rows, function(batch), strict=True))
     return [results[n] for n in range(len(items))]

@@ -27,6 +27,7 @@ from ace.conditions.units import LongContextConditionUnit
 from ace.diffusion import guide
 from ace.errors import ConditionError, InputError
 from ace.inference.inputs import Geometry, Inputs, latent_mask
+from ace.inference.latents import working_device
 from ace.model.text import TextEncoder, tokenize
 from ace.model.text_on_disk import TextEncoderOnDisk
 
@@ -145,7 +146,7 @@ def sample_posteriors(autoencoder: AutoencoderKL, pictures: Sequence[Tensor]) ->
     `encode_pictures`."""
     latents = []
     for picture in pictures:
-        posterior = autoencoder.encode(picture[None].to(autoencoder.device, autoencoder.dtype)).latent_dist
+        posterior = autoencoder.encode(picture[None].to(working_device(autoencoder), autoencoder.dtype)).latent_dist
         noise = torch.randn(posterior.mean.shape).to(posterior.mean)
         latents.append((posterior.mean + posterior.std * noise)[0].float() * autoencoder.config.scaling_factor)
     return latents

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ace.inference.memory import TILE_PX, MemoryPlan, plan_memory
 from ace.inference.recipe import hash_model
 
 if TYPE_CHECKING:
+    import torch
+
     from ace.inference.pipeline import ACEPipeline
+    from ace.model.text_on_disk import TextEncoderOnDisk
 
 DEFAULT_MODEL = "ace-tiny"
 SHIPPED_MODEL = Path(__file__).parents[1] / "tiny" / "checkpoint"
@@ -82,10 +86,15 @@ class ModelFiles:
             )
 
 
-def models_folder() -> Path:
-    """Where converted models are kept: `$ACE_CACHE/models`, else `~/.cache/ace/models`."""
+def cache_folder() -> Path:
+    """Where everything is kept that can be had again: `$ACE_CACHE`, else `~/.cache/ace`."""
     root = os.environ.get("ACE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "ace") / "models"
+    return Path(root) if root else Path.home() / ".cache" / "ace"
+
+
+def models_folder() -> Path:
+    """Where converted models are kept: the folder `models` in `cache_folder`."""
+    return cache_folder() / "models"
 
 
 def known_models() -> tuple[KnownModel, ...]:
@@ -117,37 +126,102 @@ def find_model(name: str | None = None) -> ModelFiles:
     return _read_settings(folder.resolve().name, folder)
 
 
-def load_pipeline(model: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> ACEPipeline:
-    """Load a model, ready to use.
-
-    device: "auto" takes a GPU if there is one. dtype: "auto" is float32 on CPUs and for small models, else bfloat16.
-    Raises ConfigError for a device or number type that is not there, CheckpointError for files that cannot be
-    loaded."""
-    if device not in DEVICES or dtype not in NUMBER_TYPES:
-        raise ConfigError(
-            f"device {device!r}, dtype {dtype!r}: use one of {', '.join(DEVICES)} and {', '.join(NUMBER_TYPES)}"
-        )
+def find_device(device: str = "auto") -> str:
+    """ "cpu", "cuda" or "mps"; "auto" takes a GPU if there is one. Raises ConfigError for one that is not there."""
+    if device not in DEVICES:
+        raise ConfigError(f"device {device!r}: use one of {', '.join(DEVICES)}")
     import torch
-    from safetensors import SafetensorError
-
-    from ace.inference.pipeline import ACEPipeline
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    elif not available[device]:
+        return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
         raise ConfigError(f"torch sees no {device} device here: use --device cpu (`ace doctor` says what is installed)")
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" and model.budget > 256 else "float32"
+    return device
+
+
+def find_dtype(model: ModelFiles, device: str, dtype: str = "auto") -> str:
+    """ "auto" is float32 on CPUs and for small models, else bfloat16. Raises ConfigError for an unknown one."""
+    if dtype not in NUMBER_TYPES:
+        raise ConfigError(f"dtype {dtype!r}: use one of {', '.join(NUMBER_TYPES)}")
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device == "cuda" and model.budget > 256 else "float32"
+
+
+def plan(model: ModelFiles, *, device: str = "auto", dtype: str = "auto", memory: str = "auto") -> MemoryPlan:
+    """How a model would be spread over the memory that is free now. Raises as `load_pipeline`."""
+    device = find_device(device)
+    return plan_memory(model.folder, model.budget, memory, device, find_dtype(model, device, dtype))
+
+
+def load_pipeline(
+    model: ModelFiles, *, device: str = "auto", dtype: str = "auto", memory: str | MemoryPlan = "auto"
+) -> ACEPipeline:
+    """Load a model, ready to use.
+
+    device: "auto" takes a GPU if there is one. dtype: "auto" is float32 on CPUs and for small models, else bfloat16.
+    memory: one of `MEMORY_MODES`, or what `plan` made of it. Raises ConfigError for a device, number type or mode that
+    is not there or does not fit, CheckpointError for files that cannot be loaded."""
+    device = find_device(device)
+    dtype = find_dtype(model, device, dtype)
+    if isinstance(memory, str):
+        memory = plan_memory(model.folder, model.budget, memory, device, dtype)
+    import torch
+    from diffusers import AutoencoderKL
+    from safetensors import SafetensorError
+
+    from ace.inference.latents import scale_factor
+    from ace.inference.pipeline import ACEPipeline
+
     dtypes = {"default": getattr(torch, dtype)}
     if model.budget > 256:
         dtypes["text_encoder"] = torch.bfloat16  # as published; T5-XXL in float32 would take 19 GB
+    on_disk = None if memory.plain else _text_encoder_on_disk(model, memory, torch.device(device), dtypes)
+    left_out = {} if on_disk is None else {"text_encoder": None}
     try:
-        pipeline = ACEPipeline.from_pretrained(model.folder, dtype=dtypes, local_files_only=True)
+        pipeline = ACEPipeline.from_pretrained(model.folder, dtype=dtypes, local_files_only=True, **left_out)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"the model {model.name} cannot be loaded ({reason}): fetch or copy it again") from error
-    return pipeline.to(device)
+    if memory.tiled and isinstance(pipeline.vae, AutoencoderKL):
+        pipeline.vae.enable_tiling()
+        pipeline.vae.tile_sample_min_size = TILE_PX  # smaller pictures stay whole, exactly
+        pipeline.vae.tile_latent_min_size = TILE_PX // scale_factor(pipeline.vae)
+    if memory.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif memory.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+    if on_disk is not None:
+        pipeline.text_encoder = on_disk
+    return pipeline
+
+
+def _text_encoder_on_disk(
+    model: ModelFiles, memory: MemoryPlan, device: torch.device, dtypes: dict[str, torch.dtype]
+) -> TextEncoderOnDisk | None:
+    """What stands in for a T5 encoder; None for another kind, which is small."""
+    from ace.model import text_on_disk
+
+    folder = model.folder / "text_encoder"
+    if _read_json(folder / "config.json", model.name).get("model_type") != "t5":
+        return None
+    dtype = dtypes.get("text_encoder", dtypes["default"])
+    load = {
+        "kept": text_on_disk.load_whole,
+        "freed": text_on_disk.load_whole,
+        "8bit": text_on_disk.load_8bit,
+        "streamed": text_on_disk.load_streamed,
+    }[memory.text]
+    key = text_on_disk.fingerprint(folder, dtype, device.type, "8bit" if memory.text == "8bit" else "exact")
+    return text_on_disk.TextEncoderOnDisk(
+        lambda: load(folder, device, dtype),
+        device,
+        keep=memory.text in ("kept", "8bit", "streamed"),
+        cache=text_on_disk.StatesCache(cache_folder() / "prompts", key),
+    )
 
 
 def _read_settings(name: str, folder: Path) -> ModelFiles:

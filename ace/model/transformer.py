@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook  # offloading watches `forward` only
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -102,6 +103,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Store the text states of the ten image names, (10, text_channels)."""
         self.indicator_states.copy_(states)
 
+    @apply_forward_hook
     def encode_text(self, texts: Tensor, layout: Layout) -> TextKeysValues:
         """Keys and values of every block's cross-attention, once per request (equation 3 adds the image indicators).
 
