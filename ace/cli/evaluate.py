@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers, tasks_named
 from ace.cli.terminal import Output, Verbs, load, short
+from ace.errors import ConfigError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from ace.evaluation.editing import Contestant, Scorers
 
 evaluate = typer.Typer(cls=Verbs, help="Measure a model.", no_args_is_help=True)
+
+Report = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.", show_default=False)
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first so many.", show_default=False)]
+RunSeed = Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        "--results", metavar="FOLDER", help="Score these finished pictures; nothing is made.", show_default=False
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="Measure a server that speaks the OpenAI images API; --model is its name there, $OPENAI_API_KEY its key.",
+        show_default=False,
+    ),
+]
+Diffusers = Annotated[
+    str | None,
+    typer.Option(
+        "--diffusers", metavar="NAME|FOLDER", help="Measure an editing pipeline of diffusers.", show_default=False
+    ),
+]
+Clip = Annotated[
+    str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights in transformers' format; none = leave out.")
+]
+Dino = Annotated[
+    str, typer.Option("--dino", metavar="NAME|FOLDER", help="DINO weights in transformers' format; none = leave out.")
+]
 
 
 @evaluate.command("ace-world")
@@ -59,3 +97,155 @@ def world(
         f"{short(folder / 'report.md')}  {report.count} samples; better than copying the input: "
         f"{yes} of {len(report.families)} families"
     )
+
+
+@evaluate.command("magicbrush")
+def magicbrush(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="Unpacked dev or test archive, or a set in the hub's layout.", show_default=False
+        ),
+    ],
+    folder: Report,
+    split: Annotated[str, typer.Option("--split", help="Of a set in the hub's layout.")] = "dev",
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--captions", metavar="FILE", help="Captions. Default: the archive's local ones.", show_default=False
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--setting", help="Only this setting; may be repeated. Default: all three.", show_default=False),
+    ] = None,
+    limit: Limit = None,
+    results: Results = None,
+    endpoint: Endpoint = None,
+    diffusers: Diffusers = None,
+    clip: Clip = "openai/clip-vit-base-patch32",
+    dino: Dino = "facebook/dino-vits16",
+    seed: RunSeed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    model: Model = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """MagicBrush: single-turn, multi-turn, and multi-turn with long context, beside the paper's table 1.
+
+    \b
+    ace eval magicbrush MagicBrush/test --model ace-0.6b-512 -o runs/magicbrush
+    ace eval magicbrush osunlp/MagicBrush --split dev --limit 20 -o runs/quick
+    ace eval magicbrush MagicBrush/test --results pictures --setting single-turn -o runs/scored
+    """
+    check_numbers(steps, guidance)
+    from ace.evaluation.benchmarks.magicbrush import SETTINGS, unpack_hub_set
+    from ace.evaluation.editing import evaluate_magicbrush
+
+    scorers = _scorers(clip, dino, device)
+    contestant = _contestant(results, endpoint, diffusers, model, device, steps, guidance)
+    is_archive = (Path(data) / "edit_sessions.json").is_file()
+    evaluate_magicbrush(
+        Path(data) if is_archive else unpack_hub_set(data, split, folder / "data"),
+        contestant,
+        folder,
+        scorers,
+        results=results,
+        captions=captions,
+        settings=tuple(setting) if setting else SETTINGS,
+        limit=limit,
+        seed=seed,
+        quiet=quiet,
+    )
+    Output(quiet=quiet).say(f"{short(folder / 'table.md')}  and table.tex, table.json, rows.parquet, gallery.html")
+
+
+@evaluate.command("emu-edit")
+def emu_edit(
+    folder: Report,
+    data: Annotated[
+        str, typer.Argument(metavar="[DATA]", help="Hub name, or a folder of Parquet files in its columns.")
+    ] = "facebook/emu_edit_test_set",
+    split: Annotated[str, typer.Option("--split", help="The paper reports test.")] = "test",
+    limit: Limit = None,
+    results: Results = None,
+    endpoint: Endpoint = None,
+    diffusers: Diffusers = None,
+    clip: Clip = "openai/clip-vit-base-patch32",
+    dino: Dino = "facebook/dino-vits16",
+    seed: RunSeed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    model: Model = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Emu Edit's test set, beside the paper's table 5.
+
+    \b
+    ace eval emu-edit --model ace-0.6b-512 -o runs/emu
+    ace eval emu-edit sets/emu --split test --limit 50 --endpoint http://127.0.0.1:8000/v1 --model ace-tiny -o runs/emu
+    """
+    check_numbers(steps, guidance)
+    from ace.evaluation.editing import evaluate_emu_edit
+
+    scorers = _scorers(clip, dino, device)
+    contestant = _contestant(results, endpoint, diffusers, model, device, steps, guidance)
+    evaluate_emu_edit(data, split, contestant, folder, scorers, results=results, limit=limit, seed=seed, quiet=quiet)
+    Output(quiet=quiet).say(f"{short(folder / 'table.md')}  and table.tex, table.json, rows.parquet, gallery.html")
+
+
+def _scorers(clip: str, dino: str, device: str) -> Scorers:
+    """The encoders asked for; one that is missing is absent from the report, and said so."""
+    from ace.cli.terminal import complain
+    from ace.evaluation.editing import Scorers
+    from ace.evaluation.encoders import load_clip, load_dino
+
+    place = "cpu" if device == "auto" else device
+    found = []
+    for weights, loader in ((clip, load_clip), (dino, load_dino)):
+        try:
+            found.append(None if weights == "none" else loader(weights, place))
+        except MissingDependencyError as error:
+            complain(f"{error}; its scores will be absent")
+            found.append(None)
+    names = tuple(name for name, encoder in zip((clip, dino), found, strict=True) if encoder is not None)
+    return Scorers(found[0], found[1], tuple(Path(name).name if Path(name).is_dir() else name for name in names))
+
+
+def _contestant(
+    results: Path | None,
+    endpoint: str | None,
+    diffusers: str | None,
+    model: str | None,
+    device: str,
+    steps: int | None,
+    guidance: float | None,
+) -> Contestant:
+    """What is measured: finished pictures, an endpoint, a diffusers pipeline, or a model of ours."""
+    from ace.evaluation import systems
+    from ace.evaluation.editing import Contestant
+
+    if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
+        raise ConfigError("--results, --endpoint and --diffusers are three ways to say what is measured: give one")
+    settings: dict[str, object] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    if results is not None:
+        return Contestant(results.name, None, {})
+    if endpoint is not None:
+        if model is None:
+            raise ConfigError("--endpoint needs --model: the model's name at that server")
+        edit = systems.edit_over_http(endpoint, model, os.environ.get("OPENAI_API_KEY") or "none")
+        return Contestant(model, edit, {"endpoint": endpoint})
+    if diffusers is not None:
+        from diffusers import DiffusionPipeline
+
+        pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
+        return Contestant(Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps), settings)
+    from ace.evaluation.benchmarks.world import pipeline_sha256
+    from ace.inference.sources import find_model
+
+    files = find_model(model)
+    own = load(files, device)
+    settings["model_sha256"] = pipeline_sha256(own)
+    return Contestant(files.name, systems.edit_with_ace(own, steps, guidance), settings)

@@ -12,7 +12,6 @@ Not here: which samples (`benchmarks/`), tables and pictures (`report.py`).
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +29,7 @@ from ace.data.sample import TASKS, EditSample, family_of
 from ace.errors import ConfigError, InputError, OutputError
 from ace.evaluation.lpips import LPIPS, as_tensor
 from ace.evaluation.metrics import changed_pixels, l1_error, l1_error_where, levels
+from ace.evaluation.systems import png_bytes
 from ace.inference.preserve import drift_report
 from ace.inference.recipe import write_atomically
 
@@ -262,9 +262,9 @@ class RunFolder:
         for answer, row in zip(answers, rows, strict=True):
             path, unpreserved = self._files(row.task, row.number)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, _png(answer.picture))
+            write_atomically(path, png_bytes(answer.picture))
             if answer.unpreserved is not None:
-                write_atomically(unpreserved, _png(answer.unpreserved))
+                write_atomically(unpreserved, png_bytes(answer.unpreserved))
         self.keep(rows)
 
     def keep(self, rows: Sequence[Row]) -> None:
@@ -377,9 +377,3 @@ def _answer_sha256(answer: Answer) -> str:
     for picture in (answer.picture, answer.unpreserved):
         digest.update(b"none" if picture is None else f"{picture.size}".encode() + picture.convert("RGB").tobytes())
     return digest.hexdigest()
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.convert("RGB").save(stream, "PNG")
-    return stream.getvalue()

@@ -1,0 +1,26 @@
+"""Rows of sets in a hub's layout: a hub name, or a folder of Parquet files with the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ace.errors import DataError, MissingDependencyError
+
+
+def hub_rows(source: str, split: str, columns: Iterable[str]) -> Iterable[dict[str, Any]]:
+    """The rows of one split, pictures decoded as they are asked for.
+
+    Raises MissingDependencyError without `datasets`, DataError for a set that is not there or lacks a column."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError("hub sets need datasets: pip install 'ace-allround[eval]'") from error
+    try:
+        rows = datasets.load_dataset(source, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot read split {split!r} of {source!r}: {reason}") from error
+    if absent := sorted(set(columns) - set(rows.column_names or ())):
+        raise DataError(f"{source!r} has no column {', '.join(absent)}: it is another set, or another layout")
+    return rows  # pyright: ignore[reportReturnType]  (a Dataset yields dicts; its annotations do not say so)

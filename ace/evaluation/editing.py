@@ -1,0 +1,197 @@
+"""`ace eval magicbrush` and `ace eval emu-edit`: make the missing answers, score, write tables, rows and a gallery.
+
+Run again on the same folder, both go on where they stopped. What made the answers is in `run.json`; a folder never
+mixes two systems.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ace.conditions.images import open_image
+from ace.errors import ConfigError, DataError
+from ace.evaluation.benchmarks import emu_edit, magicbrush
+from ace.evaluation.encoders import ClipEncoder, DinoEncoder
+from ace.evaluation.gallery import Case, write_gallery
+from ace.evaluation.pairs import Pair, ScoredPair, metric_names, score_pairs
+from ace.evaluation.systems import Editor
+from ace.evaluation.tables import Table, write_parquet, write_tables
+from ace.inference.recipe import write_atomically
+
+CASES = 12  # of the gallery, worst and best each
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """The encoders at hand; None = its scores are absent. names: what they were loaded from, for the notes."""
+
+    clip: ClipEncoder | None
+    dino: DinoEncoder | None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What is measured. edit: None = the finished pictures are there already. settings: what makes its answers what
+    they are, kept in run.json."""
+
+    name: str
+    edit: Editor | None
+    settings: dict[str, object]
+
+
+def evaluate_magicbrush(
+    data: Path,
+    contestant: Contestant,
+    output: Path,
+    scorers: Scorers,
+    *,
+    results: Path | None = None,
+    captions: Path | None = None,
+    settings: Sequence[str] = magicbrush.SETTINGS,
+    limit: int | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    quiet: bool = False,
+) -> list[Table]:
+    """Score MagicBrush; returns one table per setting.
+
+    data: folder with edit_sessions.json. results: finished pictures; None = output/answers. limit: first so many
+    sessions. Raises DataError, or ConfigError for a folder with another run."""
+    if unknown := sorted(set(settings) - set(magicbrush.SETTINGS)):
+        raise ConfigError(f"unknown setting {', '.join(unknown)}: use {', '.join(magicbrush.SETTINGS)}")
+    sessions = magicbrush.read_sessions(data, captions)[:limit]
+    answers = results or output / "answers"
+    _keep_run(output, "magicbrush", contestant, seed)
+    if contestant.edit is not None:
+        total = sum(len(session.turns) for session in sessions) * len(settings)
+        with _progress("answering", total, quiet) as advance:
+            magicbrush.make_answers(sessions, settings, contestant.edit, answers, seed, batch, advance)
+    tables, scored, words = [], [], {}
+    for setting in settings:
+        pairs, missing = magicbrush.list_pairs(sessions, setting, answers)
+        if not pairs:
+            raise DataError(f"{answers.name} has no picture of {setting}: the first would be {_first(missing)}")
+        rows = _score(pairs, scorers, output, f"{setting} made", quiet)
+        there = {pair.key for pair in pairs}
+        copies = [pair for pair in magicbrush.list_copies(sessions, setting) if pair.key in there]
+        tables.append(
+            magicbrush.make_table(
+                setting, contestant.name, rows, _score(copies, scorers, output, f"{setting} copy", quiet), missing
+            )
+        )
+        words |= {f"{s.id}_{t.number}": t.instruction for s in sessions for t in s.turns}
+        scored.append((setting, list(zip(pairs, rows, strict=True))))
+    _write(output, tables, scored, words, scorers, "MagicBrush")
+    return tables
+
+
+def evaluate_emu_edit(
+    data: str,
+    split: str,
+    contestant: Contestant,
+    output: Path,
+    scorers: Scorers,
+    *,
+    results: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch: int = 8,
+    quiet: bool = False,
+) -> list[Table]:
+    """Score Emu Edit's test set; returns the main table and one by task. Arguments as `evaluate_magicbrush`."""
+    items = emu_edit.read_items(data, split, output / "inputs")[:limit]
+    answers = results or output / "answers"
+    _keep_run(output, "emu_edit", contestant, seed)
+    if contestant.edit is not None:
+        with _progress("answering", len(items), quiet) as advance:
+            emu_edit.make_answers(items, contestant.edit, answers, seed, batch, advance)
+    pairs, missing = emu_edit.list_pairs(items, answers)
+    if not pairs:
+        raise DataError(f"{answers.name} has no finished picture: the first would be {_first(missing)}.png")
+    rows = _score(pairs, scorers, output, "made", quiet)
+    there = {pair.key for pair in pairs}
+    copies = [pair for pair in emu_edit.list_copies(items) if pair.key in there]
+    tables = emu_edit.make_tables(contestant.name, rows, _score(copies, scorers, output, "copy", quiet), missing)
+    words = {item.id: item.instruction for item in items}
+    _write(output, tables, [("all tasks", list(zip(pairs, rows, strict=True)))], words, scorers, "Emu Edit test set")
+    return tables
+
+
+def _score(pairs: Sequence[Pair], scorers: Scorers, output: Path, name: str, quiet: bool) -> list[ScoredPair]:
+    (output / "scored").mkdir(parents=True, exist_ok=True)
+    with _progress("scoring", len(pairs), quiet) as advance:
+        return score_pairs(
+            pairs, scorers.clip, scorers.dino, output / "scored" / f"{name.replace(' ', '-')}.jsonl", advance
+        )
+
+
+def _write(
+    output: Path,
+    tables: Sequence[Table],
+    scored: Sequence[tuple[str, list[tuple[Pair, ScoredPair]]]],
+    words: dict[str, str],
+    scorers: Scorers,
+    title: str,
+) -> None:
+    """Tables, rows.parquet and gallery.html."""
+    encoders = (("CLIP", scorers.clip), ("DINO", scorers.dino))
+    absent = [f"{name} is absent: name its weights" for name, encoder in encoders if encoder is None]
+    cut = 0 if scorers.clip is None else scorers.clip.num_truncated
+    notes = [*absent, *([f"Encoders: {', '.join(scorers.names)}."] if scorers.names else [])]
+    notes += [f"{cut} captions were cut at 77 tokens."] if cut else []
+    noted = [Table(t.title, t.columns, t.rows, (*t.notes, *notes)) for t in tables]
+    write_tables(output, noted)
+    rows = [
+        {"id": row.key, "group": group, **{m: getattr(row.scores, m) for m in metric_names()}}
+        for group, own in scored
+        for _, row in own
+    ]
+    write_parquet(output / "rows.parquet", rows)
+    sections = []
+    for group, own in scored:
+        ranked = sorted(own, key=lambda both: both[1].scores.l1)
+        best, worst = ranked[: min(CASES, len(ranked) // 2)], ranked[-min(CASES, -(-len(ranked) // 2)) :][::-1]
+        sections.append((f"{group}: furthest from the reference", [_case(p, r, words) for p, r in worst]))
+        sections.append((f"{group}: nearest to it", [_case(p, r, words) for p, r in best]))
+    write_gallery(output / "gallery.html", title, sections)
+
+
+def _case(pair: Pair, row: ScoredPair, words: dict[str, str]) -> Case:
+    scores = [(m, getattr(row.scores, m)) for m in metric_names()]
+    note = " · ".join(f"{m} {value:.3f}" for m, value in scores if value is not None)
+    pictures = (("answer", open_image(pair.made).image), ("reference", open_image(pair.reference).image))
+    return Case(pictures, words.get(pair.key, ""), f"{pair.key} · {note}")
+
+
+def _keep_run(output: Path, benchmark: str, contestant: Contestant, seed: int) -> None:
+    """Write run.json, or check that this folder's run is the same one."""
+    output.mkdir(parents=True, exist_ok=True)
+    now = {"benchmark": benchmark, "name": contestant.name, "seed": seed, **contestant.settings}
+    path = output / "run.json"
+    if path.is_file():
+        earlier = json.loads(path.read_bytes())
+        if earlier != now:
+            other = sorted(key for key in {*now, *earlier} if now.get(key) != earlier.get(key))
+            raise ConfigError(f"{output.name} holds a run with another {', '.join(other)}: choose another folder")
+    else:
+        write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
+
+
+def _first(missing: Sequence[str]) -> str:
+    return missing[0] if missing else "nothing"
+
+
+@contextmanager
+def _progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], object]]:
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        job = bar.add_task("", total=total)
+        yield lambda count: bar.advance(job, count)

@@ -1,0 +1,155 @@
+"""Picture and text features for scores: CLIP and DINO through transformers, framed as their reference code frames them.
+
+Framing is the evaluators' own: shorter side resized (bicubic), centre crop, ImageNet-like statistics; each picture goes
+through it by itself, so two pictures are never brought to a common size first. Weights are a folder or a hub name; none
+ship here.
+
+Not here: what the features are used for (`pairs.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase, ViTModel
+
+from ace.errors import MissingDependencyError
+
+CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
+DINO_WEIGHTS = "facebook/dino-vits16"
+BATCH = 32
+MAX_CLIP_TOKENS = 77
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a picture is brought to the encoder. resize_px: of its shorter side. crop_px: side of the centre crop.
+
+    mean, std: of the channels, for pictures in [0, 1]."""
+
+    resize_px: int
+    crop_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+CLIP_FRAMING = Framing(224, 224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+DINO_FRAMING = Framing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def frame(picture: Image.Image, framing: Framing) -> Tensor:
+    """A picture as the encoder sees it, (3, crop_px, crop_px) float32: the resize, crop and normalisation that the
+    reference evaluators take from torchvision, on PIL (rounding as there)."""
+    picture = picture.convert("RGB")
+    short = min(picture.size)
+    if short != framing.resize_px:
+        width, height = (
+            framing.resize_px if side == short else int(framing.resize_px * side / short) for side in picture.size
+        )
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    crop = framing.crop_px
+    left, top = round((picture.width - crop) / 2), round((picture.height - crop) / 2)
+    values = np.asarray(picture.crop((left, top, left + crop, top + crop)), dtype=np.float32) / 255
+    values = (values - np.asarray(framing.mean, np.float32)) / np.asarray(framing.std, np.float32)
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+class ClipEncoder:
+    """CLIP's two towers (Radford et al. 2021). Features are float32 and not normalised.
+
+    num_truncated: captions that had more than 77 tokens and were cut."""
+
+    def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, framing: Framing = CLIP_FRAMING) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.framing = framing
+        self.num_truncated = 0
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Features of pictures, (N, D)."""
+        return torch.cat(
+            [
+                self.model.visual_projection(
+                    self.model.vision_model(pixel_values=_batch(part, self.framing, self.model)).pooler_output
+                )
+                for part in _parts(pictures)
+            ]
+        ).float()
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Features of captions, (N, D)."""
+        features = []
+        for part in _parts(captions):
+            whole = self.tokenizer(list(part))["input_ids"]
+            self.num_truncated += sum(len(ids) > MAX_CLIP_TOKENS for ids in whole)
+            tokens = self.tokenizer(
+                list(part), padding=True, truncation=True, max_length=MAX_CLIP_TOKENS, return_tensors="pt"
+            ).to(self.model.device)
+            states = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+            features.append(self.model.text_projection(states.pooler_output))
+        return torch.cat(features).float()
+
+
+class DinoEncoder:
+    """DINO's class token (Caron et al. 2021). Features are float32 and not normalised."""
+
+    def __init__(self, model: ViTModel, framing: Framing = DINO_FRAMING) -> None:
+        self.model = model.eval()
+        self.framing = framing
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Features of pictures, (N, D)."""
+        return torch.cat(
+            [
+                self.model(pixel_values=_batch(part, self.framing, self.model)).last_hidden_state[:, 0]
+                for part in _parts(pictures)
+            ]
+        ).float()
+
+
+def load_clip(weights: str = CLIP_WEIGHTS, device: str = "cpu") -> ClipEncoder:
+    """CLIP from a folder or the hub. Raises MissingDependencyError if it is not there."""
+    try:
+        model = CLIPModel.from_pretrained(weights, use_safetensors=_safe(weights), dtype=torch.float32)
+        model.to(device)  # pyright: ignore[reportArgumentType]  (transformers' wrapper hides the signature)
+        return ClipEncoder(model, AutoTokenizer.from_pretrained(weights))
+    except OSError as error:
+        raise MissingDependencyError(_how("CLIP", weights, "--clip")) from error
+
+
+def load_dino(weights: str = DINO_WEIGHTS, device: str = "cpu") -> DinoEncoder:
+    """DINO from a folder or the hub. Raises MissingDependencyError if it is not there."""
+    try:
+        model = ViTModel.from_pretrained(
+            weights, add_pooling_layer=False, use_safetensors=_safe(weights), dtype=torch.float32
+        )
+        model.to(device)  # pyright: ignore[reportArgumentType]
+        return DinoEncoder(model)
+    except OSError as error:
+        raise MissingDependencyError(_how("DINO", weights, "--dino")) from error
+
+
+def _safe(weights: str) -> bool | None:
+    """Local folders must hold safetensors; what the hub has under the well-known names is left to transformers."""
+    return True if Path(weights).is_dir() else None
+
+
+def _how(name: str, weights: str, option: str) -> str:
+    return f"no {name} weights {weights!r} here: name a folder in transformers' format with {option}, or go online once"
+
+
+def _parts(values: Sequence) -> list[Sequence]:
+    return [values[start : start + BATCH] for start in range(0, len(values), BATCH)]
+
+
+def _batch(pictures: Sequence[Image.Image], framing: Framing, model: CLIPModel | ViTModel) -> Tensor:
+    return torch.stack([frame(picture, framing) for picture in pictures]).to(model.device, model.dtype)

@@ -1,0 +1,65 @@
+"""A page of cases: pictures side by side with what was asked and how it scored, in one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ace.inference.recipe import write_atomically
+
+SIDE_PX = 256
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem}
+body{color:#1c1e24;background:#fafaf8}
+figure{margin:0;background:#fff;border:1px solid #dededa;border-radius:10px;padding:.8rem}
+.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:1rem}
+figure div{display:flex;gap:.4rem}figure span{flex:1;font-size:12px;color:#747882;min-width:0}
+img{width:100%;display:block;border-radius:6px}figcaption{margin-top:.5rem}small{color:#747882}
+@media(prefers-color-scheme:dark){body{background:#17181c;color:#e8e8e6}figure{background:#202227;border-color:#33353c}}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """pictures: (label, picture) side by side. words: what was asked. note: scores and the like."""
+
+    pictures: tuple[tuple[str, Image.Image], ...]
+    words: str
+    note: str
+
+
+def write_gallery(path: Path, title: str, sections: Sequence[tuple[str, Sequence[Case]]]) -> None:
+    """Write one page, a section of cases per heading; everything in a case is shown as text, never as markup."""
+    parts = [
+        f"<section><h2>{html.escape(heading)}</h2><div class='cases'>{''.join(map(_case, cases))}</div></section>"
+        for heading, cases in sections
+        if cases
+    ]
+    page = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>{''.join(parts)}</html>"
+    )
+    write_atomically(path, page.encode())
+
+
+def _case(case: Case) -> str:
+    spans = "".join(
+        f"<span><img alt='{html.escape(label)}' src='{_data_url(picture)}'>{html.escape(label)}</span>"
+        for label, picture in case.pictures
+    )
+    words, note = html.escape(case.words), html.escape(case.note)
+    return f"<figure><div>{spans}</div><figcaption>{words}<br><small>{note}</small></figcaption></figure>"
+
+
+def _data_url(picture: Image.Image) -> str:
+    shown = picture.convert("RGB")
+    shown.thumbnail((SIDE_PX, SIDE_PX))
+    stream = io.BytesIO()
+    shown.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
