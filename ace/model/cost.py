@@ -99,3 +99,18 @@ def num_parameters(config: ACEConfig) -> int:
 def weight_bytes(config: ACEConfig, bytes_per_weight: int) -> int:
     """Memory of the transformer's weights and indicator states."""
     return bytes_per_weight * (num_parameters(config) + NUM_INDICATORS * config.text_channels)
+
+
+# Values of one token that one block keeps for the way back, in units of the width: norms, modulation, queries, keys,
+# values, attention and the MLP's four-fold inner layer twice (measured: tests/model/test_cost.py).
+KEPT_PER_BLOCK = 34
+
+
+def activation_bytes(config: ACEConfig, tokens: int, bytes_per_value: int, checkpointed: bool) -> int:
+    """Memory that a forward pass of `tokens` visual tokens keeps for its way back, about.
+
+    checkpointed: every block keeps its input only and is computed again."""
+    per_token = bytes_per_value * config.hidden_size
+    if checkpointed:
+        return tokens * per_token * (config.depth + KEPT_PER_BLOCK)
+    return tokens * per_token * config.depth * KEPT_PER_BLOCK

@@ -8,9 +8,8 @@ Not here: adversarial or perceptual losses.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,24 +20,22 @@ from torch.utils.data import Dataset
 
 from ace.data.world import World
 from ace.data.world.chance import Split
-from ace.training.config import AutoencoderRecipe, Stage
-from ace.training.loop import train
+from ace.training.config import AutoencoderRecipe
+from ace.training.loop import Task, train
+from ace.training.stream import Item
 
 
 class Pictures(Dataset):
     """Pictures of the world by number, (3, H, W) in [-1, 1]."""
 
-    def __init__(self, size_px: int, split: Split, first: int, count: int) -> None:
+    def __init__(self, size_px: int, split: Split) -> None:
         self.world = World(size_px=size_px, split=split)
-        self.first = first
-        self.count = count
+        self.split = split
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Tensor:
-        picture = np.asarray(self.world.picture(self.first + index), dtype=np.float32)
-        return torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
+    def __getitem__(self, number: int) -> Item:
+        picture = np.asarray(self.world.picture(number), dtype=np.float32)
+        content = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
+        return Item(number, f"{self.split} {number}", "pictures", content.shape[1] * content.shape[2] // 64, content)
 
 
 def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderDC:
@@ -78,42 +75,53 @@ class Reconstruction(nn.Module):
         return self.autoencoder.decode(disturbed.to(latents.dtype)).sample, latents
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Absolute error, of the pictures and of their horizontal and vertical differences at three scales."""
+def reconstruction_losses(output: Tensor, target: Tensor) -> Tensor:
+    """Absolute error per picture, (N,), of the pictures and of their horizontal and vertical differences at three
+    scales."""
     error = output.float() - target
-    loss = error.abs().mean() + error.square().mean()
+
+    def mean(values: Tensor) -> Tensor:
+        return values.flatten(1).mean(dim=1)
+
+    losses = mean(error.abs()) + mean(error.square())
     for _ in range(3):
-        loss = loss + 0.5 * (
-            (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-        )
+        across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+        losses = losses + 0.5 * (mean(across.abs()) + mean(down.abs()))
         error = F.avg_pool2d(error, 2)
-    return loss
+    return losses
 
 
-def train_autoencoder(recipe: AutoencoderRecipe, folder: Path, quiet: bool = False) -> AutoencoderDC:
+def train_autoencoder(
+    recipe: AutoencoderRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> AutoencoderDC:
     """Run the recipe; writes `folder/autoencoder` (diffusers format, scaling_factor set to 1 / std of the latents)."""
     torch.manual_seed(recipe.seed)
     autoencoder = build_autoencoder(recipe)
-    module = Reconstruction(autoencoder, recipe.latent_noise)
 
-    def loss(model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        shape = (len(batch), recipe.latent_channels, batch.shape[-2] // 8, batch.shape[-1] // 8)
-        output, latents = model(batch, torch.randn(shape, generator=generator).to(batch.device))
-        figures = {"psnr": 10 * math.log10(4 / F.mse_loss(output.detach().float(), batch).item())}
-        return reconstruction_loss(output, batch) + 1e-4 * latents.float().square().mean(), figures
+    def collate(items: tuple[Item, ...]) -> tuple[Tensor, Tensor]:
+        pictures = torch.stack([item.content for item in items])
+        shape = (recipe.latent_channels, pictures.shape[-2] // 8, pictures.shape[-1] // 8)
+        seeds = [torch.Generator().manual_seed((recipe.seed << 32) + item.number) for item in items]
+        return pictures, torch.stack([torch.randn(shape, generator=seed) for seed in seeds])
 
-    def dataset(stage: Stage, first: int) -> Dataset:
-        return Pictures(recipe.size_px, "train", first, stage.samples)
+    def losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        device = autoencoder.device
+        pictures, noise = (part.to(device) for part in batch)
+        output, latents = model(pictures, noise)
+        return reconstruction_losses(output, pictures) + 1e-4 * latents.float().square().flatten(1).mean(dim=1)
 
-    train(module, recipe, dataset, loss, _stack, folder, quiet)
+    task = Task(
+        Reconstruction(autoencoder, recipe.latent_noise),
+        lambda stage: Pictures(recipe.size_px, "train"),
+        collate,
+        losses,
+    )
+    train(task, recipe, folder, quiet, tell)
     autoencoder.eval()
-    held_out = torch.stack([Pictures(recipe.size_px, "held_out", 0, 256)[i] for i in range(256)])
+    held_out = Pictures(recipe.size_px, "held_out")
     with torch.no_grad():
-        std = float(autoencoder.encode(held_out).latent.std())
+        pictures = torch.stack([held_out[number].content for number in range(256)]).to(autoencoder.device)
+        std = float(autoencoder.encode(pictures).latent.std())
     autoencoder.register_to_config(scaling_factor=1 / std)
     autoencoder.save_pretrained(folder / "autoencoder")
     return autoencoder
-
-
-def _stack(items: list[Any]) -> Tensor:
-    return torch.stack(items)

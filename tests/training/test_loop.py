@@ -1,100 +1,166 @@
-"""The loop: a killed run goes on exactly where it was; a broken loss stops it."""
+"""The loop: killed anywhere, it goes on exactly where it was; what cannot be used is left out by name."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 
-from ace.training.config import ModelRecipe, Stage
-from ace.training.loop import TrainingError, train
+from ace.errors import CheckpointError
+from ace.training.stream import TrainingError
+from tests.training.toy import Numbers, run
 
-SCRIPT = """
-    import sys, time
-    from pathlib import Path
-    import torch
-    sys.path.insert(0, {tests!r})
-    from test_loop import Numbers, loss, recipe
-    from ace.training.loop import train
-
-    def slow_loss(module, batch, generator):
-        time.sleep(0.02)
-        return loss(module, batch, generator)
-
-    torch.manual_seed(0)
-    module = train(torch.nn.Linear(4, 1), recipe(save_minutes=0.0), lambda stage, first: Numbers(first, stage.samples),
-                   slow_loss, torch.stack, Path(sys.argv[1]), quiet=True)
-    torch.save(module.state_dict(), Path(sys.argv[1]) / "done.pt")
-"""
+ROOT = Path(__file__).parents[2]
 
 
-class Numbers(Dataset):
-    """Sample i is decided by i."""
-
-    def __init__(self, first: int, count: int) -> None:
-        self.first, self.count = first, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.randn(4, generator=torch.Generator().manual_seed(self.first + index))
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.training.toy", str(folder), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def loss(module: nn.Module, batch: torch.Tensor, generator: torch.Generator):
-    noise = 0.1 * torch.randn(len(batch), 1, generator=generator)
-    return (module(batch) - batch.sum(1, keepdim=True) - noise).square().mean(), {"figure": 1.0}
+def lines(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def recipe(save_minutes: float = 60.0, lr: float = 0.05) -> ModelRecipe:
-    stages = (Stage("one", 160, lr, batch_size=4), Stage("two", 120, lr, batch_size=4, schedule="linear"))
-    return ModelRecipe(stages, num_workers=0, mixed_precision="no", save_minutes=save_minutes, ema_decay=0.9)
-
-
-def run(folder: Path) -> nn.Module:
-    torch.manual_seed(0)
-    return train(
-        nn.Linear(4, 1), recipe(), lambda s, first: Numbers(first, s.samples), loss, torch.stack, folder, quiet=True
-    )
-
-
-def test_a_killed_run_ends_with_the_very_weights_of_an_undisturbed_one(tmp_path: Path):
-    expected = run(tmp_path / "whole").state_dict()
-    script = textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent)))
-    folder = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", script, str(folder)])
+def kill(folder: Path, dice: random.Random, in_write: bool, *options: str) -> bool:
+    """Start the run and kill it, inside a checkpoint write or after some more steps; False if it got to its end."""
+    process = start(folder, *options)
+    writing = folder / "checkpoints" / ".writing"
+    wanted = lines(folder) + dice.randint(1, 4)
     deadline = time.monotonic() + 120
-    while not (folder / "checkpoint" / "progress.json").exists():
-        assert process.poll() is None, "the run ended before its first checkpoint"
+    while process.poll() is None:
+        if writing.exists() if in_write else lines(folder) >= wanted:
+            os.kill(process.pid, signal.SIGKILL)
+            break
         assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (folder / "done.pt").exists()
-    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, timeout=240)
+        time.sleep(0.0005)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def check_killed_run(tmp_path: Path, kills: int, steps: int) -> int:
+    """Kill a run so many times; its log must end as the very file of an undisturbed one, with the same weights."""
+    expected = run(tmp_path / "whole", steps=steps, save_steps=2).state_dict()
+    folder, dice, killed, in_write = tmp_path / "killed", random.Random(kills), 0, 0
+    options = (f"steps={steps}", "save_steps=2", "slow_ms=30")
+    for number in range(kills):
+        inside = number % 2 == 1
+        done = kill(folder, dice, inside, *options)
+        killed += done
+        in_write += done and inside
+    process = start(folder, f"steps={steps}", "save_steps=2")
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert (folder / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    resumed = torch.load(folder / "done.pt", weights_only=True)
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+    assert in_write >= kills // 2 - 1, "the kills must also hit checkpoint writes"
+    return killed
+
+
+def test_a_run_killed_three_times_has_the_same_losses_and_weights_to_the_bit(tmp_path: Path):
+    assert check_killed_run(tmp_path, kills=3, steps=12) == 3
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_has_the_same_losses_and_weights_to_the_bit(tmp_path: Path):
+    assert check_killed_run(tmp_path, kills=20, steps=60) == 20
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path: Path):
+    expected = run(tmp_path / "whole", steps=8, save_steps=2).state_dict()
+    folder = tmp_path / "full"
+    process = start(folder, "steps=8", "save_steps=2", "full_at=18")
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode != 0, "the last checkpoint has no room: the run must say so"
+    assert "could not be written" in out and "training goes on" in out
+    assert [path.name for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
+    process = start(folder, "steps=8", "save_steps=2")
+    process.communicate(timeout=240)
+    assert (folder / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
     resumed = torch.load(folder / "done.pt", weights_only=True)
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 
-def test_training_reduces_the_loss_and_logs_it(tmp_path: Path):
-    module = run(tmp_path)
-    assert torch.allclose(module.weight, torch.ones(1, 4), atol=0.1)
-    assert '"stage": "two"' in (tmp_path / "log.jsonl").read_text()
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    expected = run(tmp_path, save_steps=5).state_dict()
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    checkpoints = sorted(path for path in (tmp_path / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    weights = checkpoints[-1] / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-10] ^= 1
+    weights.write_bytes(data)
+    resumed = run(tmp_path, save_steps=5).state_dict()
+    assert f"{checkpoints[-1].name} is damaged (model.safetensors has changed)" in capsys.readouterr().out
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+    assert checkpoints[-1].with_suffix(".damaged").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
-    def broken(module: nn.Module, batch: torch.Tensor, generator: torch.Generator):
-        value, figures = loss(module, batch, generator)
-        return value * float("nan"), figures
+def test_when_no_checkpoint_is_whole_the_run_does_not_silently_start_over(tmp_path: Path):
+    run(tmp_path, steps=2)
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "optimizer.bin").unlink()
+    with pytest.raises(CheckpointError, match="delete the folder to start over"):
+        run(tmp_path, steps=2)
 
-    with pytest.raises(TrainingError, match="not finite"):
-        train(nn.Linear(4, 1), recipe(), lambda s, f: Numbers(f, s.samples), broken, torch.stack, tmp_path, quiet=True)
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path):
+    run(tmp_path, steps=3)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    (checkpoint / "manifest.json").unlink()
+    (checkpoint / "progress.json").write_text(json.dumps({"step": 6}))
+    os.rename(checkpoint, tmp_path / "checkpoint")
+    before = (tmp_path / "log.jsonl").read_bytes()
+    run(tmp_path, steps=3)
+    assert (tmp_path / "log.jsonl").read_bytes() == before, "nothing was left to do"
+
+
+def test_training_reduces_the_loss_and_logs_every_step_and_family(tmp_path: Path):
+    run(tmp_path, steps=60)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 121))
+    assert log[-1]["loss"] < 0.1 * log[0]["loss"]
+    assert {"loss/odd", "loss/even"} <= log[0].keys()
+    assert (log[0]["stage"], log[-1]["stage"]) == ("one", "two")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_number_of_workers_changes_nothing(tmp_path: Path, num_workers: int):
+    run(tmp_path / "some", steps=6, num_workers=num_workers)
+    run(tmp_path / "one", steps=6, num_workers=1)
+    assert (tmp_path / "some" / "log.jsonl").read_bytes() == (tmp_path / "one" / "log.jsonl").read_bytes()
+
+
+def test_broken_and_poisoned_samples_are_left_out_named_and_counted(tmp_path: Path):
+    module = run(tmp_path, Numbers(broken=(5, 17), poisoned=(30,)))
+    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["name"], entry["reason"]) for entry in skipped] == [
+        ("toy 5", "OSError: the file is cut off"),
+        ("toy 17", "OSError: the file is cut off"),
+        ("toy 30", "its loss is not finite"),
+    ]
+    assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["loss"] is None] == [skipped[2]["step"]]
+
+
+def test_a_model_without_any_finite_loss_stops_the_run(tmp_path: Path):
+    with pytest.raises(TrainingError, match="no finite loss for 20 steps"):
+        run(tmp_path, Numbers(poisoned=tuple(range(2000))), steps=30)
+
+
+def test_data_without_any_usable_sample_stops_the_run_and_says_why(tmp_path: Path):
+    with pytest.raises(TrainingError, match=r"none of 1000 samples .*cut off"):
+        run(tmp_path, Numbers(broken=tuple(range(3000))))

@@ -1,0 +1,181 @@
+"""What a recipe will cost, from its numbers alone: parameters, operations, memory, time. Loads nothing.
+
+Memory is that of one device without sharding; time is operations divided by a rate, of which both are estimates.
+Not here: frozen encoders' work, which a cache of features takes out of the steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from ace.errors import ConfigError
+from ace.model.config import PRESETS, ACEConfig
+from ace.model.cost import activation_bytes, num_parameters, step_cost, text_cost
+from ace.training.config import AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, Stage
+
+DEFAULT_TFLOPS = 125.0  # delivered by one device: 40 % of an A800's 312 in bfloat16
+TEXT_TOKENS = 30  # of an instruction, about
+TINY_CELLS_PX = 8
+FLUX_PARAMETERS = 11_901_408_320  # of FLUX.1-dev
+FLUX_WIDTH = 3072
+_STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 1}  # per trained weight
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. samples, tokens: per step, visual tokens of targets and one image each; operations: of one step, there
+    and back; hours: at the given rate."""
+
+    name: str
+    steps: int
+    samples: int
+    tokens: int
+    operations: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe will do. weight_bytes: weights, gradients, optimiser state and averages; activation_bytes: of the
+    largest piece that goes through at once."""
+
+    kind: str
+    parameters: int
+    trained: int
+    weight_bytes: int
+    activation_bytes: int
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def hours(self) -> float:
+        """All stages."""
+        return sum(stage.hours for stage in self.stages)
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        share = "" if self.trained == self.parameters else f", of which {_count(self.trained)} are trained"
+        lines = [
+            f"{_count(self.parameters)} parameters{share}",
+            f"memory of a device: {_size(self.weight_bytes)} for weights, gradients, optimiser and averages, "
+            f"about {_size(self.activation_bytes)} for activations",
+        ]
+        width = max(len(stage.name) for stage in self.stages)
+        for stage in self.stages:
+            lines.append(
+                f"{stage.name:<{width}}  {stage.steps:>9,} steps of {stage.samples:,} samples, {_count(stage.tokens)} "
+                f"tokens, {stage.operations / 1e12:,.1f} Tflop; {_time(stage.hours)}"
+            )
+        lines.append(f"{'in all':<{width}}  {_time(self.hours)}")
+        return lines
+
+
+def plan(recipe: Recipe, devices: int = 1, tflops: float = DEFAULT_TFLOPS) -> Plan:
+    """Plan a recipe for a number of devices that deliver `tflops` each. Raises ConfigError for an unknown preset."""
+    if devices < 1 or tflops <= 0:
+        raise ConfigError(f"{devices} devices of {tflops:g} Tflop/s: both must be above 0")
+    if isinstance(recipe, AutoencoderRecipe):
+        return _autoencoder(recipe, devices, tflops)
+    config, parameters = _sizes(recipe)
+    trained = _trained(recipe, config, parameters)
+    frozen_bytes = 4 if isinstance(recipe, ModelRecipe) else 2
+    state = 4 + 4 + _STATE_BYTES[recipe.optimizer] + 4  # weights, gradients, optimiser, averages
+    stages, most = [], 0
+    for stage in recipe.stages:
+        cells = stage.sequence_length or _default_cells(recipe, config)
+        frames = [cells] * (2 if stage.max_images else 1)
+        if isinstance(recipe, PlusRecipe):
+            frames = [min(recipe.max_sequence, 2 * cells)]
+        samples = max(1, stage.batch_tokens // sum(frames)) if stage.batch_tokens else stage.batch_size
+        texts = [TEXT_TOKENS] * len(frames)
+        operations = 3.0 * samples * (step_cost(config, frames, texts).total + text_cost(config, texts))
+        if isinstance(recipe, PlusRecipe):  # two streams or fused, every weight meets about every token
+            operations = 6.0 * samples * (sum(frames) + recipe.max_text_tokens) * parameters
+        if recipe.lora:
+            operations *= 2 / 3  # no gradients of the base's weights
+        seconds = stage.steps * operations / (devices * tflops * 1e12)
+        stages.append(StagePlan(stage.name, stage.steps, samples, samples * sum(frames), operations, seconds / 3600))
+        local = max(sum(frames), samples * sum(frames) // devices)
+        most = max(most, min(stage.micro_tokens, local) if stage.micro_tokens else local)
+    values = activation_bytes(config, most, 2 if recipe.mixed_precision == "bf16" else 4, recipe.gradient_checkpointing)
+    kind = "ACE" if isinstance(recipe, ModelRecipe) else "ACE++"
+    weights = trained * state + (parameters - trained) * frozen_bytes
+    return Plan(kind, parameters, trained, weights, values, tuple(stages))
+
+
+def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
+    if isinstance(recipe, PlusRecipe):
+        config = ACEConfig(hidden_size=FLUX_WIDTH, depth=19 + 38, num_heads=24, latent_channels=16)
+        return config, FLUX_PARAMETERS + (recipe.in_channels - 64) * FLUX_WIDTH
+    if recipe.init:
+        from ace.inference.sources import find_model
+
+        written = json.loads((find_model(recipe.init).folder / "transformer" / "config.json").read_text())
+        config = ACEConfig(**{f.name: written[f.name] for f in dataclasses.fields(ACEConfig)})
+    elif recipe.preset in PRESETS:
+        config = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
+    else:
+        raise ConfigError(f"unknown preset {recipe.preset!r}: one of {', '.join(PRESETS)}")
+    return config, num_parameters(config)
+
+
+def _trained(recipe: ModelRecipe | PlusRecipe, config: ACEConfig, parameters: int) -> int:
+    if not recipe.lora:
+        return parameters
+    width = config.hidden_size
+    if isinstance(
+        recipe, PlusRecipe
+    ):  # modulation, qkv, projection and MLP of both streams; two linears and modulation
+        double = 2 * ((width + 6 * width) + (width + 3 * width) + 2 * width + 2 * (width + 4 * width))
+        single = (width + 7 * width) + (5 * width + width) + (width + 3 * width)
+        return recipe.lora.rank * (19 * double + 38 * single)
+    per_block = 8 * 2 * width + 2 * int(width * (1 + config.mlp_ratio))
+    return recipe.lora.rank * config.depth * per_block
+
+
+def _default_cells(recipe: ModelRecipe | PlusRecipe, config: ACEConfig) -> int:
+    return (recipe.size_px // (TINY_CELLS_PX * config.patch_size)) ** 2
+
+
+def _autoencoder(recipe: AutoencoderRecipe, devices: int, tflops: float) -> Plan:
+    """A residual block is two 3x3 convolutions."""
+    sides = [recipe.size_px // 2**level for level in range(len(recipe.encoder_channels))]
+    parameters, per_picture, kept = 0, 0.0, 0
+    for layers, channels in (
+        (recipe.encoder_layers, recipe.encoder_channels),
+        (recipe.decoder_layers, recipe.decoder_channels),
+    ):
+        for side, count, width in zip(sides, layers, channels, strict=True):
+            weights = (2 * count + 1) * 9 * width * width
+            parameters += weights
+            per_picture += 2.0 * weights * side * side
+            kept += (4 * count + 2) * width * side * side
+    state = parameters * (12 + _STATE_BYTES[recipe.optimizer])
+    stages = tuple(_picture_stage(stage, recipe.size_px, per_picture, devices, tflops) for stage in recipe.stages)
+    local = max(stage.batch_size for stage in recipe.stages) // devices or 1
+    return Plan("autoencoder", parameters, parameters, state, 2 * kept * local, stages)
+
+
+def _picture_stage(stage: Stage, size_px: int, per_picture: float, devices: int, tflops: float) -> StagePlan:
+    operations = 3 * per_picture * stage.batch_size
+    tokens = stage.batch_size * (size_px // TINY_CELLS_PX) ** 2
+    hours = stage.steps * operations / (devices * tflops * 1e12) / 3600
+    return StagePlan(stage.name, stage.steps, stage.batch_size, tokens, operations, hours)
+
+
+def _count(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def _time(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.1f} minutes"
+    return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:,.0f} days"

@@ -1,0 +1,40 @@
+"""Pictures drawn during training, by the same pipeline as inference: what a preview shows is what the finished model
+would draw from the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from ace.diffusion import seeded_generator
+from ace.inference.pipeline import ACEPipeline, Request
+from ace.training.sources import Mixture
+
+APART = 2**40  # sample numbers that no training reaches
+CELL_PX, TEXT_PX, GAP_PX = 128, 44, 8
+
+
+def draw_previews(pipeline: ACEPipeline, mixture: Mixture, path: Path, count: int = 6) -> Path:
+    """Draw `count` requests of a mixture, one column each: first image, answer, truth, instruction."""
+    samples = [mixture[APART + number][1] for number in range(count)]
+    requests = [Request(s.request, generator=seeded_generator(n)) for n, s in enumerate(samples)]
+    answers = pipeline(requests=requests).images
+    sheet = Image.new("RGB", (count * (CELL_PX + GAP_PX) + GAP_PX, 3 * (CELL_PX + GAP_PX) + GAP_PX + TEXT_PX), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
+        left = GAP_PX + column * (CELL_PX + GAP_PX)
+        source = sample.request.source_index
+        shown = (None if source is None else sample.request.frames()[source].image, answer, sample.target)
+        for row, picture in enumerate(shown):
+            if picture is not None:
+                fitted = picture.copy()
+                scale = CELL_PX / max(picture.size)
+                fitted = picture.resize(tuple(max(1, round(s * scale)) for s in picture.size), Image.Resampling.NEAREST)
+                sheet.paste(fitted, (left, GAP_PX + row * (CELL_PX + GAP_PX)))
+        lines = textwrap.wrap(sample.request.current.instruction, 21)[:3]
+        pen.multiline_text((left, GAP_PX + 3 * (CELL_PX + GAP_PX)), "\n".join(lines), fill="black", spacing=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path

@@ -1,0 +1,66 @@
+"""Global batches: under the budget, in order, nothing lost, and the same from any place and for any number of
+processes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from ace.training.config import Stage
+from ace.training.stream import GlobalBatch, global_batches
+from tests.training.toy import Numbers
+
+TOKENS = Stage("a", lr=1.0, batch_tokens=24, steps=10)
+COUNT = Stage("a", lr=1.0, batch_size=6, steps=10)
+
+
+@dataclass
+class Alone:
+    """What the stream asks of accelerate in a run of one process."""
+
+    num_processes: int = 1
+    process_index: int = 0
+    device: str = "cpu"
+
+
+def batches(stage: Stage, count: int, position: int = 0, dataset: Numbers | None = None) -> list[GlobalBatch]:
+    stream = global_batches(dataset or Numbers(), stage, position, 0, Alone())  # type: ignore[arg-type]
+    return list(itertools.islice(stream, count))
+
+
+def numbers(batch: GlobalBatch) -> list[int]:
+    return [item.number for part in batch.parts for item in part]
+
+
+def test_a_budget_is_never_exceeded_and_no_sample_lost():
+    found = batches(TOKENS, 20)
+    assert all(sum(i.tokens for part in b.parts for i in part) == b.tokens <= 24 for b in found)
+    assert all(b.tokens > 24 - 5 for b in found), "no sample has more than five tokens, so no gap is larger"
+    assert list(itertools.chain(*map(numbers, found))) == list(range(found[-1].position))
+
+
+def test_a_stream_goes_on_from_any_batch_as_if_it_had_never_stopped():
+    for stage in (TOKENS, COUNT):
+        whole = batches(stage, 12)
+        for stop in (1, 5, 11):
+            again = batches(stage, 12 - stop, whole[stop - 1].position)
+            assert [numbers(b) for b in again] == [numbers(b) for b in whole[stop:]]
+
+
+def test_pieces_keep_to_their_own_budget():
+    found = batches(Stage("a", lr=1.0, batch_tokens=24, steps=1, micro_tokens=7), 10)
+    assert all(len(part) == 1 or sum(item.tokens for item in part) <= 7 for b in found for part in b.parts)
+    assert [numbers(b) for b in found] == [numbers(b) for b in batches(TOKENS, 10)]
+
+
+def test_broken_samples_are_replaced_by_the_next_ones():
+    found = batches(COUNT, 3, dataset=Numbers(broken=(2, 3, 9)))
+    assert [numbers(b) for b in found] == [[0, 1, 4, 5, 6, 7], [8, 10, 11, 12, 13, 14], [15, 16, 17, 18, 19, 20]]
+    assert [[s.number for s in b.skipped] for b in found] == [[2, 3], [9], []]
+
+
+def test_a_sample_larger_than_the_whole_batch_is_left_out_by_name():
+    (batch,) = batches(Stage("a", lr=1.0, batch_tokens=4, steps=1), 1)
+    later = batches(Stage("a", lr=1.0, batch_tokens=4, steps=1), 12)
+    assert batch.tokens <= 4
+    assert any("5 tokens, the whole batch has 4" in s.reason for b in later for s in b.skipped)
