@@ -11,17 +11,38 @@ from random import Random
 
 from ace.data.sample import EditSample
 from ace.data.tasks import (
+    background,
+    camera,
+    chain,
     contour,
+    decouple,
     degradation,
     depth,
     doodle,
     edge,
+    face,
+    face_reference,
+    fusion,
     gray,
     inpainting,
     mosaic,
+    multi_condition,
+    object_add,
+    object_remove,
+    object_replace,
+    outpainting,
     pose,
+    posture,
     scribble,
     segmentation,
+    series,
+    style,
+    style_reference,
+    text_add,
+    text_guided_inpainting,
+    text_remove,
+    text_to_image,
+    time_of_day,
 )
 from ace.data.tasks.common import check_sample
 from ace.data.tasks.source import Rejected, Source
@@ -33,6 +54,7 @@ Maker = Callable[[Source, Random, Tools], EditSample | Rejected]
 Check = Callable[[EditSample, Tools], str | None]
 
 TASK_MAKERS: dict[str, Maker] = {
+    "text_guided_generation/text_to_image": text_to_image.make,
     "low_level_analysis/segmentation": segmentation.analyse,
     "low_level_analysis/depth": depth.analyse,
     "low_level_analysis/pose": pose.analyse,
@@ -53,11 +75,39 @@ TASK_MAKERS: dict[str, Maker] = {
     "controllable_generation/doodle": doodle.control,
     "controllable_generation/contour": contour.control,
     "controllable_generation/scribble": scribble.control,
+    "semantic_editing/style": style.make,
+    "semantic_editing/face": face.make,
+    "semantic_editing/background": background.make,
+    "semantic_editing/time_of_day": time_of_day.make,
+    "semantic_editing/pose": posture.make,
+    "semantic_editing/camera": camera.make,
+    "element_editing/text_add": text_add.make,
+    "element_editing/text_remove": text_remove.make,
+    "element_editing/object_add": object_add.make,
+    "element_editing/object_remove": object_remove.make,
+    "element_editing/object_replace": object_replace.make,
     "repainting/inpainting": inpainting.make,
+    "repainting/text_guided_inpainting": text_guided_inpainting.make,
+    "repainting/outpainting": outpainting.make,
+    "layer_editing/decouple": decouple.make,
+    "layer_editing/fusion": fusion.make,
+    "reference_generation/multi_condition": multi_condition.make,
+    "reference_generation/series": series.make,
+    "reference_generation/style_reference": style_reference.make,
+    "reference_generation/face_reference": face_reference.make,
+    "multi_turn/chain": chain.make,
 }
 
 # what a task asks for beyond `check_sample`, which holds for all
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check] = {
+    "semantic_editing/face": face.check,
+    "element_editing/text_add": text_add.check,
+    "element_editing/text_remove": text_remove.check,
+    "reference_generation/multi_condition": multi_condition.check,
+    "reference_generation/series": series.check,
+    "reference_generation/face_reference": face_reference.check,
+    "multi_turn/chain": chain.check,
+}
 
 
 def check(sample: EditSample, tools: Tools) -> str | None:

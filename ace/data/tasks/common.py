@@ -47,6 +47,11 @@ def within(mask: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndar
     return np.where(mask[..., None], inside, outside)
 
 
+def caption_of(source: Source) -> str:
+    """The caption as it goes into a sentence: one line, without full stop and without the marks that templates use."""
+    return " ".join(re.sub(r"[{}<>]", " ", source.caption).split()).rstrip(". ")
+
+
 def say(templates: Sequence[str], slots: Mapping[str, str], dice: Random) -> str:
     """One of the templates that need exactly these slots, filled in."""
     fitting = [t for t in templates if set(re.findall(r"<(\w+)>", t)) == set(slots)]

@@ -1,4 +1,5 @@
-"""Degraded pictures (noise, blur, JPEG, low resolution, mixed as in super-resolution training), and their repair (B.2, B.3)."""
+"""Degraded pictures, and their repair (B.2, B.3): noise, blur, JPEG and low resolution, mixed as in super-resolution
+training."""
 
 from __future__ import annotations
 

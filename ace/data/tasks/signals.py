@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 
 from ace.data.sample import EditSample
-from ace.data.tasks.common import GLOBAL, LARGEST_FILL, REGIONAL, finish, pixels, say, within
+from ace.data.tasks.common import GLOBAL, LARGEST_FILL, REGIONAL, caption_of, finish, pixels, say, within
 from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
@@ -108,7 +108,7 @@ def control(signal: Signal, source: Source, dice: Random, tools: Tools) -> EditS
     if isinstance(drawn, Rejected):
         return drawn
     task = f"controllable_generation/{signal.name}"
-    caption = source.caption.strip().rstrip(".") if dice.random() < CAPTION_SHARE else ""
+    caption = caption_of(source) if dice.random() < CAPTION_SHARE else ""
     if dice.random() < REGIONAL_SHARE:
         mask = _region(image, dice, tools)
         words, slots = _words(CONTROL_REGION, signal, caption, dice)

@@ -63,13 +63,11 @@ class Tools:
 
     def contour(self, image: np.ndarray) -> np.ndarray:
         """Fine lines, dark on white, (H, W, 3) uint8."""
-        from ace.extract.sketch import draw_contour, load_line_art
+        if self._line_art is not None:
+            return self._line_art_net.draw(image)
+        from ace.extract.sketch import draw_contour
 
-        if self._line_art is None:
-            return draw_contour(self.edges(image))
-        if "line_art" not in self.__dict__:
-            self.__dict__["line_art"] = load_line_art(self._line_art)
-        return self.__dict__["line_art"].draw(image)
+        return draw_contour(self.edges(image))
 
     def depth(self, image: np.ndarray) -> np.ndarray:
         """Nearness (H, W) float32 0 … 1."""
@@ -122,6 +120,13 @@ class Tools:
         from ace.extract.faces import FaceEmbedder
 
         return None if self._face_embedder is None else FaceEmbedder(self._face_embedder)
+
+    @cached_property
+    def _line_art_net(self):
+        from ace.extract.sketch import load_line_art
+
+        assert self._line_art is not None
+        return load_line_art(self._line_art)
 
     @cached_property
     def _soft_edges(self):

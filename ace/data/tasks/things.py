@@ -1,0 +1,110 @@
+"""Objects that can be taken out of a picture: chosen by area and box, removed by filling, and checked for leftovers
+(B.5.2). Used by object removal, addition and replacement, and by layer editing.
+
+The paper names objects with RAM; no package carries it, so an object is called by its colour and place ("the red object
+on the left"), which is true by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import cv2
+import numpy as np
+
+from ace.data.tasks.describe import name_color, name_place_of
+from ace.data.tasks.source import Rejected
+from ace.data.tasks.tools import Tools
+from ace.extract.objects import Object
+
+SMALLEST, LARGEST = 0.01, 0.3  # share of the picture
+LEAST_FILL = 0.35  # share of its box: less is a tangle or a frame
+MOST_BORDER = 0.04  # share of the picture's border that it may lie on
+MOST_LEFT = 0.5  # overlap with the object above which what was filled in counts as the object again
+MOST_SEAM = 1.6  # step across the filled border, in steps that the picture itself has there
+LEAST_CHANGE = 8.0  # mean difference, of 255, below which nothing was removed
+
+
+@dataclass(frozen=True)
+class Removal:
+    """object: what was taken out. hole: (H, W) bool, it and a margin. without: (H, W, 3) uint8, filled. words: its
+    name, such as "red object on the left"."""
+
+    object: Object
+    hole: np.ndarray
+    without: np.ndarray
+    words: str
+
+
+def candidates(image: np.ndarray, tools: Tools, smallest: float = SMALLEST, largest: float = LARGEST) -> list[Object]:
+    """Objects whose area, box and place are reasonable, largest first."""
+    return [
+        thing
+        for thing in tools.objects(image)
+        if smallest <= thing.share <= largest and thing.box_fill >= LEAST_FILL and _on_border(thing.mask) <= MOST_BORDER
+    ]
+
+
+def remove_one(
+    image: np.ndarray, dice: Random, tools: Tools, smallest: float = SMALLEST, largest: float = LARGEST
+) -> Removal | Rejected:
+    """Take a random object out of a picture."""
+    found = candidates(image, tools, smallest, largest)
+    if not found:
+        return Rejected("no object of a fitting size and place")
+    thing = dice.choice(found)
+    hole = widen(thing.mask)
+    without = tools.fill(image, hole)
+    reason = find_artifact(image, without, thing.mask, hole, tools)
+    if reason:
+        return Rejected(reason)
+    return Removal(thing, hole, without, describe(image, thing.mask))
+
+
+def describe(image: np.ndarray, mask: np.ndarray) -> str:
+    """An object's colour, if it has one, and place: "red object on the left"."""
+    color = name_color(image, mask)
+    return f"{color + ' ' if color else ''}object {name_place_of(mask)}"
+
+
+def widen(mask: np.ndarray) -> np.ndarray:
+    """A mask with a margin of a 60th of the shorter side, so that no seam of the object stays; (H, W) bool."""
+    reach = max(3, min(mask.shape) // 60)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    return cv2.dilate(mask.astype(np.uint8), kernel) > 0
+
+
+def find_artifact(
+    image: np.ndarray, without: np.ndarray, mask: np.ndarray, hole: np.ndarray, tools: Tools
+) -> str | None:
+    """Why a removal is no good, None if it is: too little changed, a visible seam, or the object still there.
+
+    The last is asked of the segmenter: at the middle of where the object was it must not find the object's outline."""
+    if np.abs(without[mask].astype(np.int16) - image[mask]).mean() < LEAST_CHANGE:
+        return "hardly anything was removed"
+    if seam(without, hole) > MOST_SEAM:
+        return "the filling has a seam"
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+    y, x = np.unravel_index(int(distance.argmax()), mask.shape)
+    again = tools.segmenter.mask_at(without, [(float(x), float(y))]).mask
+    overlap = (again & mask).sum() / max((again | mask).sum(), 1)
+    return "something of the same outline came back" if overlap > MOST_LEFT else None
+
+
+def seam(image: np.ndarray, hole: np.ndarray) -> float:
+    """How hard the border of a filled hole is: the mean step across it, relative to steps just outside."""
+    light = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    steps = np.hypot(cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1))
+    small = hole.astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    border = (cv2.dilate(small, kernel) - cv2.erode(small, kernel)) > 0
+    outside = (cv2.dilate(small, np.ones((25, 25), np.uint8)) - cv2.dilate(small, np.ones((7, 7), np.uint8))) > 0
+    if not border.any() or not outside.any():
+        return 0.0
+    return float((steps[border].mean() + 4) / (steps[outside].mean() + 4))
+
+
+def _on_border(mask: np.ndarray) -> float:
+    edge = np.concatenate((mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    return float(edge.mean())
