@@ -77,7 +77,11 @@ class BusyError(AceError):
 
 
 class StoppedError(AceError):
-    """Accepted work that was not finished: cancelled, or the server went down."""
+    """Accepted work that was not finished: cancelled (by who asked for it), or the server went down."""
+
+    def __init__(self, message: str, cancelled: bool = False) -> None:
+        super().__init__(message)
+        self.cancelled = cancelled
 
 
 class MissingDependencyError(AceError):

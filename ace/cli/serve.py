@@ -1,0 +1,127 @@
+"""`ace serve` and `ace mcp`: the model for other programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ace.cli.options import Device, Model, NumberType, Quiet
+from ace.cli.terminal import Output, load
+from ace.errors import ConfigError, MissingDependencyError
+
+
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than loopback need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 = any free one, printed.")] = 8000,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--key-file",
+            metavar="FILE",
+            help="API keys, one per line; they can also be in $ACE_API_KEYS, separated by commas.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Where sessions and the ledger of requests are kept. Default: nothing is kept.",
+            show_default=False,
+        ),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--alias", metavar="NAME", help="A further name for the model, such as gpt-image-1.", show_default=False
+        ),
+    ] = None,
+    url_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--url-host",
+            metavar="HOST",
+            help="A host from which pictures may be fetched by URL. Default: none.",
+            show_default=False,
+        ),
+    ] = None,
+    quota: Annotated[
+        float | None,
+        typer.Option(
+            "--quota", metavar="N", help="Pictures per minute and key. Default: no quota.", show_default=False
+        ),
+    ] = None,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", help="Pictures that may wait in line.")] = 64,
+    max_together: Annotated[int, typer.Option("--max-together", help="Pictures that are made at once.")] = 16,
+    drain: Annotated[
+        float, typer.Option("--drain", metavar="SECONDS", help="Time for accepted work after a signal to stop.")
+    ] = 60,
+    device: Device = "auto",
+    dtype: NumberType = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Serve the model over HTTP: OpenAI's images API, and conversations.
+
+    \b
+    ace serve                                   # http://127.0.0.1:8000/v1, any key
+    ace serve --port 9000 --data runs/server    # with sessions under /v1/sessions
+    ace serve --host 0.0.0.0 --key-file keys    # for others: needs keys
+
+    \b
+    from openai import OpenAI
+    client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any")
+    client.images.generate(prompt="a red apple on a green background")
+    """
+    from ace.inference.sources import find_model
+
+    _check_installed()
+    from ace.server.engine import Limits
+    from ace.server.images import AllowedHost
+    from ace.server.settings import ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_keys=_read_keys(key_file),
+        data_folder=data,
+        aliases=tuple(alias or ()),
+        url_hosts=tuple(AllowedHost.parse(text) for text in url_host or ()),
+        limits=Limits(max_waiting=max_waiting, max_running=max_together),
+        pictures_per_minute=quota,
+        drain_s=drain,
+    )
+    files = find_model(model)
+    output = Output(quiet=quiet)
+    with output.progress(f"loading {files.name}"):
+        pipeline = load(files, device, dtype)
+
+    from ace.server.run import serve as run
+
+    run(pipeline, files, settings, lambda url: output.say(f"{files.name} at {url}/v1, documentation at {url}/docs"))
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client", "mcp") if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"{', '.join(missing)} missing: pip install 'ace-allround[server]'")
+
+
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    keys = [key.strip() for key in os.environ.get("ACE_API_KEYS", "").split(",")]
+    if path is not None:
+        try:
+            keys += [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"the key file {path.name} cannot be read: check the path") from None
+        if not any(keys):
+            raise ConfigError(f"the key file {path.name} holds no key: write one per line")
+    return tuple(key for key in keys if key and not key.startswith("#"))

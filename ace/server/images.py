@@ -1,0 +1,190 @@
+"""Bytes, data: addresses or an allowed URL → pictures that have passed intake.
+
+Nothing is decoded here: the header says format, size and number of frames, and only a PNG, JPEG or WebP of one frame
+and a sensible size goes on to `ace/conditions/images.py`. A URL is fetched only from a host that the operator named;
+its name is looked up once, an address that is not public is refused, and the connection is made to that very address,
+so that a name cannot change its meaning in between. No redirects, no more bytes and no more time than allowed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import ipaddress
+import socket
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from ace.conditions.images import OpenedImage, normalise_mask, open_image, quiet_pillow
+from ace.errors import ConfigError, ImageError, InputError, MaskError
+from ace.inference.recipe import FileRef
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+_FETCH_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it came: its bytes and the name it was given, for messages and recipes only, never a path."""
+
+    data: bytes
+    name: str = "image"
+
+    @property
+    def ref(self) -> FileRef:
+        """Name and hash, as recipes have them."""
+        plain = self.name.replace("\\", "/").rsplit("/", 1)[-1]
+        plain = "".join(c for c in plain if c.isprintable())[-200:] or "image"
+        return FileRef(name=plain, sha256=hashlib.sha256(self.data).hexdigest())
+
+
+def open_upload(upload: Upload, max_pixels: int) -> OpenedImage:
+    """A picture. Raises ImageError for another format, several frames, too many pixels or damage."""
+    name = upload.ref.name
+    _check_header(upload, max_pixels)
+    return open_image(io.BytesIO(upload.data), max_pixels=max_pixels, name=name)
+
+
+def open_mask_upload(upload: Upload, image_size: tuple[int, int], max_pixels: int) -> Image.Image:
+    """A mask, "L", white = change, of `image_size` (width, height).
+
+    A file with transparency is read as OpenAI's API has it: fully transparent pixels are what should change. Without,
+    as everywhere here: white is what should change. Raises MaskError or ImageError."""
+    opened = open_upload(upload, max_pixels)
+    if opened.alpha is None:
+        return normalise_mask(opened.image, image_size, name=opened.name)
+    erased = np.asarray(opened.alpha) < 128
+    if not erased.any():
+        raise MaskError(f"{opened.name} selects nothing: make transparent what should change")
+    mask = Image.fromarray(erased.astype(np.uint8) * 255)
+    return normalise_mask(mask, image_size, name=opened.name)
+
+
+def _check_header(upload: Upload, max_pixels: int) -> None:
+    name = upload.ref.name
+    try:
+        with quiet_pillow(), Image.open(io.BytesIO(upload.data), formats=FORMATS) as image:
+            (width, height), frames = image.size, getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} is far too large: make it at most {max_pixels / 1e6:g} million pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError):
+        raise ImageError(f"{name} is not a PNG, JPEG or WebP picture: save it as one of them") from None
+    if width * height > max_pixels:
+        raise ImageError(f"{name} is {width}x{height} px: make it at most {max_pixels / 1e6:g} million pixels")
+    if frames > 1:
+        raise ImageError(f"{name} has {frames} frames: send one still picture")
+
+
+# Addresses
+
+
+@dataclass(frozen=True)
+class AllowedHost:
+    """A host from which pictures may be fetched: `images.example.org`, `https://host:8443` or, on a private network, an
+    address such as `http://10.0.0.5:9000` (a name must always lead to a public address)."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> AllowedHost:
+        """Read one. Raises ConfigError."""
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.path not in ("", "/"):
+            raise ConfigError(f"{text!r} is no host to fetch from: write it as images.example.org or https://host:8443")
+        return cls(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80))
+
+
+def fetch(url: str, allowed: tuple[AllowedHost, ...], max_bytes: int) -> Upload:
+    """The file behind a data: address, or behind a URL of an allowed host.
+
+    Raises InputError for any other, ImageError if nothing useful comes back."""
+    if url.startswith("data:"):
+        return _read_data_address(url, max_bytes)
+    if not allowed:
+        raise InputError("this server fetches no pictures from addresses: upload the file or send a data: address")
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        wanted = AllowedHost(parts.scheme, parts.hostname or "", port)
+    except ValueError:
+        raise InputError("the picture's address cannot be read: check it") from None
+    if wanted not in allowed or parts.username or parts.password:
+        raise InputError(f"this server fetches no pictures from {wanted.host[:100]!r}: upload the file instead")
+    address = resolve(wanted)
+    return Upload(_download(parts.path or "/", parts.query, wanted, address, max_bytes), parts.path.rsplit("/", 1)[-1])
+
+
+def resolve(host: AllowedHost) -> str:
+    """The one address to connect to. Raises InputError if a name leads anywhere but to the public internet."""
+    try:
+        return str(ipaddress.ip_address(host.host))  # the operator named this very address
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
+    except OSError:
+        raise InputError(f"{host.host} cannot be found: check the address") from None
+    addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
+    if not addresses or not all(is_public(address) for address in addresses):
+        raise InputError(f"{host.host} leads to an address inside a network: upload the file instead")
+    return str(addresses[0])
+
+
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address is on the public internet, also where it is dressed up as IPv6."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if inner is not None:
+            return is_public(inner)
+        if address in ipaddress.ip_network("64:ff9b::/96"):
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return address.is_global and not address.is_multicast
+
+
+def _download(path: str, query: str, host: AllowedHost, address: str, max_bytes: int) -> bytes:
+    import httpx2
+
+    netloc = f"[{address}]" if ":" in address else address
+    target = httpx2.URL(f"{host.scheme}://{netloc}:{host.port}{path}{'?' + query if query else ''}")
+    name = host.host if host.port in (80, 443) else f"{host.host}:{host.port}"
+    until, data = time.monotonic() + _FETCH_TIMEOUT_S, bytearray()
+    try:
+        with (
+            httpx2.Client(follow_redirects=False, trust_env=False, timeout=_FETCH_TIMEOUT_S) as client,
+            client.stream("GET", target, headers={"Host": name}, extensions={"sni_hostname": host.host}) as answer,
+        ):
+            if answer.status_code != 200:
+                raise ImageError(f"{host.host} answered {answer.status_code} instead of a picture: check the address")
+            for chunk in answer.iter_raw():
+                data += chunk
+                if len(data) > max_bytes:
+                    raise ImageError(f"the picture at {host.host} is larger than {max_bytes / 1e6:g} MB: use a smaller")
+                if time.monotonic() > until:
+                    raise ImageError(f"{host.host} took too long: upload the file instead")
+    except (httpx2.HTTPError, httpx2.InvalidURL):
+        raise ImageError(f"{host.host} could not be reached: upload the file instead") from None
+    return bytes(data)
+
+
+def _read_data_address(url: str, max_bytes: int) -> Upload:
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise InputError("a data: address must be base64: data:image/png;base64,…")
+    if len(body) > max_bytes * 4 // 3 + 4:
+        raise ImageError(f"the picture is larger than {max_bytes / 1e6:g} MB: use a smaller one")
+    try:
+        return Upload(base64.b64decode(body, validate=True))
+    except (binascii.Error, ValueError):
+        raise InputError("the data: address holds no base64: encode the file again") from None

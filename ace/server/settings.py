@@ -1,0 +1,68 @@
+"""How a server is set up: one frozen record, checked when it is made."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ace.errors import ConfigError
+from ace.server.engine import Limits
+from ace.server.images import AllowedHost
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """host, port: where to listen. api_keys: who may ask; none = anybody, on loopback only. data_folder: sessions and
+    the ledger of requests; None = nothing is kept over a restart. aliases: further names for the model. url_hosts: from
+    where pictures may be fetched, see `AllowedHost`. max_upload_bytes: of one request; upload_timeout_s: for all of it.
+    max_pixels: of one picture. max_images: pictures made per request (`n`). pictures_per_minute: of one client, None =
+    no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for `response_format:
+    url`. drain_s: after a signal to stop, how long accepted work may take.
+
+    Raises ConfigError for an address that is not loopback without a key, and for impossible numbers."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    data_folder: Path | None = None
+    aliases: tuple[str, ...] = ()
+    url_hosts: tuple[AllowedHost, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    max_upload_bytes: int = 50_000_000
+    upload_timeout_s: float = 60.0
+    max_pixels: int = 16_000_000
+    max_images: int = 10
+    pictures_per_minute: float | None = None
+    max_sessions: int = 1000
+    max_session_nodes: int = 1000
+    kept_bytes: int = 256 * 2**20
+    drain_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not is_loopback(self.host) and not self.api_keys:
+            raise ConfigError(
+                f"{self.host} can be reached from other machines: set ACE_API_KEYS or --key-file, or use 127.0.0.1"
+            )
+        if any(len(key) < 16 for key in self.api_keys):
+            raise ConfigError(
+                'an API key is shorter than 16 characters: make one with `python -c "import secrets; '
+                'print(secrets.token_urlsafe())"`'
+            )
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port {self.port}: use 1 to 65535, or 0 for any free one")
+        if self.pictures_per_minute is not None and self.pictures_per_minute <= 0:
+            raise ConfigError("a quota of no pictures: leave it out, or allow some")
+        numbers = (self.max_upload_bytes, self.upload_timeout_s, self.max_pixels, self.max_images, self.max_sessions)
+        if min(*numbers, self.max_session_nodes) < 1 or self.kept_bytes < 0 or self.drain_s < 0:
+            raise ConfigError("a limit of the server is less than 1: nothing could be asked")

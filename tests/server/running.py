@@ -1,0 +1,133 @@
+"""A real server for tests: uvicorn on a free port, over a small pipeline of random weights, in a thread of this
+process; and `ace serve` itself in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from ace.inference.sources import ModelFiles, find_model
+from ace.server.app import create_app
+from ace.server.engine import Engine, Limits
+from ace.server.settings import ServerSettings
+from tests.random_models import random_pipeline
+
+SIDE = 64  # of the random model's pictures, px
+
+
+def random_model_files() -> ModelFiles:
+    """What the server says of the random model; the hash is that of the shipped one."""
+    return replace(
+        find_model("ace-tiny"), name="random", budget=16, cell_px=16, num_inference_steps=4, guidance_scale=3
+    )
+
+
+def random_engine(limits: Limits | None = None, **settings: object) -> Engine:
+    """An engine over a pipeline of random weights, not started."""
+    pipeline = random_pipeline(**{"num_inference_steps": 4, "guidance_scale": 3.0, **settings})
+    return Engine(pipeline, random_model_files(), limits)
+
+
+@dataclass
+class Running:
+    """A server that listens."""
+
+    url: str
+    engine: Engine
+    key: str | None = None
+
+    def client(self, key: str | None = None, **settings: object) -> httpx2.Client:
+        shown = key or self.key
+        headers = {"authorization": f"Bearer {shown}"} if shown else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **settings)
+
+    def openai(self, key: str = "any", **settings: object):
+        from openai import OpenAI
+
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key or key, max_retries=0, **settings)
+
+
+@contextmanager
+def running(
+    limits: Limits | None = None, *, pipeline_settings: dict | None = None, **settings: object
+) -> Iterator[Running]:
+    """A server in this process, on a free port."""
+    engine = random_engine(limits, **(pipeline_settings or {}))
+    server_settings = ServerSettings(**settings)
+    app = create_app(engine, server_settings)
+    engine.start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        keys = server_settings.api_keys
+        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, keys[0] if keys else None)
+    finally:
+        server.should_exit = True
+        thread.join()
+        engine.stop()
+        app.state.service.ledger.close()
+        listener.close()
+
+
+@contextmanager
+def ace_serve(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`ace serve` with the shipped model, in a process of its own; (process, address)."""
+    command = [sys.executable, "-m", "ace", "serve", "--port", "0", "--device", "cpu", *arguments]
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        **(environment or {}),
+    }
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert " at http://" in line, process.stderr.read()
+        yield process, line.split(" at ")[1].split("/v1")[0]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def picture(width: int = SIDE, height: int = SIDE, seed: int = 0) -> Image.Image:
+    """A picture with structure."""
+    values = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def png(image: Image.Image, file_format: str = "PNG", **settings: object) -> bytes:
+    """A picture as a file."""
+    stream = io.BytesIO()
+    image.save(stream, file_format, **settings)
+    return stream.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    """A file as a picture."""
+    return Image.open(io.BytesIO(data))
+
+
+def wait_until(condition, timeout_s: float = 30) -> None:
+    """Wait for something that will happen."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.005)
