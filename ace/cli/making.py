@@ -143,7 +143,7 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
 def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) -> None:
     """Open, make and write every picture; with several, one that fails does not stop the rest. One model load."""
     from ace.inference.edit import in_batches
-    from ace.inference.sources import plan
+    from ace.inference.sources import choose_memory
 
     pipeline = None
     results: list[dict] = []
@@ -166,7 +166,7 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
             if not ready:
                 continue
             if pipeline is None:
-                memory = plan(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
+                memory = choose_memory(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
                 if not memory.plain:
                     run.output.say(f"memory: {memory}")
                 pipeline = load(run.model, run.device, run.dtype, memory)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,20 +150,26 @@ def find_dtype(model: ModelFiles, device: str, dtype: str = "auto") -> str:
     return "bfloat16" if device == "cuda" and model.budget > 256 else "float32"
 
 
-def plan(model: ModelFiles, *, device: str = "auto", dtype: str = "auto", memory: str = "auto") -> MemoryPlan:
+def choose_memory(model: ModelFiles, *, device: str = "auto", dtype: str = "auto", memory: str = "auto") -> MemoryPlan:
     """How a model would be spread over the memory that is free now. Raises as `load_pipeline`."""
     device = find_device(device)
     return plan_memory(model.folder, model.budget, memory, device, find_dtype(model, device, dtype))
 
 
 def load_pipeline(
-    model: ModelFiles, *, device: str = "auto", dtype: str = "auto", memory: str | MemoryPlan = "auto"
+    model: ModelFiles,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    memory: str | MemoryPlan = "auto",
+    adapters: Sequence[tuple[Path, float]] = (),
 ) -> ACEPipeline:
     """Load a model, ready to use.
 
     device: "auto" takes a GPU if there is one. dtype: "auto" is float32 on CPUs and for small models, else bfloat16.
-    memory: one of `MEMORY_MODES`, or what `plan` made of it. Raises ConfigError for a device, number type or mode that
-    is not there or does not fit, CheckpointError for files that cannot be loaded."""
+    memory: one of `MEMORY_MODES`, or what `choose_memory` made of it. adapters: LoRA files or folders and their
+    weights, stacked. Raises ConfigError for a device, number type, mode or adapter that is not there or does not fit,
+    CheckpointError for files that cannot be loaded."""
     device = find_device(device)
     dtype = find_dtype(model, device, dtype)
     if isinstance(memory, str):
@@ -184,6 +191,10 @@ def load_pipeline(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"the model {model.name} cannot be loaded ({reason}): fetch or copy it again") from error
+    if adapters:
+        from ace.model.lora import attach, read_adapter
+
+        attach(pipeline.transformer, [(read_adapter(path, pipeline.transformer), weight) for path, weight in adapters])
     if memory.tiled and isinstance(pipeline.vae, AutoencoderKL):
         pipeline.vae.enable_tiling()
         pipeline.vae.tile_sample_min_size = TILE_PX  # smaller pictures stay whole, exactly

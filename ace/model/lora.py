@@ -1,0 +1,219 @@
+"""Adapters (LoRA) of an ACE transformer: read from any of the formats in use, attached, weighted, fused, swapped.
+
+Formats: PEFT's folder (`adapter_config.json`), diffusers' file (settings in its metadata), the published trainer's
+(`model.blocks.0.attn.q.lora_A.0_SwiftLoRA.weight`) and its ComfyUI export (`lora_unet_blocks_0_attn_q.lora_down.weight`
+with `.alpha`); names of layers may be ours or the published ones. An adapter adds alpha / rank · B · A to a layer's
+weight (Hu et al. 2021, section 4.1); that factor is multiplied into B here, so that nothing later can forget it. PEFT
+does the rest.
+
+Not here: training (`ace/training`), adapters of FLUX (`convert_plus.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ace.errors import CheckpointError, ConfigError
+from ace.model.convert import key_map
+from ace.model.transformer import ACETransformer
+
+WEIGHT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_PREFIXES = re.compile(r"^(base_model\.model\.|model\.|transformer\.|module\.|diffusion_model\.)+")
+_KIND = re.compile(r"^(?P<layer>.+?)\.(?P<kind>lora_A|lora_B|lora_down|lora_up|alpha)(\.[^.]+)?(\.weight)?$")
+_KINDS = {"lora_down": "lora_A", "lora_up": "lora_B"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of a transformer. factors: our name of a layer → A (rank, in) and B (out, rank), B times the scale."""
+
+    name: str
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its layers."""
+        return max(len(down) for down, _ in self.factors.values())
+
+    def state_dict(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """In PEFT's names."""
+        state = {}
+        for layer, (down, up) in self.factors.items():
+            state[f"{layer}.lora_A.weight"], state[f"{layer}.lora_B.weight"] = down.to(dtype), up.to(dtype)
+        return state
+
+
+def find_adapter(path: Path) -> Path:
+    """The file of weights of an adapter, named itself or by its folder. Raises ConfigError if there is none."""
+    if path.is_file():
+        return path
+    found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if found is None:
+        others = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        if len(others) != 1:
+            raise ConfigError(f"no adapter at {path.name}: name its .safetensors file or the folder that holds it")
+        found = others[0]
+    return found
+
+
+def read_adapter(path: Path, transformer: ACETransformer) -> Adapter:
+    """An adapter's file or folder. Raises ConfigError if it is not there, CheckpointError, naming it, if it is damaged,
+    partial, of a kind that is not LoRA, or for another model."""
+    file = find_adapter(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError):
+        raise CheckpointError(f"{file.name} is no safetensors file, or damaged: get the adapter again") from None
+    layers = _layer_names(transformer)
+    parts: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for key, tensor in tensors.items():
+        found = _KIND.match(key)
+        layer = found and layers.get(_plain(found["layer"]))
+        if not found or not layer:
+            unknown.append(key)
+            continue
+        parts.setdefault(layer, {})[_KINDS.get(found["kind"], found["kind"])] = tensor
+    if unknown or not parts:
+        few = ", ".join(sorted(unknown)[:3]) or "no weights"
+        raise CheckpointError(f"{file.name} is no LoRA of this model: it holds {few}")
+    settings = _settings(file, metadata)
+    factors = {layer: _factors(file.name, layer, own, transformer, settings) for layer, own in parts.items()}
+    return Adapter(re.sub(r"\W+", "_", path.stem) or "adapter", factors)
+
+
+def attach(transformer: ACETransformer, adapters: Sequence[tuple[Adapter, float]]) -> tuple[str, ...]:
+    """Stack adapters with their weights on what is there; returns their names, which are made unique.
+
+    PEFT's methods of the model go on from here: `set_adapters(names, weights)`, `disable_lora`, `fuse_lora`,
+    `delete_adapters(names)`, `unload_lora`."""
+    there = _weights(transformer)
+    for adapter, weight in adapters:
+        name, number = adapter.name, 2
+        while name in there:
+            name, number = f"{adapter.name}_{number}", number + 1
+        _load(transformer, name, adapter)
+        there[name] = weight
+    if there:
+        transformer.set_adapters(list(there), list(there.values()))
+    return tuple(there)[len(there) - len(adapters) :]
+
+
+def swap(transformer: ACETransformer, name: str, adapter: Adapter, weight: float = 1.0) -> None:
+    """Put an adapter in the place of an attached one, under its name.
+
+    In place, without recompiling, if both change the same layers with the same ranks. Raises ConfigError if there is no
+    adapter of that name."""
+    there = _weights(transformer)
+    if name not in there:
+        raise ConfigError(f"no adapter {name!r} is attached: use {', '.join(there) or 'attach'}")
+    new = adapter.state_dict(transformer.dtype)
+    old = {
+        key.replace(f".{name}.", "."): value
+        for key, value in transformer.named_parameters()
+        if re.search(rf"\.lora_[AB]\.{name}\.", key)
+    }
+    if {key: value.shape for key, value in new.items()} == {key: value.shape for key, value in old.items()}:
+        with torch.no_grad():
+            for key, value in new.items():
+                old[key].copy_(value)
+    else:
+        transformer.delete_adapters(name)
+        _load(transformer, name, adapter)
+    there[name] = weight
+    transformer.set_adapters(list(there), list(there.values()))
+
+
+def parse_choice(text: str) -> tuple[Path, float]:
+    """ "path" or "path:weight" → path and weight (1 without one)."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (Path(path), float(weight)) if colon and path else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def _load(transformer: ACETransformer, name: str, adapter: Adapter) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        state = adapter.state_dict(transformer.dtype)
+        transformer.load_lora_adapter(state, prefix=None, adapter_name=name)
+
+
+def _weights(transformer: ACETransformer) -> dict[str, float]:
+    """Attached adapters and their weights."""
+    from peft.tuners.lora import LoraLayer
+
+    found: dict[str, float] = {}
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.lora_A:
+                found.setdefault(name, float(module.scaling[name]) if name in module.active_adapters else 0.0)
+    return found
+
+
+def _layer_names(transformer: ACETransformer) -> dict[str, str]:
+    """Every way of writing a linear layer's name, without prefix and with `_` for `.` → ours."""
+    ours = [
+        name.replace(".base_layer", "")
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
+    names = {_plain(name): name for name in ours}
+    for published, own in key_map(transformer.sizes).items():
+        if own.endswith(".weight") and own.removesuffix(".weight") in ours:
+            names[_plain(published.removesuffix(".weight"))] = own.removesuffix(".weight")
+    return names
+
+
+def _plain(layer: str) -> str:
+    return _PREFIXES.sub("", layer.removeprefix("lora_unet_").removeprefix("lora_transformer_")).replace(".", "_")
+
+
+def _settings(file: Path, metadata: Mapping[str, str]) -> dict:
+    """The adapter's own settings, if it has any: beside it (PEFT) or in the file (diffusers)."""
+    beside = file.parent / "adapter_config.json"
+    try:
+        if beside.is_file():
+            settings = json.loads(beside.read_text(encoding="utf-8"))
+        else:
+            text = metadata.get("lora_adapter_metadata", "{}")
+            settings = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        raise CheckpointError(f"the settings of {file.name} cannot be read: get the adapter again") from None
+    if settings.get("use_dora"):
+        raise CheckpointError(f"{file.name} is a DoRA adapter, which cannot be attached: merge it, or train a LoRA")
+    return settings
+
+
+def _factors(
+    file: str, layer: str, parts: Mapping[str, Tensor], transformer: ACETransformer, settings: Mapping
+) -> tuple[Tensor, Tensor]:
+    if "lora_A" not in parts or "lora_B" not in parts:
+        raise CheckpointError(f"{file} holds one half of {layer} only: get the adapter again")
+    down, up = parts["lora_A"].float().flatten(1), parts["lora_B"].float().flatten(1)
+    module = transformer.get_submodule(layer)
+    rank, wanted = len(down), (module.out_features, module.in_features)
+    if up.shape != (wanted[0], rank) or down.shape[1] != wanted[1]:
+        raise CheckpointError(
+            f"{file} is for another model: {layer} is {tuple(up.shape)} x {tuple(down.shape)} there, "
+            f"{wanted[0]} x {wanted[1]} here"
+        )
+    if "alpha" in parts:
+        alpha = float(parts["alpha"])
+    else:
+        pattern = settings.get("alpha_pattern") or {}
+        own = next((value for key, value in pattern.items() if re.search(rf"(^|\.){key}$", layer)), None)
+        alpha = float(settings.get("lora_alpha", rank) if own is None else own)
+    return down, up * (alpha / (rank**0.5 if settings.get("use_rslora") else rank))
