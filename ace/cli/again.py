@@ -78,6 +78,15 @@ def replay(
         typer.Option("--out", "-o", metavar="FILE", help="Write the new picture as well.", show_default=False),
     ] = None,
     model: Model = None,
+    lora: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lora",
+            metavar="FILE",
+            help="Where the adapters are now that it was made with; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: NumberType = "auto",
     json: Json = False,
@@ -95,6 +104,7 @@ def replay(
     from PIL import Image, ImageChops
 
     from ace.inference import recipe as recipes
+    from ace.inference.adapters import match_adapters
     from ace.inference.edit import job_of_recipe, make
 
     output = Output(json, quiet)
@@ -102,11 +112,12 @@ def replay(
     files = recipes.match_files(written, _candidates(written, picture, image or []))
     job = job_of_recipe(written, files)
     found = _model_of(written, model)
+    adapters = match_adapters(str(written.settings.get("adapters", "")), lora or [])
     if out is not None:
         recipes.check_output(out)
         refuse_inputs([out], [picture, *files.values()])
     with output.progress(f"loading {found.name}") as tell:
-        pipeline = load(found, device, dtype)
+        pipeline = load(found, device, dtype, adapters=adapters)
         (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
     with Image.open(picture) as opened:
         data = recipes.encode(made.image, opened.format or "PNG", written)

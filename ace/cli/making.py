@@ -19,6 +19,7 @@ from ace.cli.terminal import FAILED, Output, complain, count_of, load, short
 from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
+    from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Job, Made
     from ace.inference.session import Session
     from ace.inference.sources import ModelFiles
@@ -44,6 +45,7 @@ class Run:
     metadata: bool
     session_folder: Path | None = None
     memory: str = "auto"
+    adapters: tuple[AdapterChoice, ...] = ()
 
 
 def find_model_files(model: str | None, steps: int | None, guidance: float | None, size: str | None) -> ModelFiles:
@@ -169,7 +171,7 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
                 memory = choose_memory(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
                 if not memory.plain:
                     run.output.say(f"memory: {memory}")
-                pipeline = load(run.model, run.device, run.dtype, memory)
+                pipeline = load(run.model, run.device, run.dtype, memory, run.adapters)
 
             def steps(done: int, total: int, first: int = numbers.start, here: int = len(numbers)) -> None:
                 tell(first * total + here * done, total * len(plans), "denoising")

@@ -72,6 +72,15 @@ NumberType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat1
 Memory = Annotated[
     str, typer.Option("--memory", help="auto (says what it takes), full, balanced, 8bit, offload (GPU) or lean.")
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        help="An adapter (LoRA) to add, with a weight if not 1; may be repeated.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 

@@ -27,6 +27,7 @@ from ace.cli.options import (
     Device,
     Guidance,
     Json,
+    Lora,
     Memory,
     Model,
     NoMetadata,
@@ -68,6 +69,7 @@ def generate(
     avoid: Avoid = "",
     size: Size = None,
     model: Model = None,
+    lora: Lora = None,
     device: Device = "auto",
     dtype: NumberType = "auto",
     memory: Memory = "auto",
@@ -81,9 +83,11 @@ def generate(
     ace generate "a red apple on a green background" -o apple.png
     ace generate "a cat at night" --count 8 --out-dir cats
     """
+    from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Settings, open_job
 
     files = find_model_files(model, steps, guidance, size)
+    adapters = tuple(AdapterChoice.parse(text) for text in lora or ())
     first = read_seed(seed)
     check_count(count, out, out_dir, session)
 
@@ -95,7 +99,7 @@ def generate(
     plans = [plan(number) for number in range(count)]
     check_outputs(plans, (), out_dir)
     check_session(session)
-    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory))
+    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory, adapters))
 
 
 def edit(
@@ -144,6 +148,7 @@ def edit(
     avoid: Avoid = "",
     size: Size = None,
     model: Model = None,
+    lora: Lora = None,
     device: Device = "auto",
     dtype: NumberType = "auto",
     memory: Memory = "auto",
@@ -155,6 +160,7 @@ def edit(
 
     \b
     ace edit photo.png "make the background blue" -o out.png
+    ace edit photo.png "make it a drawing" --lora drawing.safetensors:0.8
     ace edit photo.png "remove the cat" --mask cat.png -o out.png
     ace edit photo.png "draw {image} in the style of {image1}" --image style.png
     ace edit a.png b.png c.png "make it night" --out-dir night
@@ -163,6 +169,7 @@ def edit(
     ace edit "make it green instead" --session talk --from 0001
     """
     from ace.conditions.prompt import check_references
+    from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Settings, open_job
 
     *photos, instruction = words
@@ -174,6 +181,7 @@ def edit(
             f"the instruction is missing: after the pictures say what to change, got the file {instruction!r}"
         )
     files = find_model_files(model, steps, guidance, size)
+    adapters = tuple(AdapterChoice.parse(text) for text in lora or ())
     opened = check_session(session, start)
     if not paths and (opened is None or opened.latest() is None):
         raise ConditionError("there is no picture to edit: name one before the instruction, or use `ace generate`")
@@ -198,4 +206,4 @@ def edit(
 
     plans = [plan(photo) for photo in paths or [None]]
     check_outputs(plans, (*paths, *references, *([mask] if mask else ())), out_dir)
-    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory), opened)
+    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory, adapters), opened)

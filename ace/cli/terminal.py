@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from ace.errors import AceError, InputError
 
 if TYPE_CHECKING:
+    from ace.inference.adapters import AdapterChoice
     from ace.inference.memory import MemoryPlan
     from ace.inference.pipeline import ACEPipeline
     from ace.inference.sources import ModelFiles
@@ -87,7 +88,11 @@ class Output:
 
 
 def load(
-    model: ModelFiles, device: str = "auto", dtype: str = "auto", memory: str | MemoryPlan = "auto"
+    model: ModelFiles,
+    device: str = "auto",
+    dtype: str = "auto",
+    memory: str | MemoryPlan = "auto",
+    adapters: Sequence[AdapterChoice] = (),
 ) -> ACEPipeline:
     """Load a model without what the libraries print. Raises as `load_pipeline`."""
     import warnings
@@ -102,7 +107,7 @@ def load(
         for logging in (diffusers_logging, transformers_logging):
             logging.set_verbosity_error()
             logging.disable_progress_bar()
-        return load_pipeline(model, device=device, dtype=dtype, memory=memory)
+        return load_pipeline(model, device=device, dtype=dtype, memory=memory, adapters=adapters)
 
 
 def short(path: Path) -> str:

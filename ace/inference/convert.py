@@ -7,7 +7,7 @@ A source is a hub id or a folder in the published layout:
 Everything is checked before the long work: which model, which files, every name and shape, room on the disk. Weights
 are read strictly, key by key, pickles by `ace/model/unpickle.py`; what is written is safetensors with a manifest of
 hashes. The work is done beside the destination and moved there when it is whole. The indicators of the image names
-are computed here, once, and saved with the transformer. The text encoder is converted tensor by tensor and never held in
+are computed here, once, and saved with the transformer. The text encoder is converted tensor by tensor, never held in
 memory.
 
 Not here: key names (`ace/model/convert.py`); the hub (`hub.py`); loading what was converted (`sources.py`).

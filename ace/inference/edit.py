@@ -269,7 +269,7 @@ def finish_job(
     environment = Environment.here(
         device=pipeline._execution_device.type, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
-    recipe = _recipe(model, job, state, batch_size, environment)
+    recipe = _recipe(model, job, state, batch_size, environment, pipeline.adapters)
     latents = None if pipeline.published else pipeline.turn(state, image).latents
     return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)
 
@@ -288,12 +288,16 @@ def _mask_of(job: Job) -> Image.Image | None:
     return job.unit.current.masks[0] if job.unit.current.images else None
 
 
-def _recipe(model: ModelFiles, job: Job, state: RequestState, batch_size: int, environment: Environment) -> Recipe:
+def _recipe(
+    model: ModelFiles, job: Job, state: RequestState, batch_size: int, environment: Environment, adapters: str
+) -> Recipe:
     settings: dict[str, bool | int | float | str] = {}
     if job.settings.size is not None:
         settings["size"] = "chosen"
     if job.settings.feather_px is not None:
         settings["feather_px"] = job.settings.feather_px
+    if adapters:
+        settings["adapters"] = adapters
     if batch_size > 1:
         settings["batch_size"] = batch_size  # neighbours change float32 rounding, and so perhaps a last bit
     if any(turn.latents is not None for turn in job.unit.kept_history):

@@ -172,6 +172,7 @@ class ACEPipeline(DiffusionPipeline):
         )
         self.published = published
         self.float16_attention = published
+        self.adapters = ""  # what `attach_adapters` stacked, for recipes
         self.latent_cache = LatentCache()
         self._packed: _Packed | None = None
         self._colours: tuple[AutoencoderKL | AutoencoderDC, LatentColours] | None = None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ace.inference.adapters import AdapterChoice, attach_adapters
 from ace.inference.memory import TILE_PX, MemoryPlan, plan_memory
 from ace.inference.recipe import hash_model
 
@@ -162,13 +163,13 @@ def load_pipeline(
     device: str = "auto",
     dtype: str = "auto",
     memory: str | MemoryPlan = "auto",
-    adapters: Sequence[tuple[Path, float]] = (),
+    adapters: Sequence[AdapterChoice] = (),
 ) -> ACEPipeline:
     """Load a model, ready to use.
 
     device: "auto" takes a GPU if there is one. dtype: "auto" is float32 on CPUs and for small models, else bfloat16.
-    memory: one of `MEMORY_MODES`, or what `choose_memory` made of it. adapters: LoRA files or folders and their
-    weights, stacked. Raises ConfigError for a device, number type, mode or adapter that is not there or does not fit,
+    memory: one of `MEMORY_MODES`, or what `choose_memory` made of it. adapters: stacked on the
+    transformer. Raises ConfigError for a device, number type, mode or adapter that is not there or does not fit,
     CheckpointError for files that cannot be loaded."""
     device = find_device(device)
     dtype = find_dtype(model, device, dtype)
@@ -192,9 +193,7 @@ def load_pipeline(
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"the model {model.name} cannot be loaded ({reason}): fetch or copy it again") from error
     if adapters:
-        from ace.model.lora import attach, read_adapter
-
-        attach(pipeline.transformer, [(read_adapter(path, pipeline.transformer), weight) for path, weight in adapters])
+        attach_adapters(pipeline, adapters)
     if memory.tiled and isinstance(pipeline.vae, AutoencoderKL):
         pipeline.vae.enable_tiling()
         pipeline.vae.tile_sample_min_size = TILE_PX  # smaller pictures stay whole, exactly

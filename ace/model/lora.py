@@ -26,7 +26,6 @@ from ace.errors import CheckpointError, ConfigError
 from ace.model.convert import key_map
 from ace.model.transformer import ACETransformer
 
-WEIGHT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _PREFIXES = re.compile(r"^(base_model\.model\.|model\.|transformer\.|module\.|diffusion_model\.)+")
 _KIND = re.compile(r"^(?P<layer>.+?)\.(?P<kind>lora_A|lora_B|lora_down|lora_up|alpha)(\.[^.]+)?(\.weight)?$")
 _KINDS = {"lora_down": "lora_A", "lora_up": "lora_B"}
@@ -52,23 +51,11 @@ class Adapter:
         return state
 
 
-def find_adapter(path: Path) -> Path:
-    """The file of weights of an adapter, named itself or by its folder. Raises ConfigError if there is none."""
-    if path.is_file():
-        return path
-    found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
-    if found is None:
-        others = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-        if len(others) != 1:
-            raise ConfigError(f"no adapter at {path.name}: name its .safetensors file or the folder that holds it")
-        found = others[0]
-    return found
+def read_adapter(file: Path, transformer: ACETransformer, name: str | None = None) -> Adapter:
+    """An adapter's file of weights; name: what it is called, by default as the file.
 
-
-def read_adapter(path: Path, transformer: ACETransformer) -> Adapter:
-    """An adapter's file or folder. Raises ConfigError if it is not there, CheckpointError, naming it, if it is damaged,
-    partial, of a kind that is not LoRA, or for another model."""
-    file = find_adapter(path)
+    Raises CheckpointError, naming the file, if it is damaged, partial, of a kind that is not LoRA, or for another
+    model."""
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -90,7 +77,7 @@ def read_adapter(path: Path, transformer: ACETransformer) -> Adapter:
         raise CheckpointError(f"{file.name} is no LoRA of this model: it holds {few}")
     settings = _settings(file, metadata)
     factors = {layer: _factors(file.name, layer, own, transformer, settings) for layer, own in parts.items()}
-    return Adapter(re.sub(r"\W+", "_", path.stem) or "adapter", factors)
+    return Adapter(re.sub(r"\W+", "_", name or file.stem) or "adapter", factors)
 
 
 def attach(transformer: ACETransformer, adapters: Sequence[tuple[Adapter, float]]) -> tuple[str, ...]:
@@ -133,15 +120,6 @@ def swap(transformer: ACETransformer, name: str, adapter: Adapter, weight: float
         _load(transformer, name, adapter)
     there[name] = weight
     transformer.set_adapters(list(there), list(there.values()))
-
-
-def parse_choice(text: str) -> tuple[Path, float]:
-    """ "path" or "path:weight" → path and weight (1 without one)."""
-    path, colon, weight = text.rpartition(":")
-    try:
-        return (Path(path), float(weight)) if colon and path else (Path(text), 1.0)
-    except ValueError:
-        return Path(text), 1.0
 
 
 def _load(transformer: ACETransformer, name: str, adapter: Adapter) -> None:

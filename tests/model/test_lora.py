@@ -9,13 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ace.errors import CheckpointError, ConfigError
+from ace.inference.adapters import find_adapter
 from ace.model.convert import key_map
-from ace.model.lora import attach, parse_choice, read_adapter, swap
+from ace.model.lora import Adapter, attach, swap
+from ace.model.lora import read_adapter as read_file
 from tests.random_models import PUBLISHED_LIKE, random_transformer
 
 RANK, ALPHA = 4, 8.0
 LAYERS = ("blocks.0.self_attn.to_q", "blocks.1.cross_attn.to_k", "blocks.1.mlp.up", "patch_embed", "final.linear")
 PUBLISHED = {ours: old for old, ours in key_map(PUBLISHED_LIKE).items()}
+
+
+def read_adapter(path, model) -> Adapter:
+    return read_file(find_adapter(path), model, path.stem)
 
 
 def published(layer: str) -> str:
@@ -184,14 +190,5 @@ def test_files_that_are_no_adapter_of_this_model_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="damaged"):
         read_adapter(path, model)
-    with pytest.raises(ConfigError, match="no adapter at nothing"):
-        read_adapter(tmp_path / "nothing", model)
     with pytest.raises(CheckpointError, match="DoRA"):
         read_adapter(write_peft(tmp_path / "dora", halves(1), use_dora=True), model)
-
-
-def test_a_choice_is_a_path_with_or_without_a_weight(tmp_path):
-    assert parse_choice("style.safetensors:0.5") == (type(tmp_path)("style.safetensors"), 0.5)
-    assert parse_choice("style.safetensors")[1] == 1.0
-    assert str(parse_choice("C:/style.safetensors")[0]) == "C:/style.safetensors"
-    assert parse_choice("a:b:-1") == (type(tmp_path)("a:b"), -1.0)
