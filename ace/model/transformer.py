@@ -247,11 +247,12 @@ class Mlp(nn.Module):
         super().__init__()
         self.gelu = gelu
         self.up = nn.Linear(in_features, hidden_features)
+        self.activation = nn.GELU(gelu)
         self.down = nn.Linear(hidden_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
-        return self.down(F.gelu(self.up(x), approximate=self.gelu))
+        return self.down(self.activation(self.up(x)))
 
 
 class RMSNorm(nn.Module):

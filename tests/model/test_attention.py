@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ace.errors import ShapeError
+from ace.model import attention
 from ace.model.attention import attend, plan_attention
 
 SEGMENTS = {
@@ -69,6 +70,20 @@ def test_a_segment_is_computed_alike_in_any_company():
     for (q, k, v), packed in zip(pieces, together, strict=True):
         alone = attend(q, k, v, plan_attention([len(q)], [len(k)], 32))
         assert (alone - packed).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("most", [1, 40, 10**6])
+def test_attention_in_pieces_is_the_same(most, monkeypatch):
+    query_lengths, key_lengths = [9, 9, 4], [7, 5, 33]
+    query = random(sum(query_lengths), 1, torch.bfloat16)
+    key, value = (random(sum(key_lengths), seed, torch.bfloat16) for seed in (2, 3))
+    plan = plan_attention(query_lengths, key_lengths, 8)
+    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    monkeypatch.setattr(attention, "MIN_QUERIES", 2)
+    with torch.no_grad():
+        out = attend(query, key, value, plan)
+    expected = segment_by_segment(query, key, value, query_lengths, key_lengths)
+    assert (out.double() - expected).abs().max() <= 3e-2
 
 
 def test_rounding_to_float16_is_off_unless_asked_for():
