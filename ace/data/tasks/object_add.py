@@ -39,7 +39,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         "element_editing/object_add",
         source,
-        words.replace(" a orange", " an orange").replace(" a object", " an object"),
+        words,
         image,
         images=(removal.without,),
         masks=(removal.hole if regional else None,),

@@ -46,7 +46,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         TASK,
         source,
-        words.replace(" a orange", " an orange").replace(" a object", " an object"),
+        words,
         target,
         images=(image,),
         masks=(mask if regional else None,),

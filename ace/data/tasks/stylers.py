@@ -23,9 +23,13 @@ def pencil(image: np.ndarray) -> np.ndarray:
 
 def colored_pencil(image: np.ndarray) -> np.ndarray:
     """The strokes of `pencil` over pale colours."""
-    strokes = pencil(image).astype(np.float32) / 255
-    pale = 255 - (255 - cv2.bilateralFilter(image, 9, 60, 9).astype(np.float32)) * 0.75
-    return (pale * (0.35 + 0.65 * strokes)).clip(0, 255).astype(np.uint8)
+    strokes = (pencil(image).astype(np.float32) / 255) ** 1.5
+    height, width = image.shape[:2]
+    grain = np.random.default_rng(5).normal(0, 1, (height, width)).astype(np.float32)
+    hatching = cv2.filter2D(grain, -1, np.eye(max(7, min(height, width) // 30), dtype=np.float32) / 7)[..., None]
+    flat = _vivid(cv2.bilateralFilter(image, 9, 60, 9), 1.3).astype(np.float32)
+    pale = 255 - (255 - flat) * (0.62 + 0.3 * hatching.clip(-1, 1))
+    return (pale * (0.25 + 0.75 * strokes)).clip(0, 255).astype(np.uint8)
 
 
 def watercolor(image: np.ndarray) -> np.ndarray:
@@ -135,8 +139,11 @@ def negative(image: np.ndarray) -> np.ndarray:
 
 
 def _levels(image: np.ndarray, count: int) -> np.ndarray:
+    """The picture in so many levels of brightness, its hues kept."""
     step = 255 / (count - 1)
-    return (np.round(image / step) * step).astype(np.uint8)
+    brightness = image.max(2, keepdims=True).astype(np.float32)
+    target = np.maximum(np.round(brightness / step) * step, 12)
+    return (image * (target / np.maximum(brightness, 1))).clip(0, 255).astype(np.uint8)
 
 
 def _vivid(image: np.ndarray, factor: float) -> np.ndarray:

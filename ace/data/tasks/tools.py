@@ -5,6 +5,7 @@ Not here: what they do (`ace.extract`), where their weights come from (`ace.data
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
     from ace.extract.people import Person, PoseFinder
     from ace.extract.text import TextReader
 
+REMEMBERED = 16  # pictures whose objects, edges, depth, … are kept
 FACE_SIMILARITY = (0.8, 0.9)  # between two pictures of one person (B.4.1): alike, but not the same picture
 
 
 class Tools:
     """A holder for one process. Every tool is deterministic; none is loaded before it is used, and what the last
-    picture showed is remembered, so make all samples of a picture one after the other.
+    pictures showed is remembered, so make all samples of a picture soon after each other.
 
     lama: an ONNX file of LaMa, to be used instead of MI-GAN. depth_model: a depth model of transformers, hub id or
     folder, instead of FastDepth. line_art: weights of informative drawings for contours, instead of HED's edges.
@@ -47,7 +49,7 @@ class Tools:
         self._lama, self._depth_model, self._line_art, self._face_embedder = lama, depth_model, line_art, face_embedder
         self.generators = generators
         self.object_regions = object_regions
-        self._known: dict[str, tuple[int, Any]] = {}
+        self._known: dict[str, OrderedDict[int, Any]] = {}
 
     def missing(self, task: str) -> tuple[str, ...]:
         """Names of the weights that a task needs and that have not been fetched."""
@@ -165,9 +167,13 @@ class Tools:
 
     def _once(self, what: str, image: np.ndarray, find: Callable[[], Any]) -> Any:
         key = hash((image.shape, image.tobytes()))
-        if what not in self._known or self._known[what][0] != key:
-            self._known[what] = (key, find())
-        return self._known[what][1]
+        known = self._known.setdefault(what, OrderedDict())
+        if key not in known:
+            known[key] = find()
+            if len(known) > REMEMBERED:
+                known.popitem(last=False)
+        known.move_to_end(key)
+        return known[key]
 
 
 _SAM2 = ("sam2-encoder", "sam2-decoder")

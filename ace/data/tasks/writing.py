@@ -22,14 +22,14 @@ LATIN = ("sans", "serif", "mono", "comic")  # script and pixel are hard to read,
 TEXT_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 ENGLISH = (
     "HELLO", "WELCOME", "SALE", "OPEN", "SUMMER", "COFFEE", "MUSIC", "TRAVEL", "Good Morning", "New Arrivals",
-    "Thank You", "Happy Birthday", "No Parking", "Road 66", "Best Price", "Grand Opening", "Since 1984", "Season 3", "Love", "FRESH",
-    "Live Show", "Art Fair", "Book Club", "Night Market", "Limited", "Nature", "Adventure",
+    "Thank You", "Happy Birthday", "No Parking", "Road 66", "Best Price", "Grand Opening", "Since 1984", "Season 3",
+    "Love", "FRESH", "Live Show", "Art Fair", "Book Club", "Night Market", "Limited", "Nature", "Adventure",
     "STOP", "Level 12", "Fun Day",
 )  # fmt: skip
 CHINESE = (
-    "你好", "欢迎", "生日快乐", "春天", "开心", "北京", "音乐", "火车", "大海", "山水", "世界", "花园", "新年好", "中国",
-    "明天见", "热门", "最新消息", "安全第一", "学习", "时间", "电影", "公园", "星星", "手机", "家庭", "设计", "艺术",
-    "食品", "快乐", "今日价格",
+    "你好", "欢迎", "生日快乐", "春天", "开心", "北京", "音乐", "火车", "大海", "山水", "世界", "花园", "新年好",
+    "中国", "明天见", "热门", "最新消息", "安全第一", "学习", "时间", "电影", "公园", "星星", "手机", "家庭",
+    "设计", "艺术", "食品", "快乐", "今日价格",
 )  # fmt: skip
 
 
@@ -47,9 +47,9 @@ def choose_text(dice: Random, chinese: bool) -> str:
     """Something short to write."""
     if chinese:
         return dice.choice(CHINESE)
-    return (
-        dice.choice(ENGLISH) if dice.random() < 0.8 else "".join(dice.choice("ABCDEFGHKLMNPRSTUVXYZ") for _ in range(4))
-    )
+    if dice.random() < 0.8:
+        return dice.choice(ENGLISH)
+    return "".join(dice.choice("ABCDEFGHKLMNPRSTUVXYZ") for _ in range(4))
 
 
 def draw_text(image: np.ndarray, text: str, dice: Random) -> Written | None:
