@@ -135,6 +135,8 @@ def replay(
     batch = written.settings.get("batch_size", 1)
     if batch != 1:
         differences.append(f"made together with {int(batch) - 1} others then, alone now")
+    if written.settings.get("refine"):
+        differences.append(f"refined then ({_refiner_of(written)}), not now")
     if out is not None:
         recipes.embed(made.image, out, made.recipe)
     output.data(
@@ -156,6 +158,16 @@ def replay(
     for line in differences or ["nothing that the recipe knows of differs: the file was changed since"]:
         output.say(f"  {line}")
     raise typer.Exit(FAILED)
+
+
+def _refiner_of(recipe: Recipe) -> str:
+    """The name of the model that refined a picture."""
+    import json
+
+    try:
+        return str(json.loads(str(recipe.settings["refine"]))["model"])
+    except (ValueError, KeyError, TypeError):
+        return "by an unknown model"
 
 
 def _model_of(recipe: Recipe, asked: str | None) -> ModelFiles:

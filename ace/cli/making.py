@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ace.cli.options import check_numbers, read_size
-from ace.cli.terminal import FAILED, Output, complain, count_of, load, short
+from ace.cli.terminal import FAILED, Output, complain, count_of, load, load_refiner, short
 from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Run:
     session_folder: Path | None = None
     memory: str = "auto"
     adapters: tuple[AdapterChoice, ...] = ()
+    refine: str | None = None
+    refine_strength: float = 0.2
 
 
 def find_model_files(model: str | None, steps: int | None, guidance: float | None, size: str | None) -> ModelFiles:
@@ -147,7 +149,7 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
     from ace.inference.edit import in_batches
     from ace.inference.sources import choose_memory
 
-    pipeline = None
+    pipeline, refiner = None, None
     results: list[dict] = []
     failures: list[dict] = []
 
@@ -168,6 +170,7 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
             if not ready:
                 continue
             if pipeline is None:
+                refiner = load_refiner(run.refine, run.device, run.refine_strength) if run.refine else None
                 memory = choose_memory(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
                 if not memory.plain:
                     run.output.say(f"memory: {memory}")
@@ -176,7 +179,7 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
             def steps(done: int, total: int, first: int = numbers.start, here: int = len(numbers)) -> None:
                 tell(first * total + here * done, total * len(plans), "denoising")
 
-            for plan, made in _make_each(pipeline, run.model, ready, steps, failed):
+            for plan, made in _make_each(pipeline, run.model, ready, steps, failed, refiner):
                 try:
                     results.append(_write(plan, made, run, session))
                 except InputError as error:
@@ -187,18 +190,20 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
         raise typer.Exit(FAILED)
 
 
-def _make_each(pipeline, model: ModelFiles, ready: list[tuple[Plan, Job]], progress, failed) -> list[tuple[Plan, Made]]:
+def _make_each(
+    pipeline, model: ModelFiles, ready: list[tuple[Plan, Job]], progress, failed, refiner
+) -> list[tuple[Plan, Made]]:
     """All in one packed pass; if a request is refused, each by itself, so that only the wrong one fails."""
     from ace.inference.edit import make
 
     try:
-        made = make(pipeline, model, [job for _, job in ready], progress)
+        made = make(pipeline, model, [job for _, job in ready], progress, refiner)
         return [(plan, one) for (plan, _), one in zip(ready, made, strict=True)]
     except InputError as error:
         if len(ready) == 1:
             failed(ready[0][0], error)
             return []
-    return [pair for one in ready for pair in _make_each(pipeline, model, [one], progress, failed)]
+    return [pair for one in ready for pair in _make_each(pipeline, model, [one], progress, failed, refiner)]
 
 
 def _write(plan: Plan, made: Made, run: Run, session: Session | None) -> dict:

@@ -81,6 +81,16 @@ Lora = Annotated[
         show_default=False,
     ),
 ]
+Refine = Annotated[
+    str | None,
+    typer.Option(
+        "--refine",
+        metavar="FOLDER|ID",
+        help="Sharpen the result with a FLUX.1-dev model (folder, or hub id in the cache).",
+        show_default=False,
+    ),
+]
+RefineStrength = Annotated[float, typer.Option("--refine-strength", help="How much the refiner may change, 0 to 1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 

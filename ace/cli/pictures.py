@@ -35,6 +35,8 @@ from ace.cli.options import (
     Out,
     OutDir,
     Quiet,
+    Refine,
+    RefineStrength,
     Seed,
     Size,
     Steps,
@@ -70,6 +72,8 @@ def generate(
     size: Size = None,
     model: Model = None,
     lora: Lora = None,
+    refine: Refine = None,
+    refine_strength: RefineStrength = 0.2,
     device: Device = "auto",
     dtype: NumberType = "auto",
     memory: Memory = "auto",
@@ -99,7 +103,21 @@ def generate(
     plans = [plan(number) for number in range(count)]
     check_outputs(plans, (), out_dir)
     check_session(session)
-    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory, adapters))
+    make_all(
+        plans,
+        Run(
+            files,
+            Output(json, quiet),
+            device,
+            dtype,
+            not no_metadata,
+            session,
+            memory,
+            adapters,
+            refine,
+            refine_strength,
+        ),
+    )
 
 
 def edit(
@@ -149,6 +167,8 @@ def edit(
     size: Size = None,
     model: Model = None,
     lora: Lora = None,
+    refine: Refine = None,
+    refine_strength: RefineStrength = 0.2,
     device: Device = "auto",
     dtype: NumberType = "auto",
     memory: Memory = "auto",
@@ -206,4 +226,19 @@ def edit(
 
     plans = [plan(photo) for photo in paths or [None]]
     check_outputs(plans, (*paths, *references, *([mask] if mask else ())), out_dir)
-    make_all(plans, Run(files, Output(json, quiet), device, dtype, not no_metadata, session, memory, adapters), opened)
+    make_all(
+        plans,
+        Run(
+            files,
+            Output(json, quiet),
+            device,
+            dtype,
+            not no_metadata,
+            session,
+            memory,
+            adapters,
+            refine,
+            refine_strength,
+        ),
+        opened,
+    )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ace.inference.adapters import AdapterChoice
     from ace.inference.memory import MemoryPlan
     from ace.inference.pipeline import ACEPipeline
+    from ace.inference.refine import Refiner
     from ace.inference.sources import ModelFiles
 
 FAILED, WRONG_REQUEST, STOPPED = 1, 2, 130
@@ -95,9 +96,16 @@ def load(
     adapters: Sequence[AdapterChoice] = (),
 ) -> ACEPipeline:
     """Load a model without what the libraries print. Raises as `load_pipeline`."""
-    import warnings
-
     from ace.inference.sources import load_pipeline
+
+    with quiet_libraries():
+        return load_pipeline(model, device=device, dtype=dtype, memory=memory, adapters=adapters)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within, diffusers and transformers print nothing but errors, and no bars."""
+    import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -107,7 +115,18 @@ def load(
         for logging in (diffusers_logging, transformers_logging):
             logging.set_verbosity_error()
             logging.disable_progress_bar()
-        return load_pipeline(model, device=device, dtype=dtype, memory=memory, adapters=adapters)
+        yield
+
+
+def load_refiner(model: str, device: str = "auto", strength: float | None = None) -> Refiner:
+    """Load the second stage without what the libraries print. Raises as `ace.inference.refine.load_refiner`."""
+    from ace.inference.sources import find_device
+
+    with quiet_libraries():
+        from ace.inference.refine import RefineSettings, load_refiner
+
+        settings = RefineSettings() if strength is None else RefineSettings(strength=strength)
+        return load_refiner(model, find_device(device), settings)
 
 
 def short(path: Path) -> str:

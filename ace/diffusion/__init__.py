@@ -8,6 +8,7 @@ from ace.diffusion.ddim import DIFFUSERS_SCHEDULE, ACEDDIMScheduler, ddim_plan, 
 from ace.diffusion.guidance import guide
 from ace.diffusion.loss import diffusion_loss, diffusion_losses
 from ace.diffusion.noise import add_noise, linear_schedule, sample_noise, seeded_generator
+from ace.diffusion.refine import flow_euler, refiner_sigmas
 
 __all__ = [
     "DIFFUSERS_SCHEDULE",
@@ -17,8 +18,10 @@ __all__ = [
     "ddim_step",
     "diffusion_loss",
     "diffusion_losses",
+    "flow_euler",
     "guide",
     "linear_schedule",
+    "refiner_sigmas",
     "sample_noise",
     "seeded_generator",
 ]

@@ -28,6 +28,7 @@ from ace.inference.sources import ModelFiles
 
 if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline, RequestState
+    from ace.inference.refine import Refiner
 
 PACKED_CELLS = 4096  # of target pictures in one packed pass: 64 of the small model's, one of the largest's
 
@@ -199,15 +200,23 @@ def in_batches(count: int, model: ModelFiles) -> Iterator[range]:
         yield range(first, min(first + size, count))
 
 
-def make(pipeline: ACEPipeline, model: ModelFiles, jobs: Sequence[Job], progress: Progress | None = None) -> list[Made]:
-    """Make the pictures of all jobs in one packed pass; each as if it were alone. Raises InputError."""
+def make(
+    pipeline: ACEPipeline,
+    model: ModelFiles,
+    jobs: Sequence[Job],
+    progress: Progress | None = None,
+    refiner: Refiner | None = None,
+) -> list[Made]:
+    """Make the pictures of all jobs in one packed pass; each as if it were alone. Raises InputError.
+
+    refiner: sharpens each afterwards, before a mask puts back what it protects."""
     states = prepare_jobs(pipeline, jobs)
     total = max(state.num_steps for state in states)
     while running := [state for state in states if not state.done]:
         pipeline.step(running)
         if progress is not None:
             progress(running[0].step_index, total)
-    return finish_jobs(pipeline, model, jobs, states)
+    return finish_jobs(pipeline, model, jobs, states, refiner)
 
 
 def prepare_jobs(pipeline: ACEPipeline, jobs: Sequence[Job]) -> list[RequestState]:
@@ -232,12 +241,23 @@ def prepare_jobs(pipeline: ACEPipeline, jobs: Sequence[Job]) -> list[RequestStat
 
 
 def finish_jobs(
-    pipeline: ACEPipeline, model: ModelFiles, jobs: Sequence[Job], states: Sequence[RequestState]
+    pipeline: ACEPipeline,
+    model: ModelFiles,
+    jobs: Sequence[Job],
+    states: Sequence[RequestState],
+    refiner: Refiner | None = None,
 ) -> list[Made]:
     """The pictures of finished states, with their drift and recipes. `jobs` are those that ran in one packed pass."""
     pictures = decode_jobs(pipeline, jobs, states)
+    refined = ""
+    if refiner is not None:
+        refined = refiner.describe()
+        pictures = [
+            refiner.refine(picture, job.unit.instruction, job.settings.seed, edited=state.inputs.source is not None)
+            for job, state, picture in zip(jobs, states, pictures, strict=True)
+        ]
     return [
-        finish_job(pipeline, model, job, state, picture, len(jobs))
+        finish_job(pipeline, model, job, state, picture, len(jobs), refined)
         for job, state, picture in zip(jobs, states, pictures, strict=True)
     ]
 
@@ -254,11 +274,17 @@ def decode_jobs(pipeline: ACEPipeline, jobs: Sequence[Job], states: Sequence[Req
 
 
 def finish_job(
-    pipeline: ACEPipeline, model: ModelFiles, job: Job, state: RequestState, picture: Image.Image, batch_size: int = 1
+    pipeline: ACEPipeline,
+    model: ModelFiles,
+    job: Job,
+    state: RequestState,
+    picture: Image.Image,
+    batch_size: int = 1,
+    refined: str = "",
 ) -> Made:
     """A finished state and its picture from `decode_jobs` as a result; runs no model, so any thread may do it.
 
-    batch_size: how many requests shared a pass with it, for the recipe."""
+    batch_size: how many requests shared a pass with it, refined: what sharpened it; both for the recipe."""
     mask = _mask_of(job)
     if mask is not None and job.source is not None:
         image = paste_back(job.source, picture, mask, feather_px=job.settings.feather_px)
@@ -269,8 +295,9 @@ def finish_job(
     environment = Environment.here(
         device=pipeline._execution_device.type, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
-    recipe = _recipe(model, job, state, batch_size, environment, pipeline.adapters)
-    latents = None if pipeline.published else pipeline.turn(state, image).latents
+    also = {"adapters": pipeline.adapters, "refine": refined}
+    recipe = _recipe(model, job, state, batch_size, environment, {name: text for name, text in also.items() if text})
+    latents = None if pipeline.published or refined else pipeline.turn(state, image).latents
     return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)
 
 
@@ -289,15 +316,13 @@ def _mask_of(job: Job) -> Image.Image | None:
 
 
 def _recipe(
-    model: ModelFiles, job: Job, state: RequestState, batch_size: int, environment: Environment, adapters: str
+    model: ModelFiles, job: Job, state: RequestState, batch_size: int, environment: Environment, also: Mapping[str, str]
 ) -> Recipe:
-    settings: dict[str, bool | int | float | str] = {}
+    settings: dict[str, bool | int | float | str] = {**also}
     if job.settings.size is not None:
         settings["size"] = "chosen"
     if job.settings.feather_px is not None:
         settings["feather_px"] = job.settings.feather_px
-    if adapters:
-        settings["adapters"] = adapters
     if batch_size > 1:
         settings["batch_size"] = batch_size  # neighbours change float32 rounding, and so perhaps a last bit
     if any(turn.latents is not None for turn in job.unit.kept_history):
