@@ -282,7 +282,7 @@ class ACEPipeline(DiffusionPipeline):
                     scheduler=scheduler,
                     guidance_scale=scale,
                     guidance_rescale=self._or_default(request.guidance_rescale, "guidance_rescale"),
-                    latents=noise * scheduler.init_noise_sigma,
+                    latents=noise * getattr(scheduler, "init_noise_sigma", 1.0),  # flow schedulers have none
                 )
             )
         return prepared
@@ -296,9 +296,7 @@ class ACEPipeline(DiffusionPipeline):
             raise ConfigError("a finished request cannot be stepped: decode it")
         packed = self._pack(states)
         timesteps = [state.scheduler.timesteps[state.step_index] for state in states]
-        noisy = [
-            state.scheduler.scale_model_input(state.latents, t) for state, t in zip(states, timesteps, strict=True)
-        ]
+        noisy = [_scaled(state.scheduler, state.latents, t) for state, t in zip(states, timesteps, strict=True)]
         config = self.transformer.config
         predicted = self.transformer(
             pack_latents(noisy, packed.patches, config.patch_size).to(self.transformer.dtype),
@@ -477,6 +475,12 @@ def _to_image(picture: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] → RGB, rounded."""
     levels = (picture.permute(1, 2, 0).cpu().numpy() + 1) * 127.5
     return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+
+
+def _scaled(scheduler: SchedulerMixin, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Latents as the network reads them; flow schedulers leave them as they are and have no word for it."""
+    scale = getattr(scheduler, "scale_model_input", None)
+    return latents if scale is None else scale(latents, timestep)
 
 
 def _own_unit(request: Request) -> LongContextConditionUnit:

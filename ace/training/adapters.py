@@ -87,7 +87,8 @@ def read_lora(path: Path, model: nn.Module) -> dict[str, Tensor]:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the adapter {path.name} cannot be read: {str(error).splitlines()[0]}") from None
-    layers = {n.replace(".base_layer", "").replace(".", "_"): n for n, m in model.named_modules() if "lora_" not in n}
+    names = [n.replace(".base_layer", "") for n, _ in model.named_modules() if "lora_" not in n]
+    layers = {name.replace(".", "_"): name for name in names}
     state: dict[str, Tensor] = {}
     for name, value in stored.items():
         if match := _COMFYUI.fullmatch(name):

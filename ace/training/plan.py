@@ -176,6 +176,8 @@ def _size(number: float) -> str:
 
 
 def _time(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{3600 * hours:.1f} seconds"
     if hours < 1:
         return f"{60 * hours:.1f} minutes"
     return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:,.0f} days"
