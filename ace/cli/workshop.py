@@ -1,4 +1,4 @@
-"""`ace convert`, `ace train`, `ace data`: making a model."""
+"""`ace convert`: published weights become a model folder."""
 
 from __future__ import annotations
 
@@ -7,22 +7,42 @@ from typing import Annotated
 
 import typer
 
-from ace.cli.options import Quiet, tasks_named
-from ace.cli.terminal import Output, Verbs, short
+from ace.cli.options import Json, Quiet
+from ace.cli.terminal import Output, short
 from ace.errors import ConfigError, ModelNotFoundError
-
-data = typer.Typer(cls=Verbs, help="Training data: the procedural world.", no_args_is_help=True)
 
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="ace-0.6b-512, ace-0.6b-1024, or a folder with published files.", show_default=False)
+        str,
+        typer.Argument(
+            help="ace-0.6b-512, ace-0.6b-1024, a folder with published files, or (--fp8) a FLUX file.",
+            show_default=False,
+        ),
     ],
     folder: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Default: where models are found by name."),
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Default: where models are found by name. With --fp8: the file."
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Write a FLUX or ACE++ checkpoint with 8-bit weights and report the error.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="With --fp8: the published cast, without scales, of everything.")
+    ] = False,
+    picture: Annotated[
+        str | None,
+        typer.Option(
+            "--picture",
+            metavar="MODEL",
+            help="With --fp8: measure the error on a picture too, with the file as this model's transformer.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn a published model into a model folder, once; fetches it from the hub if it is named by name.
@@ -30,7 +50,15 @@ def convert(
     \b
     ace convert ace-0.6b-512
     ace convert downloads/ACE-0.6B-512px --output models/ace-512
+    ace convert ace_plus_fft.safetensors --fp8 --output ace_plus_fft_fp8.safetensors
     """
+    if fp8:
+        from ace.cli.plus import convert_to_fp8
+
+        convert_to_fp8(Path(source).expanduser(), folder, plain, picture, Output(json, quiet))
+        return
+    if plain or picture is not None:
+        raise ConfigError("--plain and --picture belong to --fp8: add it")
     from ace.inference.sources import PUBLISHED_MODELS, models_folder
 
     if source in PUBLISHED_MODELS:
@@ -44,103 +72,3 @@ def convert(
 
     where = PUBLISHED[source].hub_id if source in PUBLISHED else source
     output.say(f"{short(convert_folder(where, folder, dtype=dtype, progress=output.say))}  converted")
-
-
-def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML), see recipes/.", show_default=False)],
-    folder: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Run folder; a run that was stopped goes on from its last checkpoint.",
-            show_default=False,
-        ),
-    ],
-    quiet: Quiet = False,
-) -> None:
-    """Train what a recipe describes, from its last checkpoint if there is one.
-
-    \b
-    ace train recipes/tiny-autoencoder.toml --output runs/autoencoder
-    ace train recipes/tiny.toml --output runs/tiny
-    """
-    from ace.training.config import AutoencoderRecipe, read_recipe
-
-    wanted = read_recipe(recipe)
-    if isinstance(wanted, AutoencoderRecipe):
-        from ace.training.autoencoder import train_autoencoder
-
-        train_autoencoder(wanted, folder, quiet)
-    else:
-        from ace.training.denoiser import train_model
-
-        train_model(wanted, folder, quiet)
-
-
-@data.command()
-def assets(
-    pack: Annotated[
-        Path | None,
-        typer.Option(
-            "--pack",
-            metavar="FOLDER",
-            help="Where to build it. Default: the cache folder, where it is found again.",
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Fetch and build the full sprite pack, for training: pinned npm packages, checked by hash.
-
-    \b
-    ace data assets
-    """
-    from ace.data.world.assets import build_assets, show_progress
-
-    if quiet:
-        build_assets(pack)
-        return
-    with show_progress() as report:
-        folder = build_assets(pack, report)
-    typer.echo(f"{folder}")
-
-
-@data.command()
-def show(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where the picture goes.")] = Path(
-        "out/world.png"
-    ),
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task", "-t", metavar="TASK", help="Only this task or family; may be repeated.", show_default=False
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each task.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the first sample.")] = 0,
-    size_px: Annotated[int, typer.Option("--size", help="Side of the pictures in px.")] = 64,
-    held_out: Annotated[bool, typer.Option("--held-out", help="Take the held-out side of the split.")] = False,
-) -> None:
-    """Draw samples of the procedural world with their true answers, one row per task.
-
-    \b
-    ace data show
-    ace data show --task element_editing --count 5 -o elements.png
-    """
-    from ace.errors import OutputError
-    from ace.inference.recipe import check_output, embed
-
-    wanted = tasks_named(tasks)
-    if not 1 <= count <= 50:
-        raise ConfigError(f"{count} samples of each task: use 1 to 50")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise OutputError(f"the folder {out.parent} cannot be made: choose another place with --out") from None
-    check_output(out)
-    from ace.evaluation.demo import draw_samples
-
-    embed(draw_samples(wanted, count, seed, size_px, "held_out" if held_out else "train"), out)
-    typer.echo(f"{short(out)}  {len(wanted)} tasks, {count} samples each, the true answers")

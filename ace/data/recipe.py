@@ -1,0 +1,266 @@
+"""A data recipe: one TOML file, read into frozen dataclasses; unknown keys are refused before any work starts.
+
+It says everything that decides the result, and nothing of where it runs: workers, devices and the cluster's address are
+given beside it, so that the same recipe gives the same data set anywhere.
+
+Light: nothing here imports an engine or a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ace.data.sample import FAMILIES, TASKS
+from ace.errors import ConfigError
+
+Kind = Literal["auto", "folder", "parquet", "webdataset", "huggingface"]
+Encoder = Literal["inception", "siglip"]
+Relation = Literal["content", "face", "style", "series"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The pictures, `[source]`.
+
+    path: a folder of pictures, of Parquet or of tar files (WebDataset), one such file, a folder saved by `datasets`, or
+    with kind "huggingface" the name of a data set. Pictures with a side below min_side_px or more than max_pixels are
+    rejected; larger ones are worked on at max_side_px. limit: so many pictures, in order, 0 = all. relation: what the
+    pictures of one folder share, "" = nothing: then only mining makes sets."""
+
+    path: str
+    kind: Kind = "auto"
+    split: str = "train"
+    min_side_px: int = 64
+    max_side_px: int = 768
+    max_pixels: int = 100_000_000
+    limit: int = 0
+    require_caption: bool = False
+    relation: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choice("source: kind", self.kind, Kind)
+        if self.relation:
+            _check_choice("source: relation", self.relation, Relation)
+        if not 1 <= self.min_side_px <= self.max_side_px:
+            raise ConfigError(f"source: min_side_px {self.min_side_px} and max_side_px {self.max_side_px} do not fit")
+        if self.limit < 0 or self.max_pixels < 1:
+            raise ConfigError("source: limit and max_pixels are counts")
+
+
+@dataclass(frozen=True)
+class Mining:
+    """Sets of related pictures (section 3.1), `[mine]`; without it there are none.
+
+    encoder: "inception" (from a package, offline) or "siglip" with model. num_clusters: of K-means, 0 = one for about
+    500 pictures. Two pictures of a cluster are joined when their features' cosine lies in [feature_low, feature_high)
+    and then, inside the joined sets, when the score of the relation lies in [score_low, score_high). Sets keep at most
+    max_set pictures. A high bound keeps near-identical pictures out of pairs."""
+
+    encoder: Encoder = "inception"
+    model: str = "google/siglip2-base-patch16-224"
+    num_clusters: int = 0
+    relation: Relation = "content"
+    feature_low: float = 0.75
+    feature_high: float = 0.985
+    score_low: float = 0.0
+    score_high: float = 1.01
+    min_sharpness: float = 0.0
+    max_set: int = 8
+
+    def __post_init__(self) -> None:
+        _check_choice("mine: encoder", self.encoder, Encoder)
+        _check_choice("mine: relation", self.relation, Relation)
+        for name, low, high in (
+            ("feature", self.feature_low, self.feature_high),
+            ("score", self.score_low, self.score_high),
+        ):
+            if not -1 <= low < high:
+                raise ConfigError(f"mine: {name}_low {low} must be below {name}_high {high}")
+        if self.max_set < 2 or self.num_clusters < 0:
+            raise ConfigError(f"mine: max_set is {self.max_set}, use 2 or more; num_clusters 0 or more")
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Edit pairs made from every picture (appendix B), `[synthesize]`.
+
+    tasks: families or "family/subtask"; empty = all that there is a maker for. samples_per_task: stop a task after so
+    many accepted samples, 0 = try every picture. slice: pictures of one piece of work, the unit of resuming."""
+
+    tasks: tuple[str, ...] = ()
+    samples_per_task: int = 0
+    slice: int = 8
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.tasks if name not in TASKS and name not in FAMILIES]
+        if unknown:
+            raise ConfigError(f"synthesize: unknown task {', '.join(unknown)}: use a family or family/subtask")
+        if self.samples_per_task < 0 or self.slice < 1:
+            raise ConfigError("synthesize: samples_per_task is 0 or more, slice 1 or more")
+
+    def wants(self, task: str) -> bool:
+        """Whether a task is asked for."""
+        return not self.tasks or task in self.tasks or task.split("/")[0] in self.tasks
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Who writes instructions, `[label]`; without it the templates' own words stay.
+
+    endpoint: address of an OpenAI-compatible server, up to and with "/v1"; the key is read from the environment
+    variable named by key_variable. rewrites: further wordings of each instruction, all distinct; each becomes a sample.
+    pairs: also write instructions for mined pairs, which needs a model that sees. budget_tokens: stop asking after so
+    many (0 = no limit). temperature 0 with a fixed seed makes a server that honours them repeatable."""
+
+    endpoint: str = ""
+    model: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+    rewrites: int = 1
+    pairs: bool = False
+    pair_limit: int = 1000
+    timeout_s: float = 60.0
+    retries: int = 3
+    parallel: int = 8
+    budget_tokens: int = 0
+    max_reply_tokens: int = 200
+    temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not self.endpoint.startswith(("http://", "https://")) or not self.model:
+            raise ConfigError("label: needs endpoint (http://host:port/v1) and model")
+        if not 0 <= self.rewrites <= 20 or self.retries < 0 or self.parallel < 1 or self.timeout_s <= 0:
+            raise ConfigError("label: rewrites 0 to 20, retries 0 or more, parallel 1 or more, timeout_s above 0")
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """What is dropped after synthesis, with its reason, `[filter]`.
+
+    duplicate_bits: samples of one task and instruction whose pictures' 64-bit perceptual hashes differ in at most so
+    many bits are one (0 = equal hashes; -1 = never). benchmarks: data sets or folders of pictures that no sample may
+    show (leak_bits as duplicate_bits). held_out: share of the sources whose samples go into a set of their own, whole
+    mined sets together; training samples that show nearly one of its pictures are dropped. min_sharpness: variance of
+    the Laplacian of the target, 0 to 255 scale. words: an instruction may hold none of them."""
+
+    duplicate_bits: int = 0
+    benchmarks: tuple[str, ...] = ()
+    leak_bits: int = 4
+    held_out: float = 0.0
+    min_sharpness: float = 0.0
+    words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.duplicate_bits <= 16 or not 0 <= self.leak_bits <= 16:
+            raise ConfigError("filter: duplicate_bits is -1 to 16, leak_bits 0 to 16")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"filter: held_out is {self.held_out}, use a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The shards, `[output]`. quality: "lossless" PNG is 0, 1 to 100 is WebP."""
+
+    rows_per_shard: int = 1000
+    quality: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows_per_shard < 1 or not 0 <= self.quality <= 100:
+            raise ConfigError("output: rows_per_shard is 1 or more, quality 0 to 100")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Everything that decides a data set."""
+
+    source: Collection
+    seed: int = 0
+    mine: Mining | None = None
+    synthesize: Synthesis = field(default_factory=Synthesis)
+    label: Labelling | None = None
+    filter: Filtering = field(default_factory=Filtering)
+    output: Output = field(default_factory=Output)
+
+    def to_json(self) -> str:
+        """Every setting, defaults included, without the place of the pictures."""
+        settings = dataclasses.asdict(self)
+        settings["source"].pop("path")
+        return json.dumps(settings, sort_keys=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of `to_json`, shortened."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def read_recipe(file: Path) -> DataRecipe:
+    """The recipe in a TOML file; `source.path` is taken from the file's folder. Raises ConfigError, naming the key."""
+    try:
+        text = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"{file} cannot be read: check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from None
+    recipe = read_settings(DataRecipe, text, "")
+    return dataclasses.replace(recipe, source=placed(recipe.source, file.parent))
+
+
+def placed(collection: Collection, folder: Path) -> Collection:
+    """A collection whose relative path counts from a folder; a name of a data set stays."""
+    if collection.kind == "huggingface" and not (folder / collection.path).exists():
+        return collection
+    return dataclasses.replace(collection, path=str((folder / Path(collection.path).expanduser()).resolve()))
+
+
+def read_settings(kind: type[T], found: dict[str, Any], where: str) -> T:
+    """A dataclass from a TOML table, its inner tables too. Raises ConfigError for an unknown key or a wrong type."""
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        name = f"{where}{key}"
+        if key not in hints:
+            raise ConfigError(f"unknown key {name!r}: use {', '.join(hints)}")
+        values[key] = _read(hints[key], value, name)
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in found
+    ]
+    if missing:
+        raise ConfigError(f"{where}{missing[0]} is missing: say it in the recipe")
+    return kind(**values)
+
+
+def _read(hint: Any, value: Any, name: str) -> Any:
+    if get_origin(hint) is UnionType or NoneType in get_args(hint):
+        hint = next(part for part in get_args(hint) if part is not NoneType)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} is {value!r}: write it as a table, [{name}]")
+        return read_settings(hint, value, f"{name}.")  # type: ignore[arg-type]
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+            raise ConfigError(f"{name} is {value!r}: write a list of texts")
+        return tuple(value)
+    if get_origin(hint) is Literal:
+        return value  # the dataclass checks it
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{name} is {value!r}: it must be {_KINDS[hint]}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}: use {', '.join(map(str, get_args(choices)))}")
