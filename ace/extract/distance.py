@@ -71,7 +71,7 @@ class HubDepth:
 
 def _stretch(near: np.ndarray) -> np.ndarray:
     low, high = np.percentile(near, (1, 99))
-    return ((near - low) / max(high - low, 1e-6)).clip(0, 1).astype(np.float32)
+    return ((near - low) / max(high - low, 1e-12)).clip(0, 1).astype(np.float32)
 
 
 def _guided(values: np.ndarray, guide: np.ndarray, radius_px: int, epsilon: float = 1e-3) -> np.ndarray:

@@ -51,9 +51,22 @@ class TextReader:
         lines = [
             Line(text, np.asarray(corners, np.float32), float(score))
             for text, corners, score in zip(found.txts, found.boxes, found.scores, strict=True)
-            if score >= min_score and text.strip()
+            if score >= min_score and text.strip() and not _is_whole(corners, image)
         ]
         return sorted(lines, key=lambda line: (float(line.corners[:, 1].min()), float(line.corners[:, 0].min())))
+
+    def read_line(self, image: np.ndarray, min_score: float = 0.5) -> str:
+        """What image (H, W, 3) uint8 says if all of it is one line of text; "" if that is not believed."""
+        found = self._read(image[..., ::-1], use_det=False, use_cls=False, use_rec=True)
+        if not found.txts or not found.scores or found.scores[0] < min_score:
+            return ""
+        return found.txts[0].strip()
+
+
+def _is_whole(corners: np.ndarray, image: np.ndarray) -> bool:
+    """Whether a box is the whole picture, which rapidocr reads as one line if it has found none."""
+    size = np.ptp(np.asarray(corners), axis=0)
+    return bool(size[0] >= image.shape[1] - 1 and size[1] >= image.shape[0] - 1)
 
 
 def same_text(first: str, second: str) -> bool:
