@@ -71,7 +71,7 @@ def chat(
         output.say(f"ace chat is at {address}  (model {files.name}, session {short(folder)}; Ctrl-C ends it)")
         if not no_browser:
             threading.Timer(0.5, webbrowser.open, (address,)).start()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=2))
         server.run(sockets=[listening])
 
 

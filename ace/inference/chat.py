@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_VARIANTS = 16
 MAX_SIDE_RATIO = 2.0  # outpainting: at most twice the picture on each side
+EXACT_PREVIEW_BUDGET = 256  # cells: previews of models up to this go through the decoder, a small part of a step there
 EMPTY = (127, 127, 127)  # what lies where nothing is yet, as in training
 _MENTION = re.compile(r"(?<!\w)@([0-9]{1,9}|[a-i])\b")
 
@@ -275,7 +276,8 @@ class ChatSession:
                 yield from finish_jobs(self.pipeline, self.model, batch, states)
 
     def _previews(self, states: Sequence[RequestState]) -> tuple[Image.Image, ...]:
-        return tuple(self.pipeline.decode(states, preserve=False))
+        exact = self.model.budget <= EXACT_PREVIEW_BUDGET
+        return tuple(self.pipeline.preview(state, exact) for state in states)
 
     def _resolve(self, message: Message, answer: Picture | None) -> tuple[str, list[Picture]]:
         """The instruction with its mentions as `{image}` names, and the pictures in that order."""

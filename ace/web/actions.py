@@ -121,7 +121,8 @@ class Running:
 class Studio:
     """An open session, the model that answers in it, and what is going on.
 
-    uploads: pictures that were sent and not used yet, by id; described: what `view` says of each node."""
+    uploads: pictures that were sent and not used yet, by id; described, drifts: what
+    `view` says of each node."""
 
     chat: ChatSession
     running: Running | None = None
@@ -129,6 +130,7 @@ class Studio:
     version: int = 0
     uploads: OrderedDict[str, Picture] = field(default_factory=OrderedDict)
     described: dict[str, dict] = field(default_factory=dict)
+    drifts: dict[str, str] = field(default_factory=dict)
     changed: Condition = field(default_factory=Condition)
     stopping: Event = field(default_factory=Event)
     worker: Thread | None = None
@@ -487,13 +489,13 @@ def _drift_along(studio: Studio, head: str | None) -> dict[str, str]:
     """The drift reports of the conversation that ends at the head."""
     found: dict[str, str] = {}
     while head is not None and head in studio.described and head not in found:
-        node = studio.described[head]
-        if "drift" not in node:
+        if head not in studio.drifts:
             try:
                 report = studio.chat.drift(head)
-                node["drift"] = "" if report is None else str(report)
-            except InputError:
-                node["drift"] = ""
-        found[head] = node["drift"]
-        head = node["parents"][0] if node["parents"] else None
+                studio.drifts[head] = "" if report is None else str(report)
+            except InputError:  # a damaged node before it
+                studio.drifts[head] = ""
+        found[head] = studio.drifts[head]
+        parents = studio.described[head]["parents"]
+        head = parents[0] if parents else None
     return found

@@ -20,7 +20,7 @@ const ICONS = {
   plus: "M12 5v14M5 12h14", close: "M6 6l12 12M18 6L6 18", send: "M12 19V5M6 11l6-6 6 6", stop: "M7 7h10v10H7z",
   picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01", brush: "M14 5l5 5-8 8H6v-5zM12 7l5 5", at: "M16 12a4 4 0 1 1-8 0 4 4 0 0 1 8 0zm0 0v1.5a2.5 2.5 0 0 0 5 0V12a9 9 0 1 0-3.6 7.2",
   tune: "M4 7h9M19 7h1M4 17h1M11 17h9M16 4.5v5M8 14.5v5", undo: "M8 5L4 9l4 4M4 9h10a6 6 0 0 1 0 12h-3", redo: "M16 5l4 4-4 4M20 9H10a6 6 0 0 0 0 12h3",
-  again: "M20 11a8 8 0 1 0-2 6M20 5v6h-6", many: "M4 4h10v10H4zM10 17v3h10V10h-3", compare: "M12 3v18M4 6h5v12H4zM15 6h5v12h-5z",
+  rub: "M9 19h11M5 14l8-8 6 6-7 7H9z", again: "M20 11a8 8 0 1 0-2 6M20 5v6h-6", many: "M4 4h10v10H4zM10 17v3h10V10h-3", compare: "M12 3v18M4 6h5v12H4zM15 6h5v12h-5z",
   save: "M12 4v11M7 11l5 5 5-5M5 20h14", more: "M6 12h.01M12 12h.01M18 12h.01", grid: "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z",
   theme: "M12 3a9 9 0 1 0 0 18zM12 3v18", branch: "M7 4v16M7 14c6 0 10-2 10-7M14.5 6.5L17 4l2.5 2.5", check: "M5 12l5 5L20 7",
 };
@@ -230,7 +230,7 @@ function card(one) {
   const pictures = one.pictures.map((name) => h("img", { src: address("examples/" + name), alt: "", loading: "lazy" }));
   return h("button", { type: "button", "data-task": one.task, onclick: () => takeExample(one.task) },
     pictures.length ? h("span", { class: "pictures" }, pictures) : h("span", { class: "blank" }, icon("picture")),
-    h("span", {}, h("b", {}, words(one.task)), named(one.texts[0], [])));
+    h("span", { class: "words", title: one.texts[0] }, h("b", {}, words(one.task)), named(one.texts[0], [])));
 }
 
 function welcome() {
@@ -561,7 +561,7 @@ function openEasel() {
   }
   const way = (value, label) => h("label", {}, h("input", { type: "radio", name: "mask-mode", value, checked: mode === value, onchange: () => { mode = value; canvas.classList.toggle("drawing", mode === "draw"); colours.hidden = mode !== "draw"; } }), label);
   const colours = h("label", { hidden: mode !== "draw" }, "Colour", h("input", { type: "color", value: colour, oninput: (event) => { colour = event.target.value; } }));
-  const rub = button("close", "Erase", () => { erasing = !erasing; rub.setAttribute("aria-pressed", String(erasing)); }, { class: "edged", "aria-pressed": "false" });
+  const rub = button("rub", "Erase", () => { erasing = !erasing; rub.setAttribute("aria-pressed", String(erasing)); }, { class: "edged", "aria-pressed": "false" });
   const paintOptions = h("div", { class: "options" },
     h("fieldset", {}, h("legend", { class: "fine" }, "What you paint"), way("mark", "is what may change"), way("hide", "may change, and is hidden from the model"), way("draw", "is a drawing for the model to follow")),
     colours, h("label", {}, "Brush", size),
