@@ -125,3 +125,49 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
         if not any(keys):
             raise ConfigError(f"the key file {path.name} holds no key: write one per line")
     return tuple(key for key in keys if key and not key.startswith("#"))
+
+
+def mcp(
+    model: Model = None,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            "--session",
+            metavar="FOLDER",
+            help="Session that results are kept in; made if missing. Default: one that is deleted at the end.",
+            show_default=False,
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures", metavar="FOLDER", help="Folder whose pictures may be read. Default: none.", show_default=False
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: NumberType = "auto",
+) -> None:
+    """Give agents the model as tools (generate, edit, history) over the Model Context Protocol.
+
+    An agent's program starts this itself and talks to it over standard input and output.
+
+    \b
+    claude mcp add ace -- ace mcp --session talk --pictures ~/Pictures
+    """
+    import tempfile
+
+    from ace.inference.session import Session
+    from ace.inference.sources import find_model
+
+    _check_installed()
+    if pictures is not None and not pictures.is_dir():
+        raise ConfigError(f"there is no folder {pictures.name} to read pictures from: check the path")
+    files = find_model(model)
+    with tempfile.TemporaryDirectory(prefix="ace-mcp-") as passing:
+        opened = Session.open_or_create(Path(passing) / "session" if session is None else session)
+        pipeline = load(files, device, dtype)
+
+        from ace.inference.chat import ChatSession
+        from ace.server.tools import run_tools
+
+        run_tools(ChatSession(opened, pipeline, files), pictures)

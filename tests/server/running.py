@@ -49,6 +49,7 @@ class Running:
     url: str
     engine: Engine
     key: str | None = None
+    data_folder: Path = Path()
 
     def client(self, key: str | None = None, **settings: object) -> httpx2.Client:
         shown = key or self.key
@@ -76,7 +77,12 @@ def running(
     thread.start()
     try:
         keys = server_settings.api_keys
-        yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, keys[0] if keys else None)
+        yield Running(
+            f"http://127.0.0.1:{listener.getsockname()[1]}",
+            engine,
+            keys[0] if keys else None,
+            server_settings.data_folder or Path(),
+        )
     finally:
         server.should_exit = True
         thread.join()

@@ -1,0 +1,192 @@
+"""The model as tools for agents, over the Model Context Protocol: generate, edit, history.
+
+Every result is a node of one session, so that an agent goes on from any earlier one by its name. Pictures come in as
+nodes, as data: addresses, or as files of the one folder that the operator named; nothing else of the disk is read, and
+nothing is written outside the session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from anyio import from_thread, to_thread
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context, Image
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import Field
+
+from ace import __version__
+from ace.errors import AceError, ImageError, InputError
+from ace.inference.chat import ChatSession, Message, Picture, Progress
+from ace.inference.edit import Settings
+from ace.inference.session import Node
+from ace.server.images import Upload, fetch
+from ace.server.jobs import any_seed, open_mask, open_pictures
+from ace.server.settings import ServerSettings
+
+_NODE = re.compile(r"[0-9]{4,9}")
+_INSTRUCTIONS = """Create and edit pictures from instructions. Every result is a node with a name such as 0001; `edit`
+goes on from the latest one or from the `image` it is given, with the conversation so far. Outside a mask no pixel
+changes."""
+
+Instruction = Annotated[str, Field(description="What to create or change, in plain words.", max_length=4000)]
+Size = Annotated[str | None, Field(description="WIDTHxHEIGHT in px; leave out for the model's own.")]
+Seed = Annotated[int | None, Field(description="Seed of the noise; the same seed gives the same picture.", ge=0)]
+Steps = Annotated[int | None, Field(description="Denoising steps; leave out for the model's own.", ge=1, le=200)]
+Avoid = Annotated[str, Field(description="What the picture should not be.", max_length=4000)]
+ImageName = Annotated[
+    str | None,
+    Field(description="A node such as 0001, a data: address, or a file name in the pictures folder."),
+]
+
+
+class _Tools:
+    """The tools of one session. One request at a time: the session's lock sees to it."""
+
+    def __init__(self, chat: ChatSession, pictures_folder: Path | None) -> None:
+        self.chat, self.folder = chat, pictures_folder
+        self.limits = ServerSettings()
+
+    async def make(self, open_message, context: Context) -> list[Image | str]:
+        """Answer a message, with progress; a client that gives up stops it before the next step."""
+        stop = threading.Event()
+
+        def run() -> Node:
+            message, start = open_message()
+            for event in self.chat.ask(message, start, previews=False, cancelled=stop.is_set):
+                if isinstance(event, Progress):
+                    from_thread.run(context.report_progress, event.step, event.total)
+                else:
+                    return event
+            raise ToolError("cancelled")
+
+        try:
+            node = await to_thread.run_sync(run, abandon_on_cancel=True)
+        except AceError as error:
+            raise ToolError(str(error)) from None
+        finally:
+            stop.set()
+        described = self.describe(node)
+        drift = await to_thread.run_sync(self.chat.drift, node.id)
+        if drift is not None:
+            described["drift"] = str(drift)
+        return [Image(data=node.image_path.read_bytes(), format="png"), json.dumps(described)]
+
+    def describe(self, node: Node) -> dict[str, object]:
+        recipe = node.recipe
+        return {
+            "node": node.id,
+            "parents": node.parents,
+            "instruction": node.instruction,
+            "seed": recipe.seed,
+            "steps": recipe.num_inference_steps,
+            "size": "{}x{}".format(*recipe.size_px),
+            "model": recipe.model,
+        }
+
+    def settings(self, size: str | None, seed: int | None, steps: int | None, avoid: str) -> Settings:
+        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size or "")
+        if size is not None and match is None:
+            raise InputError(f"size {size[:20]!r}: write it as WIDTHxHEIGHT, for example 64x64")
+        chosen = None if match is None else (int(match[1]), int(match[2]))
+        return Settings(any_seed() if seed is None else seed, steps, negative_instruction=avoid, size=chosen)
+
+    def picture(self, name: str) -> Picture:
+        """A picture by its node, data: address or file name."""
+        if _NODE.fullmatch(name):
+            return self.chat.answer(name)
+        return open_pictures([self.upload(name)], self.limits.max_pixels)[0]
+
+    def upload(self, name: str) -> Upload:
+        if name.startswith("data:"):
+            return fetch(name, (), self.limits.max_upload_bytes)
+        if self.folder is None:
+            raise ImageError("no folder of pictures was opened: pass a node or a data: address")
+        folder = Path(os.path.realpath(self.folder))
+        path = Path(os.path.realpath(folder / name))
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise ImageError(f"{name[:100]!r} is no file in the pictures folder: check its name")
+        if path.stat().st_size > self.limits.max_upload_bytes:
+            raise ImageError(f"{name[:100]!r} is too large: at most {self.limits.max_upload_bytes / 1e6:g} MB")
+        return Upload(path.read_bytes(), path.name)
+
+
+def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPServer:
+    """An MCP server over a session; `run` it. pictures_folder: from where files may be read, None = none."""
+    tools = _Tools(chat, pictures_folder)
+    server = MCPServer("ace", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
+
+    @server.tool(structured_output=False)
+    async def generate(
+        context: Context,
+        instruction: Instruction,
+        size: Size = None,
+        seed: Seed = None,
+        steps: Steps = None,
+        avoid: Avoid = "",
+    ) -> list[Image | str]:
+        """Create a picture from words. Returns the picture and its node."""
+        return await tools.make(
+            lambda: (Message(instruction, tools.settings(size, seed, steps, avoid)), None),
+            context,
+        )
+
+    @server.tool(structured_output=False)
+    async def edit(
+        context: Context,
+        instruction: Instruction,
+        image: ImageName = None,
+        references: Annotated[list[str], Field(description="Further pictures, named like `image`.", max_length=8)] = [],  # noqa: B006
+        mask: Annotated[
+            str | None,
+            Field(description="What may change: a data: address or file; transparent (or else white) = change."),
+        ] = None,
+        size: Size = None,
+        seed: Seed = None,
+        steps: Steps = None,
+        avoid: Avoid = "",
+    ) -> list[Image | str]:
+        """Edit a picture; without `image` the latest node, with everything said before it.
+
+        In the instruction {image} is the picture, {image1}, {image2}, … the references. Returns the picture, its node
+        and how far it drifted where it should not have changed."""
+
+        def open_message() -> tuple[Message, str | None]:
+            latest = tools.chat.session.latest()
+            start = image if image is not None and _NODE.fullmatch(image) else None
+            if image is None:
+                if latest is None:
+                    raise InputError("there is nothing to edit yet: give an image, or generate one")
+                start = latest.id
+            pictures = []
+            if start is None and image is not None:
+                pictures.append(tools.picture(image))
+            elif start is not None and (references or mask):
+                pictures.append(tools.chat.answer(start))
+            pictures += [tools.picture(name) for name in references]
+            painted = None
+            if mask is not None:
+                painted, _ = open_mask(tools.upload(mask), pictures[0].opened, tools.limits.max_pixels)
+            settings = tools.settings(size, seed, steps, avoid)
+            return Message(instruction, settings, tuple(pictures), painted), start
+
+        return await tools.make(open_message, context)
+
+    @server.tool(structured_output=False)
+    async def history() -> str:
+        """Every node so far with its parents, instruction, seed and settings, oldest first, as JSON."""
+        nodes = await to_thread.run_sync(tools.chat.session.nodes)
+        return json.dumps([tools.describe(node) for node in nodes])
+
+    return server
+
+
+def run_tools(chat: ChatSession, pictures_folder: Path | None = None) -> None:
+    """Serve the tools over standard input and output until the client closes them."""
+    anyio.run(create_tools(chat, pictures_folder).run_stdio_async)
