@@ -20,14 +20,15 @@ from dataclasses import asdict, dataclass
 from PIL import Image
 
 from ace.data.sample import FAMILIES, TASKS, EditSample
-from ace.evaluation.lpips import HOW_TO_GET
 from ace.evaluation.metrics import Interval, bootstrap
 from ace.evaluation.pictures import draw_grid
 from ace.evaluation.run import Row, RunFolder, Score, edited_input
+from ace.evaluation.tables import write_parquet
 
 ROWS_PER_FAMILY = 4  # of the grid
 CASES_PER_FAMILY = 4  # of the gallery, worst and best each
 SEEN = "nothing unseen but words and scene"
+BACKGROUND_WORDS = "another background"
 
 SampleOf = Callable[[str, int], EditSample]
 
@@ -84,13 +85,51 @@ class DriftSummary:
     unpreserved_share: Interval | None
 
 
+# What a task asks, as its score reads in a table, and which way is better.
+QUESTIONS: dict[str, tuple[str, bool]] = {
+    "iou": ("segmentation: mean IoU of the classes", True),
+    "depth_error": ("depth: mean error, 0 to 1", False),
+    "limb_distance": ("pose: distance of limbs, in sides of the picture (missing = 1)", False),
+    "object_success": ("the right thing is there, or gone (template match)", True),
+    "text_read": ("the word can be read (OCR)", True),
+    "text_similarity": ("the word, letter by letter (1 − edit distance)", True),
+    "text_gone": ("no word can be read any more (OCR)", True),
+}
+
+
+@dataclass(frozen=True)
+class FactSummary:
+    """One score of a task's own over that task's samples. true: what the true answer scores, where that is not
+    perfect by definition."""
+
+    name: str
+    task: str
+    model: Interval
+    true: Interval | None
+
+
+@dataclass(frozen=True)
+class RepeatedEdit:
+    """The same instruction again and again, each turn on the answer before it: an ideal editor stops changing.
+
+    unchanged: per turn, mean L1 to the first input where nothing should change; target: to the true answer, all pixels;
+    copy: of the input left alone to the true answer. count: chains."""
+
+    unchanged: tuple[float, ...]
+    target: tuple[float, ...]
+    copy: float
+    count: int
+
+
 @dataclass(frozen=True)
 class WorldReport:
     """What was measured.
 
     list_sha256: of all samples, so that it shows whether two reports are of the same list. count: samples scored;
     num_resized: answers that were not of their target's size. held_out: samples with and without material that training
-    never saw, by kind. absent_metrics, absent_tasks: what could not be measured, and why."""
+    never saw, by kind. facts: scores of single tasks; ssim: family, model, copied input; repeated: drift over turns.
+    num_unlisted: samples that are not those of the frozen list. absent_metrics, absent_tasks: what could not be
+    measured, and why."""
 
     model_name: str
     settings: dict[str, object]
@@ -102,6 +141,10 @@ class WorldReport:
     tasks: tuple[Group, ...]
     held_out: tuple[Group, ...]
     drift: DriftSummary
+    facts: tuple[FactSummary, ...]
+    ssim: tuple[tuple[str, Interval, Interval], ...]
+    repeated: RepeatedEdit | None
+    num_unlisted: int
     autoencoder_psnr: Interval
     absent_metrics: tuple[str, ...]
     absent_tasks: tuple[str, ...]
@@ -122,8 +165,10 @@ def make_report(
     model_name: str,
     settings: dict[str, object],
     absent_tasks: tuple[str, ...],
-    has_lpips: bool,
+    absent_metrics: tuple[str, ...],
     autoencoder_psnr: Interval,
+    repeated: RepeatedEdit | None = None,
+    num_unlisted: int = 0,
 ) -> WorldReport:
     """Summarise rows. They must be of at least one sample."""
     rows = sorted(rows, key=lambda row: (TASKS.index(row.task), row.number))
@@ -150,8 +195,12 @@ def make_report(
             unpreserved_levels=bootstrap([[drift.mean_levels for drift in free]]),
             unpreserved_share=bootstrap([[drift.changed_share for drift in free]]),
         ),
+        facts=_facts(rows),
+        ssim=_ssim(rows),
+        repeated=repeated,
+        num_unlisted=num_unlisted,
         autoencoder_psnr=autoencoder_psnr,
-        absent_metrics=() if has_lpips else (f"LPIPS: {HOW_TO_GET}",),
+        absent_metrics=absent_metrics,
         absent_tasks=absent_tasks,
     )
 
@@ -159,6 +208,28 @@ def make_report(
 def _groups(names: Iterable[str], rows: Sequence[Row], names_of: Callable[[Row], tuple[str, ...]]) -> tuple[Group, ...]:
     members = {name: [row for row in rows if name in names_of(row)] for name in names}
     return tuple(_group(name, own) for name, own in members.items() if own)
+
+
+def _facts(rows: Sequence[Row]) -> tuple[FactSummary, ...]:
+    found = []
+    for name in QUESTIONS:
+        for task in dict.fromkeys(row.task for row in rows if name in row.facts):
+            own = [row.facts for row in rows if row.task == task and name in row.facts]
+            model = bootstrap([[facts[name] for facts in own]])
+            true = bootstrap([[facts[f"{name}_true"] for facts in own if f"{name}_true" in facts]])
+            if model is not None:
+                found.append(FactSummary(name, task, model, true))
+    return tuple(found)
+
+
+def _ssim(rows: Sequence[Row]) -> tuple[tuple[str, Interval, Interval], ...]:
+    found = []
+    for family in FAMILIES:
+        own = [row.facts for row in rows if row.family == family and "ssim" in row.facts]
+        model, copy = (bootstrap([[facts[name] for facts in own]]) for name in ("ssim", "ssim_copy"))
+        if model is not None and copy is not None:
+            found.append((family, model, copy))
+    return tuple(found)
 
 
 def _group(name: str, rows: Sequence[Row]) -> Group:
@@ -197,12 +268,35 @@ def write_report(report: WorldReport, rows: Sequence[Row], folder: RunFolder, sa
     """Write report.json, report.md, report.html and grid.png into the folder."""
     folder.write("report.json", (json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n").encode())
     folder.write("report.md", markdown(report).encode())
+    write_parquet(folder.path / "rows.parquet", [flat_row(row) for row in rows])
     shown = [row for family in FAMILIES for row in first_of_family(rows, family)]
     grid = draw_grid([(row, sample_of(*row.key), _picture(folder, row)) for row in shown])
     stream = io.BytesIO()
     grid.save(stream, "PNG", optimize=True)
     folder.write("grid.png", stream.getvalue())
     folder.write("report.html", page(report, rows, folder, sample_of, stream.getvalue()).encode())
+
+
+def flat_row(row: Row) -> dict[str, object]:
+    """A row of scores as one flat table row, the same columns for every task; absent scores are None."""
+    flat: dict[str, object] = {
+        "task": row.task,
+        "number": row.number,
+        "instruction": row.instruction,
+        "held_out": ",".join(row.held_out),
+        "sample_sha256": row.sample_sha256,
+        "answer_sha256": row.answer_sha256,
+        "changed_share": row.changed_share,
+    }
+    for name, score in (("model", row.model), ("copy", row.copy), ("mean_colour", row.mean_colour)):
+        flat |= {f"{name}_{key}": value for key, value in asdict(score).items()}
+    flat |= {f"drift_{key}": value for key, value in _drift_values(row).items()}
+    return flat | {name: row.facts.get(name) for name in ("ssim", "ssim_copy", *QUESTIONS)}
+
+
+def _drift_values(row: Row) -> dict[str, float | None]:
+    names = ("mean_levels", "max_levels", "changed_share")
+    return {name: None if row.drift is None else float(getattr(row.drift, name)) for name in names}
 
 
 def first_of_family(rows: Sequence[Row], family: str, count: int = ROWS_PER_FAMILY) -> list[Row]:
@@ -229,6 +323,11 @@ def markdown(report: WorldReport) -> str:
         whole_table(report.families),
         "## By task",
         family_table(report.tasks),
+        "## What the task asks",
+        fact_table(report.facts),
+        *(["## The same edit ten times", repeated_text(report.repeated)] if report.repeated else []),
+        "## Structural similarity (SSIM, 1 = equal)",
+        ssim_table(report.ssim),
         "## What training never saw",
         "All instructions here are held-out paraphrases and all scenes are new. Some samples also show unseen "
         "concepts, an unseen style or unseen faces:",
@@ -274,6 +373,41 @@ def whole_table(groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
+def fact_table(facts: Sequence[FactSummary]) -> str:
+    """Markdown: the scores of single tasks."""
+    lines = ["| | task | samples | model | true answer |", "|---|---|--:|--:|--:|"]
+    for fact in facts:
+        words, larger = QUESTIONS[fact.name]
+        true = "" if fact.true is None else f"{fact.true.mean:.3f}"
+        arrow = "↑" if larger else "↓"
+        lines.append(f"| {words} {arrow} | {_title(fact.task)} | {fact.model.count} | {fact.model} | {true} |")
+    return "\n".join(lines)
+
+
+def ssim_table(rows: Sequence[tuple[str, Interval, Interval]]) -> str:
+    """Markdown: SSIM to the true answer by family."""
+    lines = ["| | model | copy the input |", "|---|--:|--:|"]
+    return "\n".join([*lines, *(f"| {_title(name)} | {model} | {copy.mean:.3f} |" for name, model, copy in rows)])
+
+
+def repeated_text(repeated: RepeatedEdit) -> str:
+    """Markdown: drift over turns."""
+    turns = range(1, len(repeated.target) + 1)
+    lines = [
+        f"{repeated.count} pictures; one instruction ({BACKGROUND_WORDS}), given again on every answer, without masks "
+        "or history. An ideal editor changes nothing after the first turn. The input left alone is "
+        f"{repeated.copy:.3f} from the true answer.",
+        "",
+        "| turn | " + " | ".join(str(turn) for turn in turns) + " |",
+        "|---|" + "--:|" * len(repeated.target),
+        "| L1 to the true answer | " + " | ".join(f"{value:.3f}" for value in repeated.target) + " |",
+        "| L1 to the input where nothing should change | "
+        + " | ".join(f"{value:.3f}" for value in repeated.unchanged)
+        + " |",
+    ]
+    return "\n".join(lines)
+
+
 def _three(found: Comparison | None) -> str:
     if found is None:
         return "– | – | –"
@@ -314,6 +448,11 @@ def _method_text(report: WorldReport) -> str:
         f"- Settings: {', '.join(f'{key} {value}' for key, value in shown.items())}.",
         f"- Model `{str(report.settings.get('model_sha256', ''))[:16]}`, list of samples `{report.list_sha256[:16]}`.",
     ]
+    if report.num_unlisted:
+        lines.append(
+            f"- PARTIAL: {report.num_unlisted} samples are not drawn here as in the frozen list (another Pillow "
+            "or FreeType?): compare their scores with others' only in that knowledge."
+        )
     if report.num_resized:
         lines.append(f"- {report.num_resized} answers had another size than the target and were resized.")
     lines += [f"- Absent metric: {text}" for text in report.absent_metrics]

@@ -27,13 +27,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ace.conditions.images import open_image
 from ace.data.sample import TASKS, EditSample, family_of
 from ace.errors import ConfigError, InputError, OutputError
+from ace.evaluation.facts import task_scores
 from ace.evaluation.lpips import LPIPS, as_tensor
 from ace.evaluation.metrics import changed_pixels, l1_error, l1_error_where, levels
 from ace.evaluation.systems import png_bytes
+from ace.extract.text import TextReader
 from ace.inference.preserve import drift_report
 from ace.inference.recipe import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DIGITS = 7  # of a stored score: well below what 8-bit pictures can tell, well above float noise
 NO_INPUT_GREY = (128, 128, 128)  # what stands for the input where there is none
 
@@ -80,7 +82,7 @@ class Row:
     number: place in its task's held-out list. held_out: which kinds of material it shows that training never saw.
     changed_share: share of the pixels that should change. resized: the answer was not of the target's size. model,
     copy, mean_colour: the answer, the edited input as it was (mid-grey without one), a constant picture of the target's
-    mean colour. drift, unpreserved_drift: masked edits only."""
+    mean colour. drift, unpreserved_drift: masked edits only. facts: scores of the task's own (`facts.py`)."""
 
     task: str
     number: int
@@ -95,6 +97,7 @@ class Row:
     mean_colour: Score
     drift: Drift | None
     unpreserved_drift: Drift | None
+    facts: dict[str, float]
 
     @property
     def family(self) -> str:
@@ -145,7 +148,11 @@ def answer_seed(seed: int, task: str, number: int) -> int:
 
 
 def score_chunk(
-    samples: Sequence[EditSample], numbers: Sequence[int], answers: Sequence[Answer], lpips: LPIPS | None
+    samples: Sequence[EditSample],
+    numbers: Sequence[int],
+    answers: Sequence[Answer],
+    lpips: LPIPS | None,
+    reader: TextReader | None = None,
 ) -> list[Row]:
     """Rows of answered samples, in order; their targets are of one size."""
     prepared = []
@@ -177,6 +184,10 @@ def score_chunk(
                 unpreserved_drift=(
                     None if mask is None or answer.unpreserved is None else _drift(given, answer.unpreserved, mask)
                 ),
+                facts={
+                    name: round(value, DIGITS)
+                    for name, value in task_scores(sample, given, candidates[0], changed, reader).items()
+                },
             )
         )
     return rows
@@ -324,6 +335,7 @@ def run(
     folder: RunFolder,
     seed: int,
     lpips: LPIPS | None,
+    reader: TextReader | None = None,
     quiet: bool = False,
 ) -> list[Row]:
     """Answer and score every entry (task, number) that is not done yet; returns the rows of all entries, in order.
@@ -336,13 +348,13 @@ def run(
         if all(folder.is_made(sample, number) for sample, number in zip(samples, numbers, strict=True)):
             if lpips is not None and any(folder.rows[entry].model.lpips is None for entry in chunk):
                 kept = [answer for entry in chunk if (answer := folder.answer(*entry)) is not None]
-                folder.keep(score_chunk(samples, numbers, kept, lpips))
+                folder.keep(score_chunk(samples, numbers, kept, lpips, reader))
             continue
         start = time.perf_counter()
         answers = system(samples, [answer_seed(seed, task, number) for task, number in chunk])
         seconds += time.perf_counter() - start
         made += len(chunk)
-        folder.add(answers, score_chunk(samples, numbers, answers, lpips))
+        folder.add(answers, score_chunk(samples, numbers, answers, lpips, reader))
     if made:
         speed = {"pictures": made, "seconds": round(seconds, 2), "pictures_per_second": round(made / seconds, 2)}
         folder.write("timings.json", (json.dumps(speed) + "\n").encode())

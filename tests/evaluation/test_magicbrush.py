@@ -4,7 +4,7 @@ import json
 
 import datasets
 import pytest
-from PIL import Image, ImageChops
+from PIL import ImageChops
 
 from ace import load_tiny
 from ace.conditions.images import open_image
@@ -138,9 +138,9 @@ def test_the_hub_layout_becomes_the_archives(data, tmp_path):
     for session in read_sessions(data):
         for turn in session.turns:
             pictures = {
-                "source_img": Image.open(turn.source),
+                "source_img": open_image(turn.source).image,
                 "mask_img": picture(0),
-                "target_img": Image.open(turn.target),
+                "target_img": open_image(turn.target).image,
             }
             rows.append({"img_id": session.id, "turn_index": turn.number, **pictures, "instruction": turn.instruction})
     kinds = {name: datasets.Image() for name in ("source_img", "mask_img", "target_img")}
@@ -154,7 +154,7 @@ def test_the_hub_layout_becomes_the_archives(data, tmp_path):
     )
     hub = tmp_path / "hub"
     hub.mkdir()
-    datasets.Dataset.from_list(rows, features=features).to_parquet(str(hub / "dev-00000.parquet"))
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(hub / "train-00000.parquet"))
     folder = unpack_hub_set(str(hub), "train", tmp_path / "unpacked")
     (one, two) = read_sessions(folder)
     assert [turn.instruction for turn in one.turns] == ["make it red", "make it blue", "make it green"]

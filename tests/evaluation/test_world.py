@@ -17,7 +17,7 @@ from ace.data.world import SpriteLibrary, World
 from ace.data.world.sprites import SHIPPED_PACK
 from ace.errors import ConfigError, OutputError
 from ace.evaluation import evaluate_world
-from ace.evaluation.benchmarks.world import autoencoder_psnr, make_chunks
+from ace.evaluation.benchmarks.world import autoencoder_psnr, frozen_hashes, make_chunks, repeat_edits
 from ace.evaluation.metrics import Interval
 from ace.evaluation.report import first_of_family, make_report
 from ace.evaluation.run import Answer, RunFolder, answer_seed, edited_input, run, sample_sha256
@@ -58,7 +58,9 @@ def scored(world: World, folder: Path, system, tasks=FEW, limit: int = 2):
 
 
 def report_of(rows):
-    return make_report(rows, model_name="", settings={}, absent_tasks=(), has_lpips=False, autoencoder_psnr=NO_PSNR)
+    return make_report(
+        rows, model_name="", settings={}, absent_tasks=(), absent_metrics=("LPIPS",), autoencoder_psnr=NO_PSNR
+    )
 
 
 def rows_in(folder: Path) -> list[dict]:
@@ -304,3 +306,19 @@ def test_broken_rows_are_told_and_not_overwritten(pipeline, finished, tmp_path):
     with pytest.raises(OutputError, match=r"rows\.jsonl cannot be read"):
         evaluate_world(pipeline, tmp_path, **SETTINGS)
     assert (tmp_path / "rows.jsonl").read_bytes() == b'{"task": 1}\n'
+
+
+def test_this_machine_draws_the_frozen_list():
+    frozen = frozen_hashes()
+    assert len(frozen) >= 2000
+    world = World(64, "held_out", SpriteLibrary(SHIPPED_PACK))
+    for task in TASKS[::3]:
+        assert sample_sha256(world.sample(5, task)).startswith(frozen[task, 5])
+
+
+def test_the_same_edit_again_and_again_is_measured_turn_by_turn():
+    world = World(64, "held_out", SpriteLibrary(SHIPPED_PACK))
+    found = repeat_edits(random_pipeline(), world, seed=0, count=2, turns=3)
+    assert len(found.target) == len(found.unchanged) == 3 and found.count == 2
+    assert found.unchanged[2] > 0  # random weights keep nothing
+    assert found == repeat_edits(random_pipeline(), world, seed=0, count=2, turns=3)

@@ -18,19 +18,25 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 
 from ace.conditions.images import prepare_image
+from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.data.sample import TASKS, EditSample, family_of
 from ace.data.world import SpriteLibrary, World
 from ace.data.world.sprites import SHIPPED_PACK
 from ace.diffusion import seeded_generator
-from ace.errors import ConfigError
-from ace.evaluation.lpips import load_lpips, weights_file
-from ace.evaluation.metrics import Interval, bootstrap, levels, psnr
-from ace.evaluation.report import WorldReport, make_report, write_report
-from ace.evaluation.run import Answer, RunFolder, System, run
+from ace.errors import ConfigError, MissingDependencyError
+from ace.evaluation.lpips import HOW_TO_GET, load_lpips, weights_file
+from ace.evaluation.metrics import Interval, bootstrap, changed_pixels, l1_error, l1_error_where, levels, psnr
+from ace.evaluation.report import RepeatedEdit, WorldReport, make_report, write_report
+from ace.evaluation.run import DIGITS, Answer, RunFolder, System, answer_seed, edited_input, run, sample_sha256
+from ace.extract.text import TextReader
 from ace.inference import ACEPipeline, Request
 from ace.inference.latents import decode_latents, encode_pictures
 
 NUM_PICTURES = 256  # of the autoencoder's score
+REPEATED_TASK = "semantic_editing/background"
+LIST_FILE = Path(__file__).with_name("ace_world.json")
+LIST_COUNT = 48  # of each of the 42 tasks: 2,016 samples
+LIST_SIZE_PX = 64
 
 
 def evaluate_world(
@@ -77,18 +83,72 @@ def evaluate_world(
     }
     folder = RunFolder(output, settings)
     lpips = load_lpips() if weights_file() is not None else None
+    reader = _reader()
     system = answers_of(pipeline, steps, scale)
-    rows = run(make_chunks(shown, limit, batch), lambda t, n: world.sample(n, t), system, folder, seed, lpips, quiet)
+    chunks = make_chunks(shown, limit, batch)
+    rows = run(chunks, lambda t, n: world.sample(n, t), system, folder, seed, lpips, reader, quiet)
+    frozen = frozen_hashes() if world.size_px == LIST_SIZE_PX else {}
     report = make_report(
         rows,
         model_name=model_name,
         settings=settings,
         absent_tasks=tuple(task for task in wanted if task not in shown),
-        has_lpips=lpips is not None,
+        absent_metrics=(
+            *(() if lpips is not None else (f"LPIPS: {HOW_TO_GET}",)),
+            *(() if reader is not None else ("reading text: pip install 'ace-allround[eval]'",)),
+        ),
         autoencoder_psnr=_kept_psnr(folder, pipeline, world, num_pictures),
+        repeated=_kept_repeated(folder, pipeline, world, seed) if REPEATED_TASK in shown else None,
+        num_unlisted=sum(
+            (known := frozen.get((row.task, row.number))) is not None and not row.sample_sha256.startswith(known)
+            for row in rows
+        ),
     )
     write_report(report, rows, folder, lambda task, number: world.sample(number, task))
     return report
+
+
+def frozen_hashes() -> dict[tuple[str, int], str]:
+    """The frozen list: the start of the hash of each of its samples at 64 px, by task and number. It says whether this
+    machine draws the very pictures that published figures were measured on."""
+    table = json.loads(LIST_FILE.read_text(encoding="utf-8"))
+    return {(task, number): value for task, values in table.items() for number, value in enumerate(values.split())}
+
+
+def list_hashes(count: int = LIST_COUNT) -> dict[str, list[str]]:
+    """What the frozen list would hold if it were made now: `count` hashes of every task."""
+    world = World(LIST_SIZE_PX, "held_out", SpriteLibrary(SHIPPED_PACK))
+    return {task: [sample_sha256(world.sample(n, task))[:12] for n in range(count)] for task in TASKS}
+
+
+@torch.no_grad()
+def repeat_edits(pipeline: ACEPipeline, world: World, seed: int, count: int = 8, turns: int = 10) -> RepeatedEdit:
+    """Give the same edit `turns` times, each on the answer before it, for the first `count` samples of a task."""
+    samples = [world.sample(number, REPEATED_TASK) for number in range(count)]
+    first = [levels(edited_input(sample)[0]) for sample in samples]
+    targets = [levels(sample.target) for sample in samples]
+    still = [~changed_pixels(a, b) for a, b in zip(first, targets, strict=True)]
+    shown = [sample.request.current.images[0] for sample in samples]
+    unchanged, to_target = [], []
+    for turn in range(turns):
+        requests = [
+            Request(
+                LongContextConditionUnit(ConditionUnit(sample.request.current.instruction, (image,))),
+                generator=seeded_generator(answer_seed(seed, f"{REPEATED_TASK}:{turn}", number)),
+            )
+            for number, (sample, image) in enumerate(zip(samples, shown, strict=True))
+        ]
+        states = pipeline.prepare(requests)
+        while running := [state for state in states if not state.done]:
+            pipeline.step(running)
+        answers = pipeline.decode(states)
+        made = [levels(answer.resize(s.target.size)) for answer, s in zip(answers, samples, strict=True)]
+        kept = [l1_error_where(m, f, where) for m, f, where in zip(made, first, still, strict=True)]
+        unchanged.append(_mean([value for value in kept if value is not None]))
+        to_target.append(_mean([l1_error(m, t) for m, t in zip(made, targets, strict=True)]))
+        shown = answers
+    copy = _mean([l1_error(f, t) for f, t in zip(first, targets, strict=True)])
+    return RepeatedEdit(tuple(unchanged), tuple(to_target), copy, count)
 
 
 def make_chunks(tasks: Sequence[str], limit: int, batch: int) -> list[list[tuple[str, int]]]:
@@ -176,6 +236,28 @@ def _kept_psnr(folder: RunFolder, pipeline: ACEPipeline, world: World, count: in
     interval = _psnr(pipeline.vae, world, count)
     folder.write(path.name, json.dumps(interval.__dict__).encode())
     return interval
+
+
+def _kept_repeated(folder: RunFolder, pipeline: ACEPipeline, world: World, seed: int) -> RepeatedEdit:
+    """Drift over turns, computed once per folder."""
+    path = folder.path / "repeated.json"
+    if path.is_file():
+        kept = json.loads(path.read_bytes())
+        return RepeatedEdit(tuple(kept["unchanged"]), tuple(kept["target"]), kept["copy"], kept["count"])
+    repeated = repeat_edits(pipeline, world, seed)
+    folder.write(path.name, json.dumps(repeated.__dict__).encode())
+    return repeated
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / max(1, len(values)), DIGITS)
+
+
+def _reader() -> TextReader | None:
+    try:
+        return TextReader()
+    except MissingDependencyError:
+        return None
 
 
 def _is_masked(sample: EditSample) -> bool:
