@@ -109,13 +109,13 @@ def main() -> None:
     def ready(count: int) -> Callable[[], list[Tensor]]:
         """One step of the first `count` branches, with everything that is kept between steps made beforehand."""
         p = config.patch_size
-        layout = make_layout(frames[:count], p, config.head_dim)
-        patches = [condition_patches(own, p, 0) for own in frames[:count]]
+        layout = make_layout(frames[:count], p, config.head_dim, [n > 0 for n in range(count)])
+        patches = [condition_patches(frames[0], p, 0)]
         kept = model.encode_text(torch.cat([text for own in frames[:count] for text in own.texts]), layout)
-        steps = torch.full((count,), 500)
+        steps = torch.tensor([500])
 
         def step() -> list[Tensor]:
-            packed = pack_latents([latents] * count, patches, p)
+            packed = pack_latents([latents], patches, p)
             return unpack_latents(model(packed, steps, layout, text_keys_values=kept), layout, p, 4)
 
         return step
@@ -136,7 +136,7 @@ def main() -> None:
         1 if options.smoke else options.repeats,
     )
     tokens = (side // config.patch_size) ** 2
-    cost = sum(step_cost(config, [tokens] * 2, [n] * 2).total for n in (options.text, 1))
+    cost = step_cost(config, [tokens] * 2, [options.text] * 2, [1] * 2).total
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     print(
         f"hidden {config.hidden_size}, {config.num_heads} heads, depth {config.depth}, {tokens} + {tokens} tokens,",

@@ -11,6 +11,7 @@ Not here: quantisation, other devices, `torch.compile` (`ace/inference/accelerat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ace.errors import ConfigError
 from ace.model.transformer import ACETransformer, Mlp
 
+Kind = TypeVar("Kind", bound=nn.Module)
 ROWS = 2048  # tokens that the layout is chosen for; any number can be multiplied
 
 
@@ -84,9 +86,9 @@ def unpack_linears(model: ACETransformer) -> None:
             module.activation = nn.GELU(module.gelu)
 
 
-def _linears(model: ACETransformer, kind: type[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _linears(model: ACETransformer, kind: type[Kind]) -> Iterator[tuple[nn.Module, str, Kind]]:
     """(owner, name, layer) of every layer of this very class in the blocks."""
     for module in list(model.blocks.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is kind:
+            if isinstance(child, kind) and type(child) is kind:
                 yield module, name, child
