@@ -26,18 +26,18 @@ _COMFYUI = re.compile(r"lora_unet_(.+)\.(lora_down\.weight|lora_up\.weight|alpha
 _SWIFT = re.compile(r"model\.(.+)\.lora_([AB])\.0_SwiftLoRA\.weight")
 
 
-def add_lora(model: nn.Module, lora: Lora, targets: tuple[str, ...] = ACE_TARGETS) -> None:
+def add_lora(model: nn.Module, lora: Lora, targets: tuple[str, ...] | str = ACE_TARGETS) -> None:
     """Freeze a diffusers model and put trainable adapters on its layers, started from `lora.start` if it says so.
 
-    targets: where the recipe names none. Raises ConfigError if no layer matches, CheckpointError for a start that does
-    not fit."""
+    targets: where the recipe names none; one string is a regular expression of whole names. Raises ConfigError if no
+    layer matches, CheckpointError for a start that does not fit."""
     model.requires_grad_(False)
-    names = list(lora.targets or targets)
+    names = list(lora.targets) or (targets if isinstance(targets, str) else list(targets))
     config = LoraConfig(r=lora.rank, lora_alpha=lora.scale_alpha, lora_dropout=0.0, bias="none", target_modules=names)
     try:
         model.add_adapter(config)
     except ValueError as error:
-        raise ConfigError(f"lora: no layer matches {', '.join(names)}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"lora: no layer matches {', '.join(lora.targets)}: {str(error).splitlines()[0]}") from None
     if lora.start:
         start = read_lora(Path(lora.start), model)
         own = get_peft_model_state_dict(model)

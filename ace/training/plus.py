@@ -1,0 +1,274 @@
+"""Train ACE++ (arXiv 2501.02487): FLUX.1-Fill on canvases, by LoRA on the published layers or as a whole (FFT, 448
+channels), with flow matching.
+
+Canvases go through the model one by one: they are large, all of different sizes, and FLUX has no packed attention. The
+loss is over the whole canvas, its reference too, as published. Autoencoder, T5 and CLIP are frozen.
+
+Not here: the canvas (`canvas.py`), the loop, inference (`ace.inference.pipeline_plus`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ace.data.sample import EditSample
+from ace.diffusion.flow import flow_losses, flow_noise, published_levels, sample_sigma
+from ace.errors import ConfigError
+from ace.inference.latents import encode_pictures
+from ace.inference.pipeline_plus import ACEPlusPipeline
+from ace.inference.plus_inputs import condition_tokens, pack, position_ids
+from ace.inference.plus_sources import find_plus, load_plus
+from ace.model.convert_plus import FluxSizes, flux_sizes, pieces, widen
+from ace.training.adapters import COMFYUI_FILE, add_lora, lora_state, save_lora, to_comfyui
+from ace.training.batches import BROKEN
+from ace.training.cache import FeatureCache, picture_content
+from ace.training.canvas import TrainingCanvas, training_canvas
+from ace.training.config import PlusRecipe, Stage
+from ace.training.loop import Task, train
+from ace.training.report import write_report
+from ace.training.sources import Mixture, Records, open_records
+from ace.training.stream import Item, Skipped
+
+# the published list, as diffusers names the layers: of double blocks modulation, attention and MLP of both streams, of
+# single blocks both linears and the modulation; not the embedders, not the final layer
+PLUS_TARGETS = (
+    r"transformer_blocks\.\d+\.(norm1(_context)?\.linear|attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
+    r"|ff(_context)?\.net\.(0\.proj|2))|single_transformer_blocks\.\d+\.(norm\.linear|attn\.to_[qkv]|proj_mlp|proj_out)"
+)
+
+
+@dataclass(frozen=True)
+class CanvasItem:
+    """A canvas with its words. number: of the sample, for its noise."""
+
+    number: int
+    canvas: TrainingCanvas
+    text: str
+
+
+class Canvases(Dataset):
+    """Canvases by their number in the run; a sample that cannot be laid out is a `Skipped`.
+
+    The first picture of a request is edited, the second the reference; the list of ACE++ says itself which is which."""
+
+    def __init__(self, mixture: Mixture, recipe: PlusRecipe) -> None:
+        self.mixture = mixture
+        self.recipe = recipe
+
+    def __getitem__(self, number: int) -> Item | Skipped:
+        try:
+            name, sample = self.mixture[number]
+            canvas = lay_out(sample, self.recipe, random.Random(f"{number}:reference"))
+        except BROKEN as error:
+            reason = " ".join(str(error).split())[:300]
+            return Skipped(number, self.mixture.name(number), f"{type(error).__name__}: {reason}")
+        content = CanvasItem(number, canvas, sample.request.current.instruction)
+        return Item(number, f"{name} {sample.task}", sample.task, canvas.num_tokens, content)
+
+
+def lay_out(sample: EditSample, recipe: PlusRecipe, dice: random.Random) -> TrainingCanvas:
+    """The canvas of a sample; the reference's height is drawn."""
+    unit = sample.request.current
+    images = list(zip(unit.images, unit.masks, strict=True))
+    edit = images.pop(0) if images and sample.provenance.get("has_edit", 1) else (None, None)
+    reference = images[0][0] if images else None
+    height = sample.target.height
+    return training_canvas(
+        np.array(sample.target),
+        None if edit[0] is None else np.array(edit[0]),
+        None if edit[1] is None else np.array(edit[1].convert("L")),
+        None if reference is None else np.array(reference),
+        reference_height=dice.randint(height // 3, height) if reference is not None else 0,
+        repainting_scale=recipe.repainting_scale,
+        max_sequence=recipe.max_sequence,
+        modify_mode=recipe.modify_mode,
+    )
+
+
+class PlusDenoiser(nn.Module):
+    """The FLUX transformer; the pipeline's other parts are frozen and kept out of the parameters."""
+
+    def __init__(self, pipeline: ACEPlusPipeline, recipe: PlusRecipe) -> None:
+        super().__init__()
+        self.transformer = pipeline.transformer
+        self._pipeline = (pipeline,)
+        self.recipe = recipe
+        self.levels = published_levels(torch.Generator().manual_seed(recipe.seed))
+        self.latents = FeatureCache(Path(recipe.cache), pipeline.vae, "latents") if recipe.cache else None
+        words = f"{recipe.max_text_tokens}"
+        self.texts = FeatureCache(Path(recipe.cache), pipeline.text_encoder_2, words) if recipe.cache else None
+
+    def forward(self, batch: tuple[CanvasItem, ...]) -> Tensor:
+        """Loss of every canvas, (B,)."""
+        return torch.stack([self._loss(item) for item in batch])
+
+    def _loss(self, item: CanvasItem) -> Tensor:
+        recipe, device = self.recipe, self.transformer.device
+        canvas = item.canvas
+        pictures = [canvas.target, canvas.source, *([canvas.change] if recipe.in_channels == 448 else [])]
+        clean, *given = (self._encode(picture, device) for picture in pictures)
+        generator = torch.Generator().manual_seed((recipe.seed << 32) + item.number)
+        if recipe.presampled_timesteps:
+            sigma = float(self.levels[1 + int(torch.randint(998, (), generator=generator))])
+        else:
+            sigma = sample_sigma(generator, logit_normal=True)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        level = torch.tensor([sigma], device=device)
+        noisy = flow_noise(clean[None], noise[None], level)[0]
+        condition = condition_tokens(given[0], canvas.mask.to(device), given[1] if len(given) == 2 else None)
+        text, pooled = self._words(item.text, device)
+        _, height, width = clean.shape
+        dtype = next(self.transformer.parameters()).dtype
+        velocity = self.transformer(
+            torch.cat([pack(noisy), condition], dim=1)[None].to(dtype),
+            encoder_hidden_states=text[None].to(dtype),
+            pooled_projections=pooled[None].to(dtype),
+            timestep=level,
+            guidance=torch.tensor([recipe.guidance], device=device) if self._guided else None,
+            img_ids=position_ids(height, width, device),
+            txt_ids=torch.zeros(len(text), 3, device=device),
+            return_dict=False,
+        )[0]  # (1, T, 64)
+        return flow_losses(velocity, pack(clean)[None], pack(noise)[None])[0]
+
+    @property
+    def _guided(self) -> bool:
+        return self._pipeline[0].transformer.config.guidance_embeds
+
+    @torch.no_grad()
+    def _encode(self, picture: Tensor, device: torch.device) -> Tensor:
+        content = picture_content(picture) if self.latents else b""
+        found = self.latents.get(content) if self.latents else None
+        if found is None:
+            found = encode_pictures(self._pipeline[0].vae.to(device), [picture])[0]
+            if self.latents:
+                self.latents.put(content, found)
+        return found.to(device)
+
+    @torch.no_grad()
+    def _words(self, text: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """T5's features and CLIP's pooled ones; one entry of the cache holds both."""
+        found = self.texts.get(text.encode()) if self.texts else None
+        pipeline = self._pipeline[0]
+        width = pipeline.text_encoder_2.config.d_model
+        if found is None:
+            for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+                encoder.to(device)
+            features, pooled = pipeline.encode_instruction(text)
+            found = torch.cat([features.flatten(), pooled.to(features.dtype)])
+            if self.texts:
+                self.texts.put(text.encode(), found)
+        pooled_size = pipeline.text_encoder.config.hidden_size
+        return found[:-pooled_size].view(-1, width).to(device), found[-pooled_size:].to(device)
+
+
+def widen_model(transformer: FluxTransformer2DModel, channels: int) -> None:
+    """Give a 384-channel model the change channels of FFT, their weights zero; one that has them stays as it is.
+
+    Raises ConfigError for a model that cannot have that many channels."""
+    own = transformer.config.in_channels
+    if own == channels:
+        return
+    if own > channels:
+        raise ConfigError(f"the model has {own} input channels, the recipe says {channels}: set in_channels = {own}")
+    old = transformer.x_embedder
+    new = nn.Linear(channels, old.out_features)
+    new.weight = nn.Parameter(widen(old.weight.detach(), channels).contiguous())
+    new.bias = nn.Parameter(old.bias.detach().clone())
+    transformer.x_embedder = new
+    transformer.register_to_config(in_channels=channels)
+
+
+def train_plus(
+    recipe: PlusRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> ACEPlusPipeline:
+    """Run the recipe; writes an adapter to `folder/adapter`, or the whole pipeline to `folder/model`, and a report."""
+    torch.manual_seed(recipe.seed)
+    on_gpu = torch.cuda.is_available()
+    dtype = "bfloat16" if on_gpu and recipe.lora else "float32"
+    pipeline = load_plus(find_plus(recipe.init), device="cpu", dtype=dtype, tiling=False)
+    pipeline.register_to_config(max_text_tokens=recipe.max_text_tokens)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+        part.requires_grad_(False)
+    transformer = pipeline.transformer
+    widen_model(transformer, recipe.in_channels)
+    transformer.requires_grad_(True)
+    if recipe.lora:
+        add_lora(transformer, recipe.lora, PLUS_TARGETS)
+    if recipe.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    opened: list[Records] = [open_records(source, recipe.size_px, recipe.stages[0]) for source in recipe.data]
+
+    def mixture(stage: Stage) -> Mixture:
+        return Mixture(recipe.data, opened, stage, recipe.seed)
+
+    for stage in recipe.stages:
+        mixture(stage)
+    weights = sum(p.numel() for p in transformer.parameters())
+
+    def operations(batch: tuple[CanvasItem, ...]) -> int:
+        return sum(2 * weights * (item.canvas.num_tokens + recipe.max_text_tokens) for item in batch)
+
+    task = Task(
+        PlusDenoiser(pipeline, recipe),
+        lambda stage: Canvases(mixture(stage), recipe),
+        lambda items: tuple(item.content for item in items),
+        lambda model, batch: model(batch),
+        operations,
+    )
+    train(task, recipe, folder, quiet, tell)
+    if PartialState().is_main_process:
+        if recipe.lora:
+            save_lora(transformer, recipe.lora, folder / "adapter")
+            sizes = flux_sizes(_plain_shapes(transformer))
+            state = fused_lora(lora_state(transformer), sizes)
+            save_file(to_comfyui(state, recipe.lora.scale_alpha), folder / "adapter" / COMFYUI_FILE)
+        else:
+            pipeline.save_pretrained(folder / "model")
+        write_report(folder, recipe)
+    return pipeline
+
+
+def _plain_shapes(transformer: nn.Module) -> dict[str, tuple[int, ...]]:
+    state = transformer.state_dict()
+    return {n.replace(".base_layer", ""): tuple(v.shape) for n, v in state.items() if "lora_" not in n}
+
+
+def fused_lora(state: Mapping[str, Tensor], sizes: FluxSizes) -> dict[str, Tensor]:
+    """diffusers' layers of an adapter as the published ones: queries, keys and values are one layer there.
+
+    Their pairs stand one above the other, and side by side in a block diagonal: exact, at the sum of their ranks. The
+    alpha that goes with it must grow alike, so the strength of alpha / rank is kept by scaling the up weights."""
+    groups: dict[str, list[tuple[int, int, Tensor, Tensor]]] = {}
+    for parameter, piece in pieces(sizes).items():
+        layer = parameter.removesuffix(".weight")
+        if f"{layer}.lora_A.weight" in state:
+            down, up = state[f"{layer}.lora_A.weight"], state[f"{layer}.lora_B.weight"]
+            start = piece.start or 0
+            groups.setdefault(piece.source.removesuffix(".weight"), []).append((start, len(up), down, up))
+    sources = {piece.source: 0 for piece in pieces(sizes).values()}
+    for piece in pieces(sizes).values():
+        sources[piece.source] = max(sources[piece.source], piece.stop or 0)
+    fused: dict[str, Tensor] = {}
+    for layer, parts in groups.items():
+        rows = sources[f"{layer}.weight"] or parts[0][1]
+        rank = sum(len(down) for _, _, down, _ in parts)
+        up = torch.zeros(rows, rank, dtype=parts[0][3].dtype)
+        column = 0
+        for start, count, down, own in parts:
+            up[start : start + count, column : column + len(down)] = own * (rank / len(down))
+            column += len(down)
+        fused[f"{layer}.lora_A.weight"] = torch.cat([down for _, _, down, _ in parts])
+        fused[f"{layer}.lora_B.weight"] = up
+    return fused

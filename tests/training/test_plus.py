@@ -1,0 +1,109 @@
+"""Training ACE++ on small FLUX models of the real classes: by LoRA and as a whole, from the published list."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ace.inference.plus_sources import find_plus, load_plus
+from ace.inference.plus_weights import load_adapter
+from ace.model.convert_plus import FLUX_FILL, pieces
+from ace.training.config import Lora, PlusRecipe, Source, Stage
+from ace.training.plan import FLUX_PARAMETERS
+from ace.training.plus import PLUS_TARGETS, train_plus
+from tests.random_flux import SMALL, random_plus
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flux")
+    random_plus(SMALL).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three rows of ACE++'s list: a local edit, a reference alone, both."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name, colour, size in (("a", "red", (48, 32)), ("b", "blue", (48, 32)), ("r", "green", (24, 40))):
+        Image.new("RGB", size, colour).save(folder / f"{name}.png")
+    mask = Image.new("L", (48, 32))
+    mask.paste(255, (8, 8, 24, 24))
+    mask.save(folder / "m.png")
+    rows = (
+        "a.png#;#m.png#;##;#b.png#;#make it blue#;#local_editing",
+        "#;##;#r.png#;#b.png#;#the same thing in blue#;#subject",
+        "a.png#;#m.png#;#r.png#;#b.png#;#put it there#;#portrait",
+    )
+    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    return folder / "list.csv"
+
+
+def recipe(base: Path, pairs: Path, **settings: object) -> PlusRecipe:
+    stage = Stage("only", lr=1e-2, steps=3, batch_size=2)
+    return PlusRecipe(
+        (stage,),
+        init=str(base),
+        data=(Source("pairs", "csv", str(pairs)),),
+        num_workers=0,
+        mixed_precision="no",
+        tracker="none",
+        ema_decay=0.0,
+        max_sequence=64,
+        max_text_tokens=16,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def test_a_lora_of_ace_plus_is_what_inference_loads_in_both_formats(tmp_path: Path, base: Path, pairs: Path):
+    trained = train_plus(recipe(base, pairs, lora=Lora(rank=2)), tmp_path, quiet=True).transformer
+    layers = {n.rpartition(".lora_A")[0] for n, _ in trained.named_parameters() if ".lora_A" in n}
+    assert layers and all(re.fullmatch(PLUS_TARGETS, layer) for layer in layers)
+    adapters = [
+        load_adapter(tmp_path / "adapter" / n, SMALL) for n in ("adapter_model.safetensors", "comfyui.safetensors")
+    ]
+    assert adapters[0].deltas.keys() == adapters[1].deltas.keys()
+    assert any(
+        name.startswith("lora_unet_double_blocks_0_img_attn_qkv")
+        for name in load_file(tmp_path / "adapter" / "comfyui.safetensors")
+    )
+    changed = 0
+    for name, delta in adapters[0].deltas.items():
+        zero = torch.zeros(trained.get_submodule(name.removesuffix(".weight")).base_layer.weight.shape)
+        ours, theirs = (d.apply(zero, 1.0) for d in (delta, adapters[1].deltas[name]))
+        assert torch.allclose(ours, theirs, atol=1e-7)
+        changed += bool(ours.abs().max() > 0)
+    assert changed > 10
+
+
+def test_full_training_widens_the_model_and_the_result_loads(tmp_path: Path, base: Path, pairs: Path):
+    train_plus(recipe(base, pairs, in_channels=448, cache=str(tmp_path / "cache")), tmp_path / "run", quiet=True)
+    pipeline = load_plus(find_plus(str(tmp_path / "run" / "model")), device="cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.has_change_channels
+    picture = pipeline("a thing", Image.new("RGB", (32, 32), "red"), num_inference_steps=1).images[0]
+    assert picture.size == (32, 32)
+    weight = pipeline.transformer.x_embedder.weight
+    assert weight[:, 128:192].abs().max() > 0, "the new columns were trained"
+
+
+def test_the_published_list_matches_the_published_layers_and_the_size_is_flux():
+    names = {name.removesuffix(".weight") for name in pieces(FLUX_FILL) if name.endswith(".weight")}
+    matched = {name for name in names if re.fullmatch(PLUS_TARGETS, name)}
+    published = {pieces(FLUX_FILL)[f"{name}.weight"].source.removesuffix(".weight") for name in matched}
+    per_double = {
+        f"{s}_{part}" for s in ("img", "txt") for part in ("mod.lin", "attn.qkv", "attn.proj", "mlp.0", "mlp.2")
+    }
+    wanted = {f"double_blocks.{n}.{part}" for n in range(19) for part in per_double}
+    wanted |= {f"single_blocks.{n}.{part}" for n in range(38) for part in ("linear1", "linear2", "modulation.lin")}
+    assert published == wanted
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(**{**FLUX_FILL.config(), "in_channels": 64})
+    assert sum(p.numel() for p in model.parameters()) == FLUX_PARAMETERS
