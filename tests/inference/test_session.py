@@ -1,17 +1,20 @@
 """Sessions are trees that survive kills, reloads and hostile folders."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from ace.conditions.images import normalise_image
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.errors import OutputError, SessionError
 from ace.inference.recipe import Environment, Recipe, read
@@ -206,11 +209,11 @@ def test_a_session_killed_at_any_moment_stays_readable(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[2]); import test_session as t\n"
         "s = t.Session.open_or_create(sys.argv[1])\n"
-        "print('ready', flush=True)\n"
         "for _ in range(12):  # a slow parent must not find hundreds\n"
         "    last = s.latest()\n"
         "    t.add(s, 'on', (t.picture(5, size=(300, 200)),), (t.half_mask((300, 200)),),\n"
         "          answer=t.picture(len(s.node_ids())), parents=(last.id,) if last else ())\n"
+        "    print('kept one', flush=True)\n"
         "sys.stdin.read()\n"
     )
     rng = np.random.default_rng(0)
@@ -352,3 +355,142 @@ def test_only_node_names_name_nodes(tmp_path, node_id):
         session.node(node_id)
     with pytest.raises(SessionError, match="use one such as 0001"):
         add(session, parents=(node_id,))
+
+
+# Places, sources, latents
+
+
+def test_the_place_in_the_tree_is_remembered_and_the_newest_is_the_first_one(tmp_path):
+    session = Session.create(tmp_path / "s")
+    assert session.head() is None
+    add(session, "one")
+    add(session, "two", parents=("0001",))
+    assert session.head() == "0002"
+    session.set_head("0001")
+    assert Session.open(tmp_path / "s").head() == "0001"
+    session.set_head(None)
+    assert Session.open(tmp_path / "s").head() is None
+    with pytest.raises(SessionError, match="no node 0009"):
+        session.set_head("0009")
+    (tmp_path / "s" / "head.json").write_text('{"node": "../../x"}')
+    with pytest.raises(SessionError, match=r"head\.json of s is damaged"):
+        session.head()
+
+
+def test_the_edited_picture_keeps_its_alpha_and_profile_and_looks_the_same_to_a_model(tmp_path):
+    session = Session.create(tmp_path / "s")
+    given = picture(3, "RGBA")
+    given.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    opened = normalise_image(given)
+    add(session, "change it", (opened.image, picture(4)), source=opened)
+    source = Session.open(tmp_path / "s").source("0001")
+    np.testing.assert_array_equal(source.stored, opened.stored)
+    np.testing.assert_array_equal(source.alpha, opened.alpha)
+    assert source.icc_profile == opened.icc_profile
+    (turn,) = Session.open(tmp_path / "s").history("0001")
+    np.testing.assert_array_equal(turn.unit.images[0], opened.image)
+    add(session, "go on", parents=("0001",))
+    assert session.source("0002") is session.answer("0001")
+    add(session, "from nothing")
+    assert session.source("0003") is None
+
+
+def test_kept_latents_come_back_only_for_the_model_that_made_them(tmp_path):
+    session = Session.create(tmp_path / "s")
+    latents = np.ones((4, 2, 3), np.float32)
+    add(session, "one", latents=latents)
+    assert session.history("0001")[0].latents is None
+    assert session.history("0001", model_sha256="1" * 64)[0].latents is None
+    np.testing.assert_array_equal(session.history("0001", model_sha256="0" * 64)[0].latents, latents)
+
+
+# One file
+
+
+def exported(session):
+    stream = io.BytesIO()
+    session.write_archive(stream)
+    return stream
+
+
+def tree(session):
+    session.set_head(None)
+    add(session, "one", (picture(5),), (half_mask(),), answer=picture(1), latents=np.ones((4, 2, 3), np.float32))
+    add(session, "two", (session.answer("0001").image,), answer=picture(2), parents=("0001",))
+    add(session, "other two", answer=picture(3), parents=("0001",))
+
+
+def test_a_session_comes_back_from_its_file_as_it_was(tmp_path):
+    session = Session.create(tmp_path / "s")
+    tree(session)
+    other = Session.create(tmp_path / "other")
+    assert other.add_archive(exported(session)) == {"0001": "0001", "0002": "0002", "0003": "0003"}
+    assert contents(tmp_path / "other" / "nodes") == contents(tmp_path / "s" / "nodes")
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["nodes", "session.json"]
+
+
+def test_nodes_of_a_file_are_added_behind_those_that_are_there(tmp_path):
+    session = Session.create(tmp_path / "s")
+    tree(session)
+    other = Session.create(tmp_path / "other")
+    add(other, "mine", answer=picture(9))
+    assert other.add_archive(exported(session)) == {"0001": "0002", "0002": "0003", "0003": "0004"}
+    reopened = Session.open(tmp_path / "other")
+    assert [node.parents for node in reopened.nodes()] == [(), (), ("0002",), ("0002",)]
+    assert [turn.unit.instruction for turn in reopened.history("0003")] == ["one", "two"]
+    first, second = reopened.history("0003")
+    assert second.unit.images[0] is first.answer
+    np.testing.assert_array_equal(reopened.latents("0002"), 1)
+
+
+def rewritten(stream, change):
+    """The archive with its members changed: name → bytes, as `change` makes them of a dict."""
+    with zipfile.ZipFile(stream) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return out
+
+
+def edited(name, old, new):
+    def change(members):
+        members[name] = members[name].replace(old, new)
+
+    return change
+
+
+HOSTILE = {
+    "a path out of the folder": lambda m: m.update({"../../evil.png": b""}),
+    "an absolute path": lambda m: m.update({"/tmp/evil": b""}),
+    "a file that no node has": lambda m: m.update({"nodes/0001/extra.png": b""}),
+    "a script": lambda m: m.update({"nodes/0001/run.sh": b""}),
+    "no session.json": lambda m: m.pop("session.json"),
+    "another format": edited("session.json", b'"format_version": 1', b'"format_version": 2'),
+    "a node without its description": lambda m: m.pop("nodes/0002/node.json"),
+    "a picture that is missing": lambda m: m.pop("nodes/0001/image.png"),
+    "a picture that was changed": edited("nodes/0001/image.png", b"IDAT", b"IDAX"),
+    "a parent that is not there": lambda m: [m.pop(name) for name in list(m) if name.startswith("nodes/0001/")],
+    "a number that is not its folder's": edited("nodes/0002/node.json", b'"id": "0002"', b'"id": "0007"'),
+    "a bomb": lambda m: m.update({"nodes/0002/node.json": b" " * 3_000_000}),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_file_adds_nothing_and_leaves_nothing_behind(tmp_path, change):
+    session = Session.create(tmp_path / "s")
+    tree(session)
+    hostile = rewritten(exported(session), change)
+    other = Session.create(tmp_path / "other")
+    before = contents(tmp_path)
+    with pytest.raises(SessionError):
+        other.add_archive(hostile, name="hostile.zip")
+    assert contents(tmp_path) == before
+    assert not any((tmp_path / "other" / "nodes").iterdir())
+
+
+def test_what_is_no_archive_is_said_so(tmp_path):
+    with pytest.raises(SessionError, match="not a ZIP file, or damaged"):
+        Session.create(tmp_path / "s").add_archive(io.BytesIO(b"no archive"))
