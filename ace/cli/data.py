@@ -93,6 +93,44 @@ def synthesize(
 
 
 @data.command()
+def mine(
+    pictures: Annotated[
+        str, typer.Argument(help="A folder of pictures, Parquet or tar files; one such file.", show_default=False)
+    ],
+    folder: Folder,
+    relation: Annotated[str, typer.Option("--relation", help="content, series, style or face.")] = "content",
+    encoder: Annotated[str, typer.Option("--encoder", help="vgg (offline) or siglip.")] = "vgg",
+    face_model: Annotated[
+        str,
+        typer.Option("--face-model", metavar="FILE", help="ArcFace ONNX file, to compare faces.", show_default=False),
+    ] = "",
+    low: Annotated[float, typer.Option("--low", help="Features at least so alike are joined.")] = 0.75,
+    workers: Workers = 0,
+    ray: Ray = "",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find related pictures: sets and pairs, as metadata.jsonl and pairs.jsonl. Recipes do it with [mine].
+
+    \b
+    ace data mine photos --output sets/related
+    ace data mine faces --output sets/people --relation face --face-model arcface.onnx
+    """
+    from ace.data.recipe import Collection, DataRecipe, Mining
+    from ace.data.run import mine_only
+
+    # the bounds of the second turn are the paper's
+    scores = {"face": (0.8, 0.9), "style": (0.65, 1.01)}.get(relation, (0.0, 1.01))
+    settings = Mining(encoder, relation=relation, feature_low=low, face_model=face_model).between(*scores)  # type: ignore[arg-type]
+    recipe = DataRecipe(Collection(str(Path(pictures).expanduser().resolve())), mine=settings)
+    output = Output(json=json, quiet=quiet)
+    with output.progress("mine") as tell:
+        found = mine_only(recipe, folder, _where(workers, ray, 0), lambda stage, done, total: tell(done, total, stage))
+    output.say(f"{short(folder)}  {found.manifest.count} pairs; see report.html")
+    output.data({"folder": str(folder), "pairs": found.manifest.count})
+
+
+@data.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A finished data set.", show_default=False)],
     json: Json = False,

@@ -34,6 +34,7 @@ PART_SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("facts", pa.string()),
+        ("blob", pa.binary()),
         ("sample", pa.struct(list(SCHEMA))),
     ]
 )
@@ -54,6 +55,7 @@ class Record:
     reason: str = ""
     detail: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    blob: bytes | None = None
     sample: dict[str, Any] | None = None
 
 
@@ -107,8 +109,8 @@ class Part:
     file: Path
 
     def records(self, samples: bool = True) -> Iterator[Record]:
-        """Its records in order; samples=False leaves the heavy column on disk."""
-        names = [name for name in PART_SCHEMA.names if samples or name != "sample"]
+        """Its records in order; samples=False leaves the heavy columns on disk."""
+        names = [name for name in PART_SCHEMA.names if samples or name not in ("sample", "blob")]
         with pq.ParquetFile(self.file) as table:
             for batch in table.iter_batches(16, columns=names):
                 for row in batch.to_pylist():

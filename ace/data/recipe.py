@@ -21,7 +21,7 @@ from ace.data.sample import FAMILIES, TASKS
 from ace.errors import ConfigError
 
 Kind = Literal["auto", "folder", "parquet", "webdataset", "huggingface"]
-Encoder = Literal["inception", "siglip"]
+Encoder = Literal["vgg", "siglip"]
 Relation = Literal["content", "face", "style", "series"]
 T = TypeVar("T")
 
@@ -59,19 +59,26 @@ class Collection:
 class Mining:
     """Sets of related pictures (section 3.1), `[mine]`; without it there are none.
 
-    encoder: "inception" (from a package, offline) or "siglip" with model. num_clusters: of K-means, 0 = one for about
-    500 pictures. Two pictures of a cluster are joined when their features' cosine lies in [feature_low, feature_high)
-    and then, inside the joined sets, when the score of the relation lies in [score_low, score_high). Sets keep at most
-    max_set pictures. A high bound keeps near-identical pictures out of pairs."""
+    encoder: "vgg" (HED's backbone, fetched by `ace data setup`) or "siglip" with model, by name or folder.
+    num_clusters: of K-means, 0 = one for about 500 pictures. neighbours: how many clusters, the nearest first, a
+    picture is compared in; 1 is the paper's and misses pairs that a border divides. Two pictures are joined when their
+    features' cosine lies in [feature_low, feature_high), and then, within a joined set, when the relation's score lies
+    in [score_low, score_high): face similarity (0.8 to 0.9 in the paper, needs face_model, an ArcFace ONNX file), style
+    similarity (0.65), for content and series the features again. Sets keep at most max_set pictures. A pair with a
+    cosine of feature_high or more is near-identical, one below min_relevance tells nothing: both are dropped, and so
+    are pictures below min_sharpness, a variance of the Laplacian."""
 
-    encoder: Encoder = "inception"
+    encoder: Encoder = "vgg"
     model: str = "google/siglip2-base-patch16-224"
     num_clusters: int = 0
+    neighbours: int = 3
     relation: Relation = "content"
     feature_low: float = 0.75
     feature_high: float = 0.985
     score_low: float = 0.0
     score_high: float = 1.01
+    face_model: str = ""
+    min_relevance: float = 0.6
     min_sharpness: float = 0.0
     max_set: int = 8
 
@@ -84,8 +91,12 @@ class Mining:
         ):
             if not -1 <= low < high:
                 raise ConfigError(f"mine: {name}_low {low} must be below {name}_high {high}")
-        if self.max_set < 2 or self.num_clusters < 0:
-            raise ConfigError(f"mine: max_set is {self.max_set}, use 2 or more; num_clusters 0 or more")
+        if self.max_set < 2 or self.num_clusters < 0 or self.neighbours < 1:
+            raise ConfigError("mine: max_set is 2 or more, num_clusters 0 or more, neighbours 1 or more")
+        if self.relation == "face" and not self.face_model:
+            raise ConfigError(
+                "mine: faces are compared by face_model, an ArcFace ONNX file whose licence allows your use"
+            )
 
 
 @dataclass(frozen=True)

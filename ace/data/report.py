@@ -37,14 +37,19 @@ _THUMBNAIL_PX = 180
 
 def write_report(folder: Path, stages: Sequence[StageReport], manifest: Manifest, seconds: float) -> None:
     """`report.json`, `report.html`, `funnel.png` and `browse.html` of a finished build."""
+    write_funnel(folder, stages, manifest.tasks, seconds)
+    write_atomically(folder / "browse.html", contact_sheet(read_shards(folder), folder.name, per_task=12).encode())
+
+
+def write_funnel(folder: Path, stages: Sequence[StageReport], tasks: Mapping[str, int], seconds: float) -> None:
+    """`report.json`, `report.html` and `funnel.png`."""
     told = {
         "seconds": seconds,
         "stages": [{**asdict(stage), "per_second": stage.per_second} for stage in stages],
-        "tasks": manifest.tasks,
+        "tasks": tasks,
     }
     write_atomically(folder / "report.json", (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     draw_report(folder)
-    write_atomically(folder / "browse.html", contact_sheet(read_shards(folder), folder.name, per_task=12).encode())
 
 
 def draw_report(folder: Path) -> Path:
@@ -172,7 +177,7 @@ def _img(data: bytes, what: str) -> str:
 
 def _survival(folder: Path) -> dict[str, tuple[int, dict[str, int]]]:
     """By task: how many were kept, and how many rejected for which reason, at any stage."""
-    kept = read_manifest(folder).tasks
+    kept = read_manifest(folder).tasks if (folder / MANIFEST).is_file() else {}
     why: dict[str, Counter[str]] = {}
     if (folder / "rejected" / MANIFEST).is_file():
         dropped = read_shards(folder / "rejected")

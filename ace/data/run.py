@@ -74,11 +74,7 @@ def build(recipe: DataRecipe, folder: Path | str, where: Where | None = None, te
     def told(stage: str) -> Callable[[int, int], None] | None:
         return partial(tell, stage) if tell else None
 
-    pointers = _listed(recipe, work)
-    slices = [pointers[i : i + _PICTURES_PER_JOB] for i in range(0, len(pointers), _PICTURES_PER_JOB)]
-    jobs = [Job(f"{n:06d}", {"pictures": [p.to_json() for p in part]}) for n, part in enumerate(slices)]
-    read = run_stage("read", jobs, partial(read_pictures, recipe), work, where, told("read"))
-    sources, doubles = _unique(read)
+    read, sources, doubles = _read(recipe, work, where, told)
     stages = [report_stage("read", read), _counted("unique", len(sources), doubles)]
     rejected: list[tuple[str, Sequence[Part] | Sequence[Record]]] = [("read", read), ("unique", doubles)]
 
@@ -117,6 +113,41 @@ def build(recipe: DataRecipe, folder: Path | str, where: Where | None = None, te
         tell("shards", 1, 1)
     report.write_report(folder, stages, manifest, time.perf_counter() - start)
     return Built(folder, manifest, tuple(stages))
+
+
+def mine_only(recipe: DataRecipe, folder: Path | str, where: Where | None = None, tell: Tell | None = None) -> Built:
+    """Find sets and pairs and stop there: `metadata.jsonl` (the pictures with their sets, as a collection's caption
+    file), `pairs.jsonl` and a report. Raises as `build`."""
+    from ace.data import mine
+
+    folder, where, start = Path(folder), where or Where(), time.perf_counter()
+    if recipe.mine is None:
+        raise ConfigError("there is no [mine] in the recipe: say how pictures are related")
+    _claim(recipe, folder)
+
+    def told(stage: str) -> Callable[[int, int], None] | None:
+        return partial(tell, stage) if tell else None
+
+    read, sources, doubles = _read(recipe, folder / WORK, where, told)
+    found = mine.mine_sources(recipe, sources, folder / WORK, where, told)
+    for name, lines in (("metadata.jsonl", map(mine.describe, found.sources)), ("pairs.jsonl", found.pairs)):
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(folder / name, text.encode())
+    stages = [report_stage("read", read), _counted("unique", len(sources), doubles), *found.stages]
+    manifest = Manifest(len(found.pairs), {}, ())
+    report.write_funnel(folder, stages, {}, time.perf_counter() - start)
+    return Built(folder, manifest, tuple(stages))
+
+
+def _read(
+    recipe: DataRecipe, work: Path, where: Where, told: Callable[[str], Callable[[int, int], None] | None]
+) -> tuple[list[Part], list[dict[str, Any]], list[Record]]:
+    """The parts of reading, the facts of every picture that is the first of its pixels, and the doubles."""
+    pointers = _listed(recipe, work)
+    slices = [pointers[i : i + _PICTURES_PER_JOB] for i in range(0, len(pointers), _PICTURES_PER_JOB)]
+    jobs = [Job(f"{n:06d}", {"pictures": [p.to_json() for p in part]}) for n, part in enumerate(slices)]
+    read = run_stage("read", jobs, partial(read_pictures, recipe), work, where, told("read"))
+    return read, *_unique(read)
 
 
 def read_pictures(recipe: DataRecipe, job: Job) -> Iterator[Record]:
