@@ -249,3 +249,25 @@ def _contestant(
     own = load(files, device)
     settings["model_sha256"] = pipeline_sha256(own)
     return Contestant(files.name, systems.edit_with_ace(own, steps, guidance), settings)
+
+
+@evaluate.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Output of `ace eval ace-world`.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another one.", show_default=False)],
+    folder: Report,
+    quiet: Quiet = False,
+) -> None:
+    """Two runs side by side: tested on the same samples, and drawn (radar, quality against time, drift).
+
+    \b
+    ace eval compare runs/before runs/after -o runs/compared
+    """
+    from ace.evaluation.compare import compare_runs, read_run, verdicts, write_comparison
+
+    comparison = compare_runs(read_run(first), read_run(second))
+    write_comparison(comparison, folder)
+    output = Output(quiet=quiet)
+    for line in verdicts(comparison):
+        output.say(line)
+    output.say(f"{short(folder / 'compare.md')}  and compare.png")

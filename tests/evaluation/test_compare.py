@@ -1,0 +1,56 @@
+"""Two real runs side by side."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from ace.errors import DataError
+from ace.evaluation import evaluate_world
+from ace.evaluation.compare import compare_runs, read_run, verdicts, write_comparison
+from tests.random_models import random_pipeline
+
+TASKS = ("element_editing/object_add", "semantic_editing/background")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seed in (("one", 0), ("other", 1)):
+        evaluate_world(
+            random_pipeline(), folder / name, 2, seed, quiet=True, tasks=TASKS, model_name=name, num_pictures=1
+        )
+    return folder
+
+
+def test_two_runs_of_the_same_model_are_not_told_apart(runs, tmp_path):
+    found = compare_runs(read_run(runs / "one"), read_run(runs / "other"))
+    assert list(found.families) == ["all", "semantic_editing", "element_editing"]
+    assert all("no difference shown" in line for line in verdicts(found))
+    write_comparison(found, tmp_path)
+    page = (tmp_path / "compare.md").read_text()
+    assert "| all | 4 |" in page and "PARTIAL" not in page
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.width > 1000
+
+
+def test_a_better_run_is_named(runs):
+    worse = read_run(runs / "one")
+    many = {(task, n + 100 * i): 0.3 for task, n in worse.errors for i in range(20)}
+    samples = dict.fromkeys(many, "x")
+    a = type(worse)("worse", many, samples, (), None)
+    b = type(worse)("better", dict.fromkeys(many, 0.1), samples, (), None)
+    assert verdicts(compare_runs(a, b))[0] == "all: better is better"
+
+
+def test_samples_that_only_one_run_has_are_counted(runs):
+    whole = read_run(runs / "one")
+    part = type(whole)("part", dict(list(whole.errors.items())[:2]), whole.samples, (), None)
+    found = compare_runs(whole, part)
+    assert found.num_left_out == 2
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({}) + "\n")
+    with pytest.raises(DataError, match="no finished run"):
+        read_run(tmp_path)
