@@ -29,6 +29,7 @@ def models(json: Json = False) -> None:
     \b
     ace models
     """
+    from ace.inference.plus_sources import BASE_VARIABLE, PLUS_MODELS
     from ace.inference.sources import DEFAULT_MODEL, known_models
 
     output = Output(json)
@@ -44,8 +45,9 @@ def models(json: Json = False) -> None:
         }
         for m in known
     ]
-    output.data({"default": default, "models": rows})
-    width = max(len(model.name) for model in known)
+    plus = [{"name": m.name, "description": m.description, "variable": m.variable} for m in PLUS_MODELS.values()]
+    output.data({"default": default, "models": rows, "plus": plus})
+    width = max(len(model.name) for model in (*known, *PLUS_MODELS.values()))
     for model in known:
         state = "here     " if model.is_present else "not here "
         output.say(f"{model.name:<{width}}  {state} {model.description}")
@@ -53,6 +55,9 @@ def models(json: Json = False) -> None:
     for model in known:
         if not model.is_present and model.name != DEFAULT_MODEL:
             output.say(f"To get {model.name}: ace convert {model.name}")
+    output.say(f"\nOn FLUX.1-Fill-dev, from the hub or where {BASE_VARIABLE} and the models' own variables point:")
+    for model in PLUS_MODELS.values():
+        output.say(f"{model.name:<{width}}  {model.description} ({model.variable})")
 
 
 def doctor(json: Json = False) -> None:

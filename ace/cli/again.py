@@ -12,6 +12,7 @@ import typer
 
 from ace.cli.making import refuse_inputs
 from ace.cli.options import Device, Json, Model, NumberType, Quiet
+from ace.cli.plus import remake_plus
 from ace.cli.terminal import FAILED, Output, load
 from ace.errors import ModelNotFoundError
 
@@ -106,19 +107,23 @@ def replay(
     from ace.inference import recipe as recipes
     from ace.inference.adapters import match_adapters
     from ace.inference.edit import job_of_recipe, make
+    from ace.inference.plus_edit import is_plus_recipe
 
     output = Output(json, quiet)
     written = recipes.read(picture)
     files = recipes.match_files(written, _candidates(written, picture, image or []))
-    job = job_of_recipe(written, files)
-    found = _model_of(written, model)
-    adapters = match_adapters(str(written.settings.get("adapters", "")), lora or [])
     if out is not None:
         recipes.check_output(out)
         refuse_inputs([out], [picture, *files.values()])
-    with output.progress(f"loading {found.name}") as tell:
-        pipeline = load(found, device, dtype, adapters=adapters)
-        (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
+    if is_plus_recipe(written):
+        found, made = remake_plus(written, files, model, lora or [], device, dtype, output)
+    else:
+        job = job_of_recipe(written, files)
+        found = _model_of(written, model)
+        adapters = match_adapters(str(written.settings.get("adapters", "")), lora or [])
+        with output.progress(f"loading {found.name}") as tell:
+            pipeline = load(found, device, dtype, adapters=adapters)
+            (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
     with Image.open(picture) as opened:
         data = recipes.encode(made.image, opened.format or "PNG", written)
     then = picture.read_bytes()

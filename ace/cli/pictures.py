@@ -6,6 +6,7 @@ Everything that is asked for is opened and checked before torch is imported (`ma
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,17 @@ from ace.cli.options import (
     Steps,
     read_seed,
     read_size,
+)
+from ace.cli.plus import (
+    Control,
+    MaxSeqLength,
+    PlusOptions,
+    Quantize,
+    References,
+    Repaint,
+    Transformer,
+    edit_plus,
+    no_session,
 )
 from ace.cli.terminal import Output
 from ace.errors import ConditionError
@@ -167,6 +179,12 @@ def edit(
     size: Size = None,
     model: Model = None,
     lora: Lora = None,
+    reference: References = None,
+    repaint: Repaint = None,
+    control: Control = None,
+    max_seq_length: MaxSeqLength = None,
+    quantize: Quantize = None,
+    transformer: Transformer = None,
     refine: Refine = None,
     refine_strength: RefineStrength = 0.2,
     device: Device = "auto",
@@ -187,10 +205,13 @@ def edit(
     ace edit photo.png "add a hat" --session talk
     ace edit "now make it red" --session talk
     ace edit "make it green instead" --session talk --from 0001
+    ace edit "the logo on a mug" --model ace-plus-subject --reference logo.png
+    ace edit room.png "put {image1} on the table" --mask table.png --model ace-plus-fft --reference vase.png
     """
     from ace.conditions.prompt import check_references
     from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Settings, open_job
+    from ace.inference.plus_sources import is_plus
 
     *photos, instruction = words
     paths, references = [Path(photo) for photo in photos], tuple(image or ())
@@ -200,7 +221,32 @@ def edit(
         raise ConditionError(
             f"the instruction is missing: after the pictures say what to change, got the file {instruction!r}"
         )
+    options = PlusOptions(tuple(reference or ()), repaint, control, max_seq_length, quantize, transformer)
+    asked = model or os.environ.get("ACE_MODEL")
+    if asked is not None and is_plus(asked):
+        no_session(session, start)
+        edit_plus(
+            asked,
+            paths,
+            instruction,
+            replace(options, references=(*options.references, *(str(path) for path in references))),
+            mask=mask,
+            out=out,
+            out_dir=out_dir,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            loras=lora or (),
+            device=device,
+            dtype=dtype,
+            memory=memory,
+            metadata=not no_metadata,
+            output=Output(json, quiet),
+        )
+        return
     files = find_model_files(model, steps, guidance, size)
+    options.check_unused(files.name)
     adapters = tuple(AdapterChoice.parse(text) for text in lora or ())
     opened = check_session(session, start)
     if not paths and (opened is None or opened.latest() is None):

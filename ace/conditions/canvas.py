@@ -369,7 +369,8 @@ def published_canvas(
 ) -> tuple[Canvas, int]:
     """The same for arrays (3, h, w) in [-1, 1] and a mask (1, h, w) of 0 and 1: (canvas, seam in px, 0 = none).
 
-    The canvas's target begins at the seam; without a reference its output size is the canvas's own."""
+    The seam is rounded down to a cell, as published; the reference's box ends where it really is. Without a reference
+    the output size is the canvas's own."""
     reference = None if reference is None else _crop_aspect(reference)
     if edit is None:
         edit = np.zeros((3, size[1], size[0]), dtype=np.float32)
@@ -401,7 +402,7 @@ def published_canvas(
     change = None
     if use_change:
         change, content = content * mask, content * (1 - mask)
-    boxes = ((0, 0, seam, new_rows),) if seam else ()
+    boxes = ((0, 0, round((columns - width) * new_columns / columns), new_rows),) if columns > width else ()
     output_size = (width, height) if seam else (new_columns, new_rows)
     return Canvas(content, mask, change, (seam, 0, new_columns, new_rows), output_size, boxes), seam
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
 from torch import Tensor, nn
 
 from ace.errors import CheckpointError, MissingDependencyError
@@ -44,16 +43,16 @@ class GgufFile:
         """Whether a tensor is quantized."""
         return self.tensors[name].tensor_type.name not in ("F32", "F16", "BF16", "F64")
 
-    def packed(self, name: str) -> GGUFParameter:
-        """A quantized tensor's bytes (R, bytes of a row) with their kind."""
+    def packed(self, name: str) -> tuple[Tensor, Any]:
+        """A quantized tensor's bytes (R, bytes of a row), and their kind."""
         tensor = self.tensors[name]
-        return GGUFParameter(torch.from_numpy(tensor.data.copy()), quant_type=tensor.tensor_type)
+        return torch.from_numpy(tensor.data.copy()), tensor.tensor_type
 
     def unpacked(self, name: str) -> Tensor:
         """A tensor as floats: float32, or as it is stored."""
         tensor = self.tensors[name]
         if self.is_packed(name):
-            return dequantize_gguf_tensor(self.packed(name)).float()
+            return _unpack(*self.packed(name)).float()
         values = torch.from_numpy(tensor.data.copy())
         if tensor.tensor_type.name == "BF16":
             values = values.view(torch.bfloat16)
@@ -76,9 +75,15 @@ class GgufLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight as it counts, float32."""
-        return dequantize_gguf_tensor(GGUFParameter(self.bytes, quant_type=self.kind)).float()
+        return _unpack(self.bytes, self.kind).float()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (…, C) → (…, R)."""
-        weight = dequantize_gguf_tensor(GGUFParameter(self.bytes, quant_type=self.kind)).to(x.dtype)
+        weight = _unpack(self.bytes, self.kind).to(x.dtype)
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+
+def _unpack(packed: Tensor, kind: object) -> Tensor:
+    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor  # needs the gguf package
+
+    return dequantize_gguf_tensor(GGUFParameter(packed, quant_type=kind))

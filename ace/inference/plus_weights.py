@@ -227,9 +227,8 @@ def load_transformer(
             and quantization is None
             and not changes
         ):
-            packed = files.gguf.packed(source)
-            columns = files.shapes[source][1]
-            _replace(model, name, GgufLinear(piece.of(packed.as_tensor()), packed.quant_type, columns))
+            packed, kind = files.gguf.packed(source)
+            _replace(model, name, GgufLinear(piece.of(packed), kind, files.shapes[source][1]))
             continue
         tensor = piece.of(read(source))
         scale = _scale_of(files, read, source)

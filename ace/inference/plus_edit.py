@@ -1,0 +1,312 @@
+"""From picture files to a picture of an ACE++ model with its recipe: what the command line does around the pipeline.
+
+`open_plus_job` opens and checks everything that is asked for and uses no weights; `make_plus` makes the picture, keeps
+what the mask protects, measures the drift and writes down the recipe; `plus_job_of_recipe` opens the job that a recipe
+describes.
+
+Not here: writing files, models by name (`plus_sources.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ace.conditions.canvas import Fit, Place, Reference, arrange, check_seq_length, name_places
+from ace.conditions.images import OpenedImage, open_mask
+from ace.errors import ConditionError, ConfigError, ImageError, MaskError
+from ace.inference.edit import open_picture
+from ace.inference.preserve import DriftReport, drift_report
+from ace.inference.recipe import Environment, FileRef, Recipe
+
+if TYPE_CHECKING:
+    from ace.inference.pipeline_plus import ACEPlusPipeline
+    from ace.inference.plus_sources import PlusFiles
+
+FAMILY = "ace-plus"  # in a recipe's settings
+CONTROLS = ("canny", "mosaic", "gray", "contour", "depth", "doodle", "scribble", "pose", "segmentation")
+DEFAULT_SIZE = (1024, 1024)
+
+Progress = Callable[[int, int], None]  # denoising steps done, and in all
+
+
+@dataclass(frozen=True)
+class ReferenceFile:
+    """A reference's file, its place and its size rule: "FILE", "FILE@right", "FILE@above,keep=0.5"."""
+
+    path: Path
+    place: Place = "left"
+    fit: Fit = "align"
+    rate: float = 0.8
+
+    @classmethod
+    def parse(cls, text: str) -> ReferenceFile:
+        """Read it as it is written on a command line. Raises ConfigError."""
+        name, separator, rule = text.rpartition("@")
+        if not separator or "/" in rule or "\\" in rule or Path(text).is_file():
+            return cls(Path(text))
+        place, fit, rate = "left", "align", 0.8
+        for word in rule.split(","):
+            key, _, value = word.strip().partition("=")
+            if key in ("left", "right", "above", "below") and not value:
+                place = key
+            elif key == "keep":
+                fit = "keep"
+                try:
+                    rate = float(value) if value else rate
+                except ValueError:
+                    rate = -1.0
+            elif key == "align" and not value:
+                fit = "align"
+            else:
+                raise ConfigError(
+                    f"reference {text!r}: after @ write left, right, above or below, and ,keep=0.8 if wanted"
+                )
+        reference = cls(Path(name), place, fit, rate)  # type: ignore[arg-type]
+        Reference(Image.new("RGB", (1, 1)), reference.place, reference.fit, reference.rate)  # checks the values
+        return reference
+
+
+@dataclass(frozen=True)
+class PlusSettings:
+    """How a picture is made. None = the model's default. size: (width, height) of a new picture. control: one of
+    `CONTROLS`, what the edited picture is turned into inside the mask before the model sees it."""
+
+    seed: int
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    repainting_scale: float | None = None
+    control: str | None = None
+    size: tuple[int, int] | None = None
+    max_seq_length: int | None = None
+
+
+@dataclass(frozen=True)
+class PlusJob:
+    """One picture to make: opened and checked. images: the edited picture's file, if any, then the references'."""
+
+    instruction: str
+    settings: PlusSettings
+    source: OpenedImage | None
+    mask: Image.Image | None
+    references: tuple[Reference, ...]
+    images: tuple[FileRef, ...] = ()
+    mask_file: FileRef | None = None
+
+
+@dataclass(frozen=True)
+class PlusMade:
+    """A finished job. drift: what changed where it should not have, None without an edited picture."""
+
+    job: PlusJob
+    image: Image.Image
+    recipe: Recipe
+    drift: DriftReport | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_plus_job(
+    instruction: str,
+    settings: PlusSettings,
+    *,
+    photo: Path | None = None,
+    mask: Path | None = None,
+    references: Sequence[ReferenceFile] = (),
+) -> PlusJob:
+    """Open and check everything that a request names, its canvas included.
+
+    Raises ImageError, MaskError, ConditionError or ConfigError."""
+    opened: dict[str, OpenedImage] = {}
+    source = None
+    files: list[FileRef] = []
+    if photo is not None:
+        file, source = open_picture(photo, opened)
+        files.append(file)
+    elif mask is not None:
+        raise MaskError("a mask needs the picture that it belongs to: name the photo before the instruction")
+    placed = []
+    for reference in references:
+        file, picture = open_picture(reference.path, opened)
+        files.append(file)
+        placed.append(Reference(picture.image, reference.place, reference.fit, reference.rate))
+    if source is None and not placed:
+        raise ConditionError("there is nothing to work on: name a photo before the instruction, or a --reference")
+    if settings.control is not None:
+        if settings.control not in CONTROLS:
+            raise ConfigError(f"control {settings.control!r}: use {', '.join(CONTROLS)}")
+        if source is None:
+            raise ImageError("a control needs the picture that it is drawn from: name the photo before the instruction")
+    opened_mask = open_mask(mask, source.size) if mask is not None and source is not None else None
+    job = PlusJob(
+        instruction,
+        settings,
+        source,
+        opened_mask,
+        tuple(placed),
+        tuple(files),
+        None if mask is None else FileRef.of(mask),
+    )
+    _check(job)
+    return job
+
+
+def _check(job: PlusJob) -> None:
+    """Everything about a request that needs no model."""
+    settings = job.settings
+    if settings.max_seq_length is not None:
+        check_seq_length(settings.max_seq_length)
+    name_places(job.instruction, job.references, job.source is not None)
+    arrange(
+        None if job.source is None else job.source.image,
+        job.mask,
+        job.references,
+        size=settings.size or DEFAULT_SIZE,
+        repainting_scale=1.0 if settings.repainting_scale is None else settings.repainting_scale,
+        max_seq_length=settings.max_seq_length or 4096,
+    )
+
+
+def draw_control(name: str, source: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """The edited picture with its control signal inside the mask (everywhere without one); RGB.
+
+    Raises ConfigError for an unknown name, MissingDependencyError where a model's weights are missing."""
+    from ace.extract import draw_signal, exact
+
+    array = np.asarray(source)
+    exact_ones = {"canny": exact.canny, "mosaic": exact.mosaic, "gray": exact.gray}
+    drawn = exact_ones[name](array) if name in exact_ones else draw_signal(name, array)
+    signal = Image.fromarray(drawn)
+    if signal.size != source.size:
+        signal = signal.resize(source.size, Image.Resampling.BICUBIC)
+    return signal if mask is None else Image.composite(signal, source, mask)
+
+
+def repainting_of(model: PlusFiles, settings: PlusSettings) -> float:
+    """How much of the old picture is hidden: as asked, else the model's default; with a control the fully tuned model
+    sees all of it and an adapter half, as published."""
+    if settings.repainting_scale is not None:
+        return settings.repainting_scale
+    if settings.control is not None:
+        return 0.0 if model.is_fft else 0.5
+    return model.repainting_scale
+
+
+def make_plus(pipeline: ACEPlusPipeline, model: PlusFiles, job: PlusJob, progress: Progress | None = None) -> PlusMade:
+    """Make a job's picture. Raises InputError."""
+    from ace.diffusion import seeded_generator  # torch, only when a model runs
+    from ace.inference.pipeline_plus import PlusRequest
+    from ace.inference.preserve import paste_back
+
+    settings = job.settings
+    image = None if job.source is None else job.source.image
+    if settings.control is not None and image is not None:
+        image = draw_control(settings.control, image, job.mask)
+    repainting = repainting_of(model, settings)
+    request = PlusRequest(
+        instruction=job.instruction,
+        image=image,
+        mask=job.mask,
+        references=job.references,
+        size=settings.size or DEFAULT_SIZE,
+        repainting_scale=repainting,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        max_seq_length=settings.max_seq_length,
+        generator=seeded_generator(settings.seed),
+    )
+    (state,) = pipeline.prepare([request])
+    while not state.done:
+        pipeline.step(state)
+        if progress is not None:
+            progress(state.step_index, state.num_steps)
+    answer = pipeline.finish(state, pipeline.decode_canvas(state), preserve=False)
+    pipeline.maybe_free_model_hooks()
+    drift = None
+    if job.source is not None:
+        if job.mask is not None:
+            answer = paste_back(job.source, answer, job.mask)
+        elif job.source.icc_profile is not None:
+            answer.info["icc_profile"] = job.source.icc_profile
+        before = job.source.image if job.mask is None else job.source.stored
+        drift = drift_report(before, answer.convert("RGB"), job.mask)
+    environment = Environment.here(
+        device=str(pipeline.device).split(":")[0], dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
+    )
+    recipe = Recipe(
+        model=model.name,
+        model_sha256=model.sha256,
+        instruction=job.instruction,
+        seed=settings.seed,
+        num_inference_steps=state.num_steps,
+        guidance_scale=state.guidance_scale,
+        guidance_rescale=0.0,
+        size_px=state.canvas.output_size,
+        images=job.images,
+        masks=(job.mask_file, *[None] * (len(job.images) - 1)) if job.mask_file is not None else (),
+        settings=_settings_of(job, model, repainting, state.canvas.num_cells, pipeline),
+        environment=environment,
+    )
+    notes = (f"{job.source.name}: {job.source.converted}",) if job.source and job.source.converted else ()
+    return PlusMade(job, answer, recipe, drift, notes)
+
+
+def _settings_of(
+    job: PlusJob, model: PlusFiles, repainting: float, num_cells: int, pipeline: ACEPlusPipeline
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "family": FAMILY,
+        "edits": job.source is not None,
+        "repainting_scale": float(repainting),
+        "max_seq_length": int(job.settings.max_seq_length or pipeline.config.max_seq_length),
+        "canvas_cells": num_cells,
+        "places": ",".join(reference.place for reference in job.references),
+        "fits": ",".join("align" if r.fit == "align" else f"keep={r.rate:g}" for r in job.references),
+    }
+    if job.settings.control is not None:
+        settings["control"] = job.settings.control
+    if model.adapters:
+        settings["plus_adapters"] = ",".join(f"{file.path.name}:{file.strength:g}" for file in model.adapters)
+    return settings
+
+
+def is_plus_recipe(recipe: Recipe) -> bool:
+    """Whether a recipe was made by an ACE++ model."""
+    return recipe.settings.get("family") == FAMILY
+
+
+def plus_job_of_recipe(recipe: Recipe, files: Mapping[str, Path]) -> PlusJob:
+    """The job that a recipe describes. files: SHA-256 → path, as `match_files` finds them. Raises as
+    `open_plus_job`."""
+    settings = recipe.settings
+    images = list(recipe.images)
+    edited = images.pop(0) if settings.get("edits") else None
+    places = [word for word in str(settings.get("places", "")).split(",") if word]
+    fits = [word for word in str(settings.get("fits", "")).split(",") if word]
+    if len(places) != len(images) or len(fits) != len(images):
+        raise ConfigError("the recipe's references do not fit its images: use the original file")
+    references = []
+    for file, place, fit in zip(images, places, fits, strict=True):
+        kind, _, rate = fit.partition("=")
+        references.append(ReferenceFile(files[file.sha256], place, kind, float(rate or 0.8)))  # type: ignore[arg-type]
+    mask = recipe.masks[0] if recipe.masks else None
+    control = settings.get("control")
+    return open_plus_job(
+        recipe.instruction,
+        PlusSettings(
+            recipe.seed,
+            recipe.num_inference_steps,
+            recipe.guidance_scale,
+            float(settings["repainting_scale"]),
+            None if control is None else str(control),
+            None if edited is not None else recipe.size_px,
+            int(settings["max_seq_length"]),
+        ),
+        photo=None if edited is None else files[edited.sha256],
+        mask=None if mask is None else files[mask.sha256],
+        references=references,
+    )

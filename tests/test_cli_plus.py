@@ -1,0 +1,153 @@
+"""The command line with ACE++ models, on a small random FLUX that lies on disk as the published one does."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from ace.cli import app
+from ace.inference import recipe as recipes
+from ace.inference.plus_edit import CONTROLS, ReferenceFile, draw_control
+from tests.inference.test_plus_sources import adapter_file
+from tests.random_flux import SMALL_FFT, published_state, random_plus
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("plus")
+    random_plus().save_pretrained(root / "fill")
+    save_file(published_state(random_plus(SMALL_FFT, seed=4).transformer), root / "fft.safetensors")
+    adapter_file(root / "subject.safetensors")
+    return root
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, models):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLUX_FILL_PATH", str(models / "fill"))
+    monkeypatch.setenv("SUBJECT_MODEL_PATH", str(models / "subject.safetensors"))
+    monkeypatch.setenv("ACE_PLUS_FFT_MODEL", str(models / "fft.safetensors"))
+    for number, name in enumerate(("photo", "logo", "vase")):
+        noise = np.random.default_rng(number).integers(0, 255, (45, 61, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(f"{name}.png")
+    mask = Image.new("L", (61, 45), 0)
+    mask.paste(255, (10, 10, 40, 30))
+    mask.save("mask.png")
+    return tmp_path
+
+
+def ace(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="ace")
+    assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+    return result.stdout if code == 0 else result.stderr
+
+
+def test_a_new_picture_after_a_reference(here):
+    said = ace("edit", "the logo on a mug", "--model", "ace-plus-subject", "--reference", "logo.png", "--size", "64x48")
+    assert "generated.png  64x48 px" in said and "ace-plus-subject" in said
+    with Image.open("generated.png") as picture:
+        assert picture.size == (64, 48)
+
+
+def test_an_edit_with_two_references_keeps_everything_outside_the_mask_and_can_be_made_again(here):
+    ace(
+        "edit", "photo.png", "put {image1} beside {image2}", "--mask", "mask.png", "--model", "ace-plus-fft",
+        "--reference", "logo.png", "--reference", "vase.png@right,keep=0.5", "--max-seq-length", 1024,
+        "--seed", 3, "-o", "out.png",
+    )  # fmt: skip
+    before, after = np.asarray(Image.open("photo.png")), np.asarray(Image.open("out.png"))
+    outside = np.asarray(Image.open("mask.png")) == 0
+    assert after.shape == before.shape
+    np.testing.assert_array_equal(before[outside], after[outside])
+    assert (before[~outside] != after[~outside]).any()
+    written = recipes.read("out.png")
+    assert [file.name for file in written.images] == ["photo.png", "logo.png", "vase.png"]
+    assert written.settings["places"] == "left,right" and written.settings["fits"] == "align,keep=0.5"
+    assert "the same to the byte" in ace("replay", "out.png")
+
+
+def test_adapters_repainting_controls_and_bits_are_options(here):
+    base = ["edit", "photo.png", "a hat", "--seed", 1, "--model", "ace-plus-subject", "--mask", "mask.png"]
+    pictures = {}
+    for name, extra in {
+        "plain": [],
+        "twice": ["--lora", "ace-plus-subject:1"],
+        "shown": ["--repaint", 0],
+        "edges": ["--control", "canny"],
+        "fp8": ["--quantize", "fp8"],
+    }.items():
+        ace(*base, *extra, "-o", f"{name}.png")
+        pictures[name] = np.asarray(Image.open(f"{name}.png")).tobytes()
+    assert len(set(pictures.values())) == len(pictures)
+    assert recipes.read("edges.png").settings["control"] == "canny"
+    assert recipes.read("edges.png").settings["repainting_scale"] == 0.5
+
+
+def test_several_photos_go_to_a_folder_with_one_model_load(here):
+    report = json.loads(
+        ace("edit", "photo.png", "vase.png", "a hat", "--model", "ace-plus-fft", "--out-dir", "o", "--json")
+    )
+    assert [picture["size_px"] for picture in report["pictures"]] == [[61, 45], [61, 45]]
+    assert {path.name for path in (here / "o").iterdir()} == {"photo.png", "vase.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["photo.png", "x", "--model", "ace-plus-subject", "--reference", "no.png"], "no.png"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--reference", "logo.png@under"], "left, right, above"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--max-seq-length", "100"], "use 1024"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--control", "magic"], "use canny"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--quantize", "2bit"], "use fp8, int8, 4bit"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--repaint", "2"], "repainting_scale 2"),
+        (["photo.png", "{image2}", "--model", "ace-plus-subject"], "{image2}"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--session", "talk"], "single edits"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--lora", "photo.png"], "photo.png is no safetensors"),
+        (["x", "--model", "ace-plus-subject"], "nothing to work on"),
+        (["photo.png", "x", "--model", "ace-plus-portrait"], "hub"),
+        (["photo.png", "x", "--reference", "logo.png"], "only for ACE++ models"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "-o", "photo.png"], "one of the inputs"),
+    ],
+)
+def test_a_wrong_request_ends_with_one_line_and_code_2(here, arguments, words, monkeypatch):
+    monkeypatch.delenv("PORTRAIT_MODEL_PATH", raising=False)
+    files = {path.name for path in here.iterdir()}
+    said = ace("edit", *arguments, code=2)
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+    assert {path.name for path in here.iterdir()} == files
+
+
+def test_an_eight_bit_checkpoint_comes_with_its_error_per_layer_and_on_a_picture(here, models):
+    said = ace("convert", models / "fft.safetensors", "--fp8", "-o", "small.safetensors", "--picture", "ace-plus-fft")
+    assert "error of the weights" in said and "the published cast" in said and "error of a picture" in said
+    report = json.loads((here / "small.report.json").read_text())
+    assert 0 < report["mean_relative_error"] < 0.05
+    assert 0 < report["picture"]["max_difference"] < 100
+    assert report["layers"][0]["layer"].startswith(("double_blocks", "single_blocks"))
+    ace("edit", "photo.png", "x", "--model", "ace-plus-fft", "--transformer", "small.safetensors", "-o", "a.png")
+    assert "8-bit weights already" in ace("convert", "small.safetensors", "--fp8", "-o", "b.safetensors", code=1)
+
+
+def test_models_lists_them():
+    listed = ace("models")
+    assert "ace-plus-portrait" in listed and "FLUX_FILL_PATH" in listed
+
+
+def test_references_are_read_as_they_are_written():
+    reference = ReferenceFile.parse("a@b/c.png@above,keep=0.3")
+    assert (str(reference.path), reference.place, reference.fit, reference.rate) == ("a@b/c.png", "above", "keep", 0.3)
+    assert str(ReferenceFile.parse("me@home/c.png").path) == "me@home/c.png"
+
+
+@pytest.mark.parametrize("name", ["canny", "mosaic", "gray"])
+def test_a_control_is_drawn_inside_the_mask_only(here, name):
+    photo, mask = Image.open("photo.png"), Image.open("mask.png")
+    drawn = np.asarray(draw_control(name, photo, mask))
+    inside = np.asarray(mask) > 0
+    np.testing.assert_array_equal(drawn[~inside], np.asarray(photo)[~inside])
+    assert (drawn[inside] != np.asarray(photo)[inside]).any()
+    assert name in CONTROLS
