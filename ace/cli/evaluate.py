@@ -271,3 +271,40 @@ def compare(
     for line in verdicts(comparison):
         output.say(line)
     output.say(f"{short(folder / 'compare.md')}  and compare.png")
+
+
+@evaluate.command("study")
+def study(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Outputs of `ace eval ace-world`, one per system.", show_default=False),
+    ],
+    folder: Report,
+    count: Annotated[int, typer.Option("--count", help="So many items, spread over the tasks.")] = 84,
+    port: Annotated[int, typer.Option("--port", help="Of the page, on this machine only.")] = 7870,
+    only_report: Annotated[bool, typer.Option("--report", help="Write study.md from the ratings so far.")] = False,
+) -> None:
+    """The paper's user study: a page that shows anonymised results and collects two scores for each, 1 to 5.
+
+    \b
+    ace eval study runs/before runs/after -o runs/study
+    ace eval study runs/before runs/after -o runs/study --report
+    """
+    from ace.evaluation.study import Study, answers_of_runs, as_markdown
+    from ace.inference.recipe import write_atomically
+
+    asked = Study(answers_of_runs(runs, folder, count), folder)
+    if only_report:
+        write_atomically(folder / "study.md", as_markdown(asked.report()).encode())
+        Output().say(f"{short(folder / 'study.md')}  {len(asked.ratings)} ratings")
+        return
+    try:
+        import uvicorn
+
+        from ace.evaluation.study_page import make_app
+    except ImportError as error:
+        raise MissingDependencyError("the page needs FastAPI: pip install 'ace-allround[eval]'") from error
+    Output().say(
+        f"http://127.0.0.1:{port}/  {len(asked.answers)} answers; report at /report; Ctrl-C stops, all is kept"
+    )
+    uvicorn.run(make_app(asked), host="127.0.0.1", port=port, log_level="warning")
