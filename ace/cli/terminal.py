@@ -104,8 +104,12 @@ def load(
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within, diffusers and transformers print nothing but errors, and no bars."""
+    """Within, diffusers, transformers and torchao print nothing but errors, and no bars."""
+    import logging as standard
     import warnings
+
+    for name in ("torchao", "torch.utils._pytree"):  # parts for other devices that it does not find
+        standard.getLogger(name).setLevel(standard.ERROR)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

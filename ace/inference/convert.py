@@ -36,6 +36,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5Enc
 from ace.diffusion import ACEDDIMScheduler
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError, OutputError
 from ace.inference.hub import HUB_IDS, fetch
+from ace.inference.memory import GB, LIBRARIES, free_memory
 from ace.inference.pipeline import ACEPipeline
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.convert import from_pixart, from_published, unused_keys, vae_from_published
@@ -364,6 +365,11 @@ def _model_of(dit: Path) -> PublishedModel:
 
 
 def _check_room(files: PublishedFiles, destination: Path) -> None:
+    memory = LIBRARIES + 3 * max(files.dit.stat().st_size, files.vae.stat().st_size)  # read, renamed, written
+    if free_memory() < memory:
+        raise OutputError(
+            f"{memory / GB:.1f} GB of memory are needed, {free_memory() / GB:.1f} GB are free: close other programs"
+        )
     needed = int(1.2 * sum(path.stat().st_size for path in files.weights))
     existing = next(parent for parent in (destination.absolute(), *destination.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free

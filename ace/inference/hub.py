@@ -1,26 +1,35 @@
 """The files of a published model from the hub, or from its cache on this machine.
 
-huggingface_hub does the work: interrupted downloads go on where they stopped, `HF_HUB_OFFLINE` is obeyed. Imports
-nothing heavy.
+huggingface_hub does the work: it resumes a broken connection, keeps whole files and obeys `HF_HUB_OFFLINE`. What it
+does not do (since 2.0) is go on with a file that a killed process left half done; `_finish_partial_files` does.
+Imports nothing heavy.
 
 Not here: what is done with the files (`convert.py`).
 """
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
+import os
+import re
 from pathlib import Path
 
 import huggingface_hub
 from httpx2 import HTTPError  # what huggingface_hub speaks; its own errors are among them
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url, http_get, repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from ace.errors import ModelNotFoundError
 
+PATTERN = "models/*"
 HUB_IDS = {
     "ace-0.6b-512": "scepter-studio/ACE-0.6B-512px",
     "ace-0.6b-1024": "scepter-studio/ACE-0.6B-1024px",
@@ -35,7 +44,9 @@ def fetch(hub_id: str) -> Path:
     if hub_id not in known:
         raise ModelNotFoundError(f"{hub_id} is neither a folder nor a known model: use a folder, {' or '.join(known)}")
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=["models/*"]))
+        if not constants.HF_HUB_OFFLINE:
+            _finish_partial_files(hub_id)
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[PATTERN]))
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelNotFoundError(f"the hub has no {hub_id} (or it needs a login): name a local copy") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
@@ -45,3 +56,42 @@ def fetch(hub_id: str) -> Path:
     except (HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise ModelNotFoundError(f"{hub_id} was not fetched ({reason}): try again, it goes on from there") from None
+
+
+def _finish_partial_files(hub_id: str) -> None:
+    """Fetch the missing ends of files that an interrupted download left in the hub's cache.
+
+    The start is trusted if the whole has the announced size and, where the hub announces it, the SHA-256; else it is
+    thrown away, and the file is fetched anew afterwards. Files in xet storage are left to its own cache."""
+    name = repo_folder_name(repo_id=hub_id, repo_type="model")
+    blobs = Path(constants.HF_HUB_CACHE) / name / "blobs"
+    started = sorted(blobs.glob("*.incomplete"), key=lambda path: path.stat().st_size)
+    if not started:
+        return
+    headers = build_hf_headers()
+    for file in fnmatch.filter(huggingface_hub.list_repo_files(hub_id), PATTERN):
+        url = hf_hub_url(hub_id, file)
+        facts = get_hf_file_metadata(url, headers=headers)
+        etag, size = facts.etag, facts.size
+        parts = [path for path in started if path.name.startswith(f"{etag}.")]
+        if not parts or not etag or not size or facts.xet_file_data is not None or (blobs / etag).exists():
+            continue
+        with WeakFileLock(Path(constants.HF_HUB_CACHE) / ".locks" / name / f"{etag}.lock"):
+            part = parts[-1]
+            have = part.stat().st_size if part.exists() else 0
+            if not 0 < have < size:
+                continue
+            with part.open("ab") as target:
+                http_get(facts.location or url, target, resume_size=have, headers=headers, expected_size=size)
+            if part.stat().st_size == size and _is_content_of(part, etag):
+                os.replace(part, blobs / etag)
+            else:
+                part.unlink()
+
+
+def _is_content_of(path: Path, etag: str) -> bool:
+    """Whether a file's hash is the one in its etag; true where the etag is of another kind."""
+    if not re.fullmatch("[0-9a-f]{64}", etag):
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == etag

@@ -19,7 +19,7 @@ import secrets
 import stat
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -205,10 +205,11 @@ def hash_file(path: str | Path) -> str:
         raise InputError(f"{Path(path).name} cannot be read ({_reason(error)}): check the path") from None
 
 
-def hash_model(folder: str | Path) -> str:
+def hash_model(folder: str | Path, known: Mapping[str, str] | None = None) -> str:
     """SHA-256 over the names and contents of a model folder's weights, settings and vocabularies, in order of name.
 
-    Notes, pictures and hidden files do not count. Raises InputError if there is no such file in it."""
+    Notes, pictures and hidden files do not count. known: hashes of files that need not be read again, by their path in
+    the folder. Raises InputError if there is no such file in it."""
     folder = Path(folder)
     suffixes = {".safetensors", ".json", ".txt", ".model"}
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
@@ -217,7 +218,8 @@ def hash_model(folder: str | Path) -> str:
         raise InputError(f"{folder.name} holds no model files: check the path")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.as_posix()}\0{hash_file(folder / file)}\n".encode())
+        name = file.as_posix()
+        digest.update(f"{name}\0{(known or {}).get(name) or hash_file(folder / file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ Not here: converting published checkpoints (`convert.py`).
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
 from ace.inference.adapters import AdapterChoice, attach_adapters
 from ace.inference.memory import TILE_PX, MemoryPlan, plan_memory
 from ace.inference.recipe import hash_model
@@ -69,8 +70,8 @@ class ModelFiles:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the model's files, see `hash_model`."""
-        return hash_model(self.folder)
+        """Hash of the model's files, see `hash_model`; those that a conversion wrote down are not read again."""
+        return hash_model(self.folder, _written_hashes(self.folder))
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise ConfigError if this model cannot work at (width, height) px."""
@@ -143,9 +144,15 @@ def find_device(device: str = "auto") -> str:
 
 
 def find_dtype(model: ModelFiles, device: str, dtype: str = "auto") -> str:
-    """ "auto" is float32 on CPUs and for small models, else bfloat16. Raises ConfigError for an unknown one."""
+    """ "auto" is float32 on CPUs and for small models, else bfloat16, as for 8-bit weights, which need it.
+
+    Raises ConfigError for one that is unknown or impossible."""
     if dtype not in NUMBER_TYPES:
         raise ConfigError(f"dtype {dtype!r}: use one of {', '.join(NUMBER_TYPES)}")
+    if "quantization_config" in _read_json(model.folder / "transformer" / "config.json", model.name):
+        if dtype not in ("auto", "bfloat16"):
+            raise ConfigError(f"the 8-bit weights of {model.name} are computed in bfloat16: leave --dtype out")
+        return "bfloat16"
     if dtype != "auto":
         return dtype
     return "bfloat16" if device == "cuda" and model.budget > 256 else "float32"
@@ -186,6 +193,10 @@ def load_pipeline(
     if model.budget > 256:
         dtypes["text_encoder"] = torch.bfloat16  # as published; T5-XXL in float32 would take 19 GB
     on_disk = None if memory.plain else _text_encoder_on_disk(model, memory, torch.device(device), dtypes)
+    if importlib.util.find_spec("torchao") is None and "quantization_config" in _read_json(
+        model.folder / "transformer" / "config.json", model.name
+    ):
+        raise MissingDependencyError(f"{model.name} has 8-bit weights: pip install 'ace-allround[quant]'")
     left_out = {} if on_disk is None else {"text_encoder": None}
     try:
         pipeline = ACEPipeline.from_pretrained(model.folder, dtype=dtypes, local_files_only=True, **left_out)
@@ -232,6 +243,22 @@ def _text_encoder_on_disk(
         keep=memory.text in ("kept", "8bit", "streamed"),
         cache=text_on_disk.StatesCache(cache_folder() / "prompts", key),
     )
+
+
+def _written_hashes(folder: Path) -> dict[str, str]:
+    """Hashes in a converted model's manifest, of the files that are as large and as old as then."""
+    manifest = folder / "manifest.json"
+    try:
+        recorded = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        written = manifest.stat().st_mtime_ns
+        found = {name: ((folder / name).stat(), entry) for name, entry in recorded.items()}
+        return {
+            name: str(entry["sha256"])
+            for name, (stat, entry) in found.items()
+            if stat.st_size == entry["bytes"] and max(stat.st_mtime_ns, stat.st_ctime_ns) <= written
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _read_settings(name: str, folder: Path) -> ModelFiles:

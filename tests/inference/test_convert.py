@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -27,6 +29,7 @@ from ace.inference.convert import (
     find_files,
 )
 from ace.inference.pipeline import ACEPipeline
+from ace.inference.sources import find_model
 from ace.model.convert import from_pixart, from_published, vae_from_published
 from tests.parity.conftest import SHIPPED, read_case
 from tests.parity.published_models import config_of
@@ -129,6 +132,21 @@ def test_a_published_folder_becomes_a_pipeline(converted):
     assert (state["indicator_states"] - recorded).abs().max() < 0.03 * recorded.abs().max()  # T5 runs in bfloat16
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a photo of a cat", num_inference_steps=1).images[0].size == (16, 16)
+
+
+def test_a_models_hash_trusts_the_manifest_until_a_file_changes(converted, tmp_path, monkeypatch):
+    from ace.inference import recipe
+
+    whole = recipe.hash_model(converted)
+    model = find_model(str(converted))
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "hash_file", lambda path: pytest.fail(f"{path} was read") if "text" in str(path) else "")
+        assert model.sha256
+    assert find_model(str(converted)).sha256 == whole
+    copy = shutil.copytree(converted, tmp_path / "copy")
+    path = next((copy / "vae").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert find_model(str(copy)).sha256 == recipe.hash_model(copy) != whole
 
 
 def test_defaults_of_the_released_models_are_the_published_ones():
@@ -291,7 +309,7 @@ def test_a_full_disk_is_noticed_before_the_work(light, monkeypatch):
 
 
 STAND_IN = """
-import http.server, json, sys
+import http.server, json, sys, time
 from pathlib import Path
 root = Path(sys.argv[1])
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -319,6 +337,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
             if body:
                 print("GET", name, start, flush=True)
+                if len(sys.argv) > 2 and name == sys.argv[2] and not start:  # a line that dies
+                    self.send_response(200)
+                    for key, value in headers.items(): self.send_header(key, value)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content[: len(content) * 2 // 3])
+                    self.wfile.flush()
+                    print("STALLED", flush=True)
+                    time.sleep(600)
         else:
             self.send_response(404); self.send_header("X-Error-Code", "RepoNotFound"); self.end_headers(); return
         rest = content[start:]
@@ -368,3 +395,46 @@ def test_a_hub_id_is_fetched_cached_and_found_again_offline(published, tmp_path)
     for failed, words in ((absent, "has no scepter"), (not_cached, "not in the hub")):
         assert failed.returncode
         assert words in failed.stderr.splitlines()[-1]
+
+
+def test_a_killed_download_goes_on_where_it_stopped(tmp_path):
+    """The hub sends two thirds of a file and falls silent; the process is killed; the next one asks for the rest."""
+    name = "models/dit/ace_0.6b_512px.pth"
+    content = os.urandom(36_000_000)  # the client writes 10 MB at a time
+    served = tmp_path / "served" / name
+    served.parent.mkdir(parents=True)
+    served.write_bytes(content)
+    script = tmp_path / "hub.py"
+    script.write_text(STAND_IN)
+    command = [sys.executable, str(script), str(tmp_path / "served"), name]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.stdout.readline().strip()}",
+        }
+        program = "from ace.inference.hub import fetch; print(fetch('scepter-studio/ACE-0.6B-512px'))"
+        command = [sys.executable, "-W", "ignore", "-c", program]
+        first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        said = [server.stdout.readline().split() for _ in range(2)]
+        assert said == [["GET", name, "0"], ["STALLED"]]
+        partial = tmp_path / "hf" / "hub" / "models--scepter-studio--ACE-0.6B-512px" / "blobs"
+        while not any(path.stat().st_size >= 10_000_000 for path in partial.glob("*.incomplete")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert second.returncode == 0, second.stderr
+        verb, asked, start = server.stdout.readline().split()
+    finally:
+        server.kill()
+        server.communicate()
+    assert (verb, asked) == ("GET", name)
+    assert int(start) >= 10_000_000
+    assert (Path(second.stdout.strip().splitlines()[-1]) / name).read_bytes() == content
+
+
+def test_too_little_memory_is_noticed_before_the_work(light, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    refused(light, OutputError, "GB of memory are needed")
