@@ -22,6 +22,7 @@ from ace.errors import ConfigError
 
 Kind = Literal["auto", "folder", "parquet", "webdataset", "huggingface"]
 Encoder = Literal["vgg", "siglip"]
+By = Literal["grammar", "endpoint", "local"]
 Relation = Literal["content", "face", "style", "series"]
 T = TypeVar("T")
 
@@ -126,11 +127,13 @@ class Synthesis:
 class Labelling:
     """Who writes instructions, `[label]`; without it the templates' own words stay.
 
-    endpoint: address of an OpenAI-compatible server, up to and with "/v1"; the key is read from the environment
-    variable named by key_variable. rewrites: further wordings of each instruction, all distinct; each becomes a sample.
-    pairs: also write instructions for mined pairs, which needs a model that sees. budget_tokens: stop asking after so
-    many (0 = no limit). temperature 0 with a fixed seed makes a server that honours them repeatable."""
+    by: "grammar" (phrase classes, offline), "endpoint" (an OpenAI-compatible server at `endpoint`, up to and with
+    "/v1"; its key is in the environment variable key_variable) or "local" (model is a folder or name for transformers).
+    rewrites: further wordings of each instruction, all distinct; each becomes a sample. pairs: also write instructions
+    for at most pair_limit mined pairs, which needs a model that sees. budget_tokens: stop asking after so many, 0 = no
+    limit. parallel: questions at once."""
 
+    by: By = "grammar"
     endpoint: str = ""
     model: str = ""
     key_variable: str = "OPENAI_API_KEY"
@@ -141,12 +144,17 @@ class Labelling:
     retries: int = 3
     parallel: int = 8
     budget_tokens: int = 0
-    max_reply_tokens: int = 200
+    max_reply_tokens: int = 300
     temperature: float = 0.7
 
     def __post_init__(self) -> None:
-        if not self.endpoint.startswith(("http://", "https://")) or not self.model:
+        _check_choice("label: by", self.by, By)
+        if self.by == "endpoint" and not (self.endpoint.startswith(("http://", "https://")) and self.model):
             raise ConfigError("label: needs endpoint (http://host:port/v1) and model")
+        if self.by == "local" and not self.model:
+            raise ConfigError("label: needs model, a folder or name for transformers")
+        if self.by == "grammar" and self.pairs:
+            raise ConfigError("label: pairs need a model that sees: set by to endpoint or local")
         if not 0 <= self.rewrites <= 20 or self.retries < 0 or self.parallel < 1 or self.timeout_s <= 0:
             raise ConfigError("label: rewrites 0 to 20, retries 0 or more, parallel 1 or more, timeout_s above 0")
 

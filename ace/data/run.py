@@ -33,7 +33,7 @@ from ace.data import collect, filter, report
 from ace.data.collect import Pointer
 from ace.data.engine import Job, Part, Record, StageReport, Where, report_stage, run_stage
 from ace.data.recipe import DataRecipe
-from ace.data.shards import MANIFEST, SCHEMA, Manifest, read_manifest, to_row, write_atomically, write_rows
+from ace.data.shards import MANIFEST, SCHEMA, Manifest, read_manifest, read_shards, to_row, write_atomically, write_rows
 from ace.data.tasks import TASK_MAKERS, Rejected, Source, Tools, check
 from ace.errors import AceError, ConfigError, MissingDependencyError, OutputError
 
@@ -78,6 +78,7 @@ def build(recipe: DataRecipe, folder: Path | str, where: Where | None = None, te
     stages = [report_stage("read", read), _counted("unique", len(sources), doubles)]
     rejected: list[tuple[str, Sequence[Part] | Sequence[Record]]] = [("read", read), ("unique", doubles)]
 
+    pairs: list[dict[str, Any]] = []
     if recipe.mine is not None and sources:
         from ace.data import mine
 
@@ -85,6 +86,7 @@ def build(recipe: DataRecipe, folder: Path | str, where: Where | None = None, te
         sources = found.sources
         stages += found.stages
         rejected += found.rejected
+        pairs = found.pairs
 
     sets = _sets(sources)
     made = _synthesize(recipe, sources, sets, work, where, told("synthesize"))
@@ -94,18 +96,64 @@ def build(recipe: DataRecipe, folder: Path | str, where: Where | None = None, te
     if recipe.label is not None:
         from ace.data import label
 
-        made = label.label_parts(recipe, made, sources, sets, work, where, told("label"))
+        made = label.label_parts(recipe, made, pairs, sources, work, where, told("label"))
         stages.append(report_stage("label", made))
         rejected.append(("label", made))
 
+    groups = {s["id"]: s.get("set") or s["id"] for s in sources}
+    return _finish(recipe, folder, made, groups, stages, rejected, start, where, tell)
+
+
+def rework(recipe: DataRecipe, folder: Path | str, where: Where | None = None, tell: Tell | None = None) -> Built:
+    """Label or filter a data set that is there already (the recipe's source, shards of ours) into a new folder.
+
+    Raises as `build`."""
+    folder, where, start = Path(folder), where or Where(), time.perf_counter()
+    samples = read_shards(recipe.source.path)
+    _claim(recipe, folder)
+    work = folder / WORK
+    jobs = [
+        Job(f"{number:06d}", {"first": first, "last": min(first + _PICTURES_PER_JOB, len(samples))})
+        for number, first in enumerate(range(0, len(samples), _PICTURES_PER_JOB))
+    ]
+    made = run_stage("take", jobs, partial(_take, recipe), work, where, partial(tell, "take") if tell else None)
+    stages = [report_stage("take", made)]
+    rejected: list[tuple[str, Sequence[Part] | Sequence[Record]]] = []
+    if recipe.label is not None:
+        from ace.data import label
+
+        made = label.label_parts(recipe, made, (), (), work, where, partial(tell, "label") if tell else None)
+        stages.append(report_stage("label", made))
+        rejected.append(("label", made))
+    return _finish(recipe, folder, made, {}, stages, rejected, start, where, tell)
+
+
+def _take(recipe: DataRecipe, job: Job) -> Iterator[Record]:
+    samples = read_shards(recipe.source.path)
+    for number in range(job.payload["first"], job.payload["last"]):
+        row = samples.row(number)
+        yield Record(row["id"], task=row["task"], sample={name: row[name] for name in SCHEMA.names})
+
+
+def _finish(
+    recipe: DataRecipe,
+    folder: Path,
+    made: Sequence[Part],
+    groups: dict[str, str],
+    stages: list[StageReport],
+    rejected: Sequence[tuple[str, Sequence[Part] | Sequence[Record]]],
+    start: float,
+    where: Where,
+    tell: Tell | None,
+) -> Built:
+    """Filter, shards, report. groups: the set of every source, which stays on one side of the split."""
+    work = folder / WORK
     banned = filter.benchmark_hashes(recipe.filter, work)
     jobs = [Job(f"{n:06d}", {"part": str(part.file.relative_to(work))}) for n, part in enumerate(made)]
-    judged = run_stage(
-        "filter", jobs, partial(filter.judge_part, recipe, str(work), banned), work, where, told("filter")
-    )
-    verdicts = filter.decide(recipe, judged, {s["id"]: s.get("set") or s["id"] for s in sources})
+    judge = partial(filter.judge_part, recipe, str(work), banned)
+    judged = run_stage("filter", jobs, judge, work, where, partial(tell, "filter") if tell else None)
+    verdicts = filter.decide(recipe, judged, groups)
     stages.append(filter.report_verdicts(judged, verdicts))
-
     if tell:
         tell("shards", 0, 1)
     manifest = _write(recipe, folder, made, verdicts, rejected)

@@ -162,7 +162,7 @@ def to_row(sample: EditSample, quality: int | None = None) -> dict[str, Any]:
         "target_index": request.target_index,
         "provenance": json.dumps(sample.provenance, sort_keys=True, ensure_ascii=False),
     }
-    return {"id": _identity(row), **row}
+    return {"id": row_id(row), **row}
 
 
 def from_row(row: dict[str, Any]) -> EditSample:
@@ -370,7 +370,7 @@ def _size(row: dict[str, Any]) -> int:
     return sum(len(picture["bytes"]) for picture in pictures if picture)
 
 
-def _identity(row: dict[str, Any]) -> str:
+def row_id(row: dict[str, Any]) -> str:
     """A name for what a sample asks and answers: the same for the same pictures and words, whatever its provenance."""
     digest = hashlib.sha256()
     for part in (row["task"], json.dumps(row["units"]), str(row["max_history"]), str(row["target_index"])):

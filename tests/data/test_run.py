@@ -116,7 +116,7 @@ def test_the_same_pixels_twice_are_one_source(tmp_path):
         ("[source]\npath = 'pictures'\nmin_side_px = 'small'", "source.min_side_px is 'small': it must be a whole"),
         ("[source]\npath = 'pictures'\n[synthesize]\ntasks = ['cooking']", "unknown task cooking"),
         ("[source]\npath = 'pictures'\nkind = 'floppy'", "source: kind is 'floppy'"),
-        ("[source]\npath = 'pictures'\n[label]\nendpoint = 'here'", "label: needs endpoint"),
+        ("[source]\npath = 'pictures'\n[label]\nby = 'endpoint'", "label: needs endpoint"),
         ("[source", "is not TOML"),
     ],
 )

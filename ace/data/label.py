@@ -1,0 +1,326 @@
+"""Labelling: instructions by models, over any OpenAI-compatible endpoint, a local model, or phrase grammars (3.2).
+
+`Labeller` answers questions: many at once, with retries, under a budget, and each answer is kept on disk as soon as it
+is there, so that a run that was stopped pays for nothing twice. A question that gets no answer is a `NoAnswer` with its
+reason; it never stops a run.
+
+What is asked is in `instruct.py`; the captioner that is trained on corrected rows in `label_captioner.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from threading import Lock
+from typing import Any, Protocol
+
+from PIL import Image
+
+from ace.conditions import ConditionUnit, LongContextConditionUnit
+from ace.data.engine import Job, Part, Record, Where, run_stage
+from ace.data.instruct import (
+    Question,
+    ask_difference,
+    ask_instruction,
+    ask_rewording,
+    clean,
+    paraphrase,
+    read_instruction,
+    why_not,
+)
+from ace.data.recipe import DataRecipe, Labelling
+from ace.data.sample import EditSample
+from ace.data.shards import row_id, to_row
+from ace.errors import AceError, ConditionError
+
+SILENT = "the endpoint does not answer"
+SPENT = "the budget is used up"
+_PATIENCE = 3  # questions in a row that may stay without an answer before the rest is not asked
+_PAIRS_PER_JOB = 16
+_SHOWN_PX = 512
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """Why a question has no answer."""
+
+    reason: str
+    detail: str = ""
+
+
+class Labeller(Protocol):
+    """Whoever answers questions."""
+
+    def ask(self, questions: Sequence[Question]) -> list[str | NoAnswer]:
+        """The answers, in order."""
+        ...
+
+
+class Endpoint:
+    """An OpenAI-compatible server: `POST {endpoint}/chat/completions`.
+
+    replies: file where answers are kept. Retries with growing pauses on a lost connection, 408, 429 and 5xx; other
+    refusals are final. After three questions in a row without an answer the rest is not asked."""
+
+    def __init__(self, settings: Labelling, replies: Path):
+        self.settings = settings
+        self.replies = replies
+        self._lock = Lock()
+        self._known = _read_replies(replies)
+        self._spent = sum(
+            tokens for file in replies.parent.glob("*.jsonl") for _, tokens in _read_replies(file).values()
+        )
+        self._unanswered = 0
+
+    def ask(self, questions: Sequence[Question]) -> list[str | NoAnswer]:
+        """The answers, in order; known ones from disk."""
+        import httpx2
+
+        key = os.environ.get(self.settings.key_variable, "")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with (
+            httpx2.Client(timeout=self.settings.timeout_s, headers=headers, trust_env=False) as client,
+            ThreadPoolExecutor(self.settings.parallel) as pool,
+        ):
+            return list(pool.map(partial(self._answer, client), questions))
+
+    def _answer(self, client: Any, question: Question) -> str | NoAnswer:
+        import httpx2
+
+        body = {
+            "model": self.settings.model,
+            "messages": [{"role": "user", "content": _content(question)}],
+            "temperature": self.settings.temperature,
+            "max_tokens": self.settings.max_reply_tokens,
+            "seed": 0,
+        }
+        name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
+        if name in self._known:
+            return self._known[name][0]
+        last = ""
+        for attempt in range(self.settings.retries + 1):
+            if self._unanswered >= _PATIENCE:
+                return NoAnswer(SILENT, last)
+            if self.settings.budget_tokens and self._spent >= self.settings.budget_tokens:
+                return NoAnswer(SPENT, f"{self._spent} tokens")
+            if attempt:
+                time.sleep(min(0.25 * 2**attempt, 20))
+            try:
+                reply = client.post(f"{self.settings.endpoint.rstrip('/')}/chat/completions", json=body)
+            except httpx2.HTTPError as error:
+                last = f"{type(error).__name__}: {error}"
+                continue
+            if reply.status_code in (408, 429) or reply.status_code >= 500:
+                last = f"HTTP {reply.status_code}"
+                continue
+            if reply.status_code != 200:
+                return NoAnswer("the endpoint refused", f"HTTP {reply.status_code}: {reply.text[:200]}")
+            try:
+                told = reply.json()
+                answer = str(told["choices"][0]["message"]["content"])
+            except (ValueError, KeyError, IndexError, TypeError):
+                return NoAnswer("the endpoint's reply is not a chat completion", reply.text[:200])
+            self._keep(name, answer, int((told.get("usage") or {}).get("total_tokens", 0)))
+            return answer
+        with self._lock:
+            self._unanswered += 1
+        return NoAnswer(SILENT, last)
+
+    def _keep(self, name: str, answer: str, tokens: int) -> None:
+        with self._lock:
+            self._unanswered = 0
+            self._spent += tokens
+            self._known[name] = answer, tokens
+            self.replies.parent.mkdir(parents=True, exist_ok=True)
+            with self.replies.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"question": name, "answer": answer, "tokens": tokens}, ensure_ascii=False) + "\n")
+
+
+class Local:
+    """A model of transformers in this process: image-text-to-text, by folder or name, on a GPU if there is one."""
+
+    def __init__(self, settings: Labelling):
+        from ace.data.label_captioner import load_captioner
+
+        self.captioner = load_captioner(settings.model, max_new_tokens=settings.max_reply_tokens)
+
+    def ask(self, questions: Sequence[Question]) -> list[str | NoAnswer]:
+        """The answers, in order."""
+        return [self.captioner.answer(question) for question in questions]
+
+
+def labeller(settings: Labelling, replies: Path) -> Labeller:
+    """Who answers by a recipe. Raises MissingDependencyError for a local model that is not there."""
+    return _local(settings) if settings.by == "local" else Endpoint(settings, replies)
+
+
+def label_parts(
+    recipe: DataRecipe,
+    made: Sequence[Part],
+    pairs: Sequence[dict[str, Any]],
+    sources: Sequence[dict[str, Any]],
+    work: Path,
+    where: Where,
+    tell: Callable[[int, int], None] | None,
+) -> list[Part]:
+    """Parts with further wordings of every sample and, where asked for, samples of mined pairs."""
+    assert recipe.label is not None
+    jobs = [Job(part.file.stem, {"part": str(part.file.relative_to(work))}) for part in made]
+    if recipe.label.pairs:
+        by_id = {facts["id"]: facts for facts in sources}
+        chosen = [
+            {"first": by_id[pair["first"]], "second": by_id[pair["second"]], "cosine": pair["cosine"]}
+            for pair in pairs[: recipe.label.pair_limit]
+        ]
+        slices = [chosen[i : i + _PAIRS_PER_JOB] for i in range(0, len(chosen), _PAIRS_PER_JOB)]
+        jobs += [Job(f"pairs-{number:06d}", {"pairs": part}) for number, part in enumerate(slices)]
+    return run_stage("label", jobs, partial(label_job, recipe, str(work)), work, where, tell)
+
+
+def label_job(recipe: DataRecipe, work: str, job: Job) -> Iterator[Record]:
+    """The samples of one part with their further wordings, or those of some pairs."""
+    assert recipe.label is not None
+    replies = Path(work) / "replies" / f"{job.name}.jsonl"
+    if "pairs" in job.payload:
+        yield from label_pairs(recipe, job.payload["pairs"], labeller(recipe.label, replies))
+        return
+    kept = [r for r in Part(Path(work) / job.payload["part"]).records() if not r.reason and r.sample is not None]
+    if recipe.label.by == "grammar":
+        yield from _reworded_by_grammar(recipe, kept)
+        return
+    yield from reword(kept, recipe.label, labeller(recipe.label, replies))
+
+
+def reword(records: Sequence[Record], settings: Labelling, who: Labeller) -> Iterator[Record]:
+    """Each record, then its further wordings by a model; wordings that repeat or lose something are rejected."""
+    yield from records
+    texts: list[list[str]] = [[] for _ in records]
+    for number in range(settings.rewrites):
+        rows = [record.sample or {} for record in records]
+        questions = [ask_rewording(row["instruction"], known) for row, known in zip(rows, texts, strict=True)]
+        for record, known, answer in zip(records, texts, who.ask(questions), strict=True):
+            row = record.sample or {}
+            if isinstance(answer, NoAnswer):
+                yield replace(record, reason=answer.reason, detail=answer.detail)
+                continue
+            text = clean(answer)
+            reason = why_not(text, row["instruction"], known)
+            if reason is None:
+                known.append(text)
+            yield replace(
+                record, reason=reason or "", detail="", sample=with_words(row, text, settings.model, number + 1)
+            )
+
+
+def label_pairs(recipe: DataRecipe, pairs: Sequence[dict[str, Any]], who: Labeller) -> Iterator[Record]:
+    """Samples of mined pairs: a model sees what differs, then writes the instruction."""
+    from ace.data.run import load_source
+
+    assert recipe.label is not None
+    loaded = []
+    for pair in pairs:
+        what = f"{pair['first']['id']}~{pair['second']['id']}"
+        try:
+            first, second = (load_source(recipe, {**pair[side], "others": ()}) for side in ("first", "second"))
+            loaded.append((what, pair, first, second))
+        except (AceError, OSError, ValueError, LookupError) as error:
+            yield Record(what, reason="cannot be read", detail=str(error)[:200])
+    found = who.ask([ask_difference(a.image, b.image, (a.caption, b.caption)) for _, _, a, b in loaded])
+    seen = [(item, answer) for item, answer in zip(loaded, found, strict=True) if not isinstance(answer, NoAnswer)]
+    for (what, *_), answer in zip(loaded, found, strict=True):
+        if isinstance(answer, NoAnswer):
+            yield Record(what, reason=answer.reason, detail=answer.detail)
+    written = who.ask([ask_instruction(str(analysis)) for _, analysis in seen])
+    for ((what, pair, first, second), _), answer in zip(seen, written, strict=True):
+        if isinstance(answer, NoAnswer):
+            yield Record(what, reason=answer.reason, detail=answer.detail)
+            continue
+        try:
+            text, caption, kind = read_instruction(answer)
+            request = LongContextConditionUnit(ConditionUnit(text, (first.image,)))
+        except ConditionError as error:
+            yield Record(what, reason=str(error), detail=answer[:200])
+            continue
+        provenance: dict[str, str | int | float] = {
+            "source": first.id,
+            "target": second.id,
+            "cosine": pair["cosine"],
+            "caption": caption,
+            "written_by": recipe.label.model,
+            "seed": recipe.seed,
+        }
+        sample = EditSample(request, second.image, f"semantic_editing/{kind}", provenance)
+        yield Record(what, task=sample.task, sample=to_row(sample, recipe.output.quality or None))
+
+
+def with_words(row: dict[str, Any], text: str, by: str, number: int) -> dict[str, Any]:
+    """A row whose current instruction is another wording; provenance keeps the first one and who wrote this."""
+    units = [dict(unit) for unit in row["units"]]
+    units[-1]["instruction"] = text
+    provenance = json.loads(row["provenance"])
+    provenance = {k: v for k, v in provenance.items() if not k.startswith("slot.")}
+    provenance |= {"wording": number, "written_by": by, "first_wording": row["instruction"]}
+    made = {**row, "instruction": text, "units": units}
+    made["provenance"] = json.dumps(provenance, sort_keys=True, ensure_ascii=False)
+    return {**made, "id": row_id(made)}
+
+
+def _reworded_by_grammar(recipe: DataRecipe, records: Sequence[Record]) -> Iterator[Record]:
+    assert recipe.label is not None
+    for record in records:
+        yield record
+        row = record.sample or {}
+        dice = Random(f"{recipe.seed}:words:{row['id']}")
+        known: list[str] = []
+        for number in range(recipe.label.rewrites):
+            text = paraphrase(row["instruction"], known, dice)
+            if text is None:
+                yield replace(record, reason="no further wording was found", sample=None)
+                break
+            known.append(text)
+            yield replace(record, sample=with_words(row, text, "grammar", number + 1))
+
+
+@lru_cache(maxsize=1)
+def _local(settings: Labelling) -> Local:
+    return Local(settings)
+
+
+def _content(question: Question) -> Any:
+    """A question as the content of a chat message."""
+    if not question.pictures:
+        return question.text
+    shown = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in question.pictures]
+    return [*shown, {"type": "text", "text": question.text}]
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture, at most 512 px, as a data URL."""
+    small = picture.convert("RGB")
+    small.thumbnail((_SHOWN_PX, _SHOWN_PX))
+    buffer = BytesIO()
+    small.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _read_replies(file: Path) -> dict[str, tuple[str, int]]:
+    """Answers kept on disk; a line that a kill cut short is left out."""
+    known: dict[str, tuple[str, int]] = {}
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                told = json.loads(line)
+                known[told["question"]] = told["answer"], told["tokens"]
+            except (ValueError, KeyError):
+                continue
+    return known
