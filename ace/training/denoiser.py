@@ -345,6 +345,14 @@ def train_model(
             finished(pipeline, recipe), mixture(recipe.stages[-1]), folder / "previews" / f"{step:08d}.png"
         )
 
+    def rebuild() -> nn.Module:
+        nonlocal pipeline
+        pipeline, _ = start_pipeline(recipe)
+        pipeline.register_to_config(budget=last.budget)
+        if recipe.lora:
+            add_lora(pipeline.transformer, recipe.lora)
+        return Denoiser(pipeline.transformer, pipeline.text_encoder, pipeline.tokenizer, pipeline.vae, recipe)
+
     task = Task(
         module,
         dataset,
@@ -353,8 +361,10 @@ def train_model(
         operations,
         {"text_encoder.": recipe.text_lr_scale},
         preview,
+        rebuild,
     )
     train(task, recipe, folder, quiet, tell)
+    transformer = pipeline.transformer
     if PartialState().is_main_process:
         done = finished(pipeline, recipe)
         if recipe.lora:

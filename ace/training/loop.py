@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,8 +24,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -48,7 +49,8 @@ class Task:
     module: holds all that is trained. dataset: a stage's samples by number, each an `Item`. collate: items → what the
     module takes. losses: (module, batch) → one loss per item, (B,). operations: forward multiplications and additions
     of a batch, for the share of peak. lr_scales: parameter name prefix → factor on the learning rate.
-    preview: draws with the module as it is; gets the step and says where the picture is."""
+    preview: draws with the module as it is; gets the step and says where the picture is. rebuild: a module like the one
+    at the start, for the whole weights of one that was sharded (FSDP2), which cannot be put together in place."""
 
     module: nn.Module
     dataset: Callable[[Stage], Dataset]
@@ -57,6 +59,7 @@ class Task:
     operations: Callable[[Any], int] = lambda batch: 0
     lr_scales: dict[str, float] = dataclasses.field(default_factory=dict)
     preview: Callable[[int], Path] | None = None
+    rebuild: Callable[[], nn.Module] | None = None
 
 
 def train(
@@ -68,13 +71,7 @@ def train(
     Raises TrainingError if no loss is finite any more, CheckpointError if the last checkpoint cannot be written or none
     of the earlier ones is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        cpu=not torch.cuda.is_available(),
-        log_with=None if recipe.tracker == "none" else recipe.tracker,
-        project_dir=str(folder),
-    )
+    accelerator = _accelerator(recipe, folder)
     if not accelerator.is_main_process:
         tell = lambda line: None  # noqa: E731
     optimizer = make_optimizer(task.module, recipe, task.lr_scales)
@@ -130,7 +127,8 @@ def train(
                     accelerator.log(figures, step=progress["step"])
                 if bad_steps == MANY_BAD_STEPS:
                     raise TrainingError(f"no finite loss for {bad_steps} steps: lower lr, see {folder.name}/{SKIPPED}")
-                if task.preview and recipe.preview_steps and progress["step"] % recipe.preview_steps == 0:
+                wanted = recipe.preview_steps and progress["step"] % recipe.preview_steps == 0
+                if task.preview and wanted and not accelerator.is_fsdp2:  # a shard cannot draw
                     average.exchange(trained)
                     if accelerator.is_main_process:
                         task.preview(progress["step"])
@@ -150,6 +148,11 @@ def train(
     if accelerator.log_with:
         accelerator.end_training()
     average.copy_to(trained)
+    if accelerator.is_fsdp2 and task.rebuild is not None:
+        state = accelerator.get_state_dict(module)  # all processes give, the main one gets
+        module = task.rebuild()
+        if accelerator.is_main_process:
+            module.load_state_dict(state)
     return accelerator.unwrap_model(module)
 
 
@@ -175,6 +178,22 @@ def _backward(
             results += zip(items, losses.detach().tolist(), strict=True)
             operations += 3 * task.operations(collated)  # the way back costs twice the way there
     return results, operations
+
+
+def _accelerator(recipe: Run, folder: Path) -> Accelerator:
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        cpu=not torch.cuda.is_available(),
+        log_with=None if recipe.tracker == "none" else recipe.tracker,
+        project_dir=str(folder),
+    )
+    if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate takes its sharding settings on GPUs only; the code behind them works on CPUs as well
+        for state in (AcceleratorState, PartialState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
+    return accelerator
 
 
 def _clip(accelerator: Accelerator, trained: list[nn.Parameter], most: float) -> float:

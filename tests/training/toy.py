@@ -5,6 +5,7 @@ FOLDER [key=value …]`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -71,7 +73,7 @@ def toy_recipe(steps: int = 20, **settings: object) -> ModelRecipe:
 def toy_task(dataset: Dataset | None = None) -> Task:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(WIDTH, 512), nn.Linear(512, 1))
-    return Task(module, lambda stage: dataset or Numbers(), collate, losses)
+    return Task(module, lambda stage: dataset or Numbers(), collate, losses, rebuild=lambda: toy_task().module)
 
 
 def run(folder: Path, dataset: Dataset | None = None, steps: int = 20, **settings: object) -> nn.Module:
@@ -94,9 +96,10 @@ def main(folder: Path, options: dict[str, int]) -> None:
         return losses(module, batch)
 
     steps = options.pop("steps", 20)
-    task = Task(task.module, task.dataset, collate, slow_losses)
+    task = dataclasses.replace(task, losses=slow_losses)
     module = train(task, toy_recipe(steps, **options), folder, quiet=True, tell=say)
-    torch.save(module.state_dict(), folder / "done.pt")
+    if PartialState().is_main_process:
+        torch.save(module.state_dict(), folder / "done.pt")
 
 
 if __name__ == "__main__":

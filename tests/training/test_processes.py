@@ -1,0 +1,80 @@
+"""Several processes train as one does: the batch and the loss are of all of them together, sharded or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.toy import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def two(folder: Path, *options: str, **environment: str) -> None:
+    """Train in two processes that talk through gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.training.toy", str(folder), *options]
+    processes = []
+    for rank in ("0", "1"):
+        own = {**os.environ, **common, **environment, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=own, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=400)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), errors
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def check(tmp_path: Path, **environment: str) -> None:
+    expected = run(tmp_path / "one", steps=10).state_dict()
+    two(tmp_path / "two", "steps=10", **environment)
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(alone) == len(together) == 20
+    assert together == pytest.approx(alone, rel=1e-5)
+    state = torch.load(tmp_path / "two" / "done.pt", weights_only=True)
+    assert all(torch.allclose(state[name], value, atol=1e-5) for name, value in expected.items())
+
+
+def test_two_processes_with_sharded_weights_have_the_losses_of_one(tmp_path: Path):
+    check(tmp_path, **SHARDED)
+
+
+@pytest.mark.slow
+def test_two_processes_with_whole_weights_have_the_losses_of_one(tmp_path: Path):
+    check(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["whole", "sharded"])
+def test_a_run_of_two_processes_goes_on_from_its_checkpoint(tmp_path: Path, environment: dict[str, str]):
+    two(tmp_path / "whole", "steps=8", **environment)
+    two(tmp_path / "stopped", "steps=8", "save_steps=4", **environment)
+    newest, before = sorted((tmp_path / "stopped" / "checkpoints").iterdir(), reverse=True)
+    (newest / "manifest.json").write_text("{}")
+    two(tmp_path / "stopped", "steps=8", "save_steps=4", **environment)
+    assert int(before.name) < 16
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_begun_by_one_process_is_finished_by_two(tmp_path: Path):
+    run(tmp_path / "one", steps=10)
+    run(tmp_path / "both", steps=10, save_steps=8)
+    newest, _ = sorted((tmp_path / "both" / "checkpoints").iterdir(), reverse=True)
+    (newest / "manifest.json").write_text("{}")
+    two(tmp_path / "both", "steps=10", "save_steps=8")
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
