@@ -7,6 +7,7 @@ everything. `check(sample, tools)` says whether a sample keeps its promises.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from ace.data.sample import EditSample
@@ -45,7 +46,7 @@ from ace.data.tasks import (
     time_of_day,
 )
 from ace.data.tasks.common import check_sample
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.source import SMALLEST_SIDE_PX, Rejected, Source
 from ace.data.tasks.tools import Tools
 
 __all__ = ["CHECKS", "TASK_MAKERS", "Rejected", "Source", "Tools", "check"]
@@ -53,7 +54,7 @@ __all__ = ["CHECKS", "TASK_MAKERS", "Rejected", "Source", "Tools", "check"]
 Maker = Callable[[Source, Random, Tools], EditSample | Rejected]
 Check = Callable[[EditSample, Tools], str | None]
 
-TASK_MAKERS: dict[str, Maker] = {
+_MAKERS: dict[str, Maker] = {
     "text_guided_generation/text_to_image": text_to_image.make,
     "low_level_analysis/segmentation": segmentation.analyse,
     "low_level_analysis/depth": depth.analyse,
@@ -97,6 +98,16 @@ TASK_MAKERS: dict[str, Maker] = {
     "reference_generation/face_reference": face_reference.make,
     "multi_turn/chain": chain.make,
 }
+
+
+def _make(maker: Maker, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """What all makers share: nothing can be made of a picture that is too small."""
+    if min(source.image.size) < SMALLEST_SIDE_PX:
+        return Rejected("the picture is too small", f"{source.image.width}x{source.image.height} px")
+    return maker(source, dice, tools)
+
+
+TASK_MAKERS: dict[str, Maker] = {task: partial(_make, maker) for task, maker in _MAKERS.items()}
 
 # what a task asks for beyond `check_sample`, which holds for all
 CHECKS: dict[str, Check] = {
