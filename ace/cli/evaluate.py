@@ -308,3 +308,81 @@ def study(
         f"http://127.0.0.1:{port}/  {len(asked.answers)} answers; report at /report; Ctrl-C stops, all is kept"
     )
     uvicorn.run(make_app(asked), host="127.0.0.1", port=port, log_level="warning")
+
+
+@evaluate.command("ice-bench")
+def ice_bench(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="The benchmark's data.jsonl; pictures beside it.", show_default=False)
+    ],
+    results: Annotated[
+        Path,
+        typer.Option("--results", metavar="FILE", help="gen_info.json: picture by ItemID.", show_default=False),
+    ],
+    folder: Report,
+    raw: Annotated[
+        Path | None,
+        typer.Option(
+            "--raw", metavar="FILE", help="eval_result.txt with metrics of other tools, to merge.", show_default=False
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge", metavar="URL", help="Chat endpoint of a vision-language model, for vllmqa.", show_default=False
+        ),
+    ] = None,
+    judge_model: Annotated[str, typer.Option("--judge-model", help="Its name there.")] = "Qwen2.5-VL-72B-Instruct",
+    clip: Annotated[str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights; none = leave out.")] = (
+        "openai/clip-vit-large-patch14-336"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """ICE-Bench: score finished pictures on its 31 tasks.
+
+    \b
+    ace eval ice-bench ICE-Bench/data.jsonl --results mine/gen_info.json -o runs/ice
+    ace eval ice-bench ICE-Bench/data.jsonl --results mine/gen_info.json --raw mine/eval_result.txt -o runs/ice
+    """
+    import json
+
+    from ace.errors import DataError
+    from ace.evaluation.benchmarks.ice_bench import make_table, read_items, read_raw, score_items, write_raw
+    from ace.evaluation.judge import Judge
+    from ace.evaluation.tables import write_tables
+
+    items = read_items(data)
+    try:
+        named = json.loads(results.read_bytes())
+        made = {key: results.parent / path for key, path in named.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{results.name} is not a gen_info.json: {error}") from error
+    more = None if raw is None else read_raw(raw)
+    encoder = _scorers(clip, "none", "cpu").clip
+    if encoder is not None:
+        from ace.evaluation.encoders import CLIP_LARGE_FRAMING
+
+        encoder.framing = CLIP_LARGE_FRAMING
+    asked = None if judge is None else Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY") or "none")
+    output = Output(quiet=quiet)
+    with output.progress("scoring") as tell:
+        done = iter(range(1, len(items) + 1))
+        scores = score_items(
+            items,
+            made,
+            encoder,
+            None,
+            None
+            if asked is None
+            else lambda item, path: asked.ask(item.instruction, item.source or path, path, item.mask, item.reference),
+            more,
+            lambda count: tell(next(done), len(items)),
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_raw(folder / "eval_result.txt", items, scores)
+    table = make_table(results.parent.name, items, scores)
+    if asked is not None:
+        note = f"vllmqa: {asked.model}, {asked.repeats} times each, {asked.num_unclear} unclear, {asked.interval()}."
+        table = type(table)(table.title, table.columns, table.rows, (*table.notes, note))
+    write_tables(folder, [table])
+    output.say(f"{short(folder / 'table.md')}  {table.rows[-1].source}; and eval_result.txt")

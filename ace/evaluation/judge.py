@@ -1,0 +1,93 @@
+"""A vision-language model as judge: did the change follow the instruction, and nothing else change? 1 or 0.
+
+Any endpoint of the OpenAI chat API, asked several times at temperature 0 (endpoints differ in how far that makes them
+repeatable, so the spread is kept). A reply without a 0 or 1 counts as 0 and is reported. Another judge, or other words,
+make another metric: print the judge's name beside the number. The wording is ours and follows the four cases of
+ICE-Bench's own question (with or without mask, with or without reference).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from ace.conditions.images import open_image
+from ace.errors import MissingDependencyError
+from ace.evaluation.metrics import Interval, bootstrap
+
+LARGEST_SIDE_PX = 1024
+
+
+@dataclass
+class Judge:
+    """base_url, model, api_key: of the endpoint. repeats: times each question is asked.
+
+    verdicts: every score so far; num_unclear: replies without a 0 or 1."""
+
+    base_url: str
+    model: str
+    api_key: str = "none"
+    repeats: int = 3
+    timeout_s: float = 120.0
+    verdicts: list[float] = field(default_factory=list)
+    num_unclear: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise MissingDependencyError("a judge needs the openai client: pip install openai") from error
+        self._client = OpenAI(base_url=self.base_url, api_key=self.api_key, timeout=self.timeout_s)
+
+    def ask(
+        self, instruction: str, source: Path, result: Path, mask: Path | None = None, reference: Path | None = None
+    ) -> float:
+        """Mean verdict over the repeats, 0 to 1."""
+        pictures = [path for path in (source, result, mask, reference) if path is not None]
+        content: list = [{"type": "image_url", "image_url": {"url": _data_url(path)}} for path in pictures]
+        content.append({"type": "text", "text": question(instruction, mask is not None, reference is not None)})
+        scores = []
+        for _ in range(self.repeats):
+            reply = self._client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=512
+            )
+            found = re.search(r"[01]", reply.choices[0].message.content or "")
+            self.num_unclear += found is None
+            scores.append(0.0 if found is None else float(found[0]))
+        verdict = sum(scores) / len(scores)
+        self.verdicts.append(verdict)
+        return verdict
+
+    def interval(self) -> Interval | None:
+        """Mean of all verdicts with its bootstrap interval."""
+        return bootstrap([self.verdicts])
+
+
+def question(instruction: str, has_mask: bool, has_reference: bool) -> str:
+    """What is asked, pictures being given in the order source, result, mask, reference."""
+    told = ["The first picture is the source, the second is an edited version of it."]
+    if has_mask:
+        told.append("The third picture is a mask: only its white area may change.")
+    if has_reference:
+        order = "fourth" if has_mask else "third"
+        told.append(f"The {order} picture is a reference that the instruction speaks of.")
+    told.append(f"The instruction was: {instruction}")
+    told.append("Answer 1 if the change agrees with the instruction, otherwise 0.")
+    if has_mask:
+        told.append("Also answer 0 if anything outside the mask changed.")
+    elif not has_reference:
+        told.append("Also answer 0 if anything else changed.")
+    return " ".join([*told, "Answer with that one digit only."])
+
+
+def _data_url(path: Path) -> str:
+    picture = open_image(path).image
+    picture.thumbnail((LARGEST_SIDE_PX, LARGEST_SIDE_PX), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
