@@ -25,6 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation": ("inference", "data"),
     "server": ("inference",),
     "web": ("inference",),
+    "comfyui": ("conditions", "inference"),
     "cli": ("conditions", "model", "inference", "tiny", "data", "training", "evaluation", "server", "web"),
 }
 # `ace/__init__.py` hands out a few names on first use and `ace/__main__.py` starts the command line

@@ -19,7 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("fontTools", "resvg_py"),
     "server": ("fastapi", "uvicorn"),
     "web": ("gradio",),
-    "quant": ("torchao",),
+    "quant": ("torchao", "bitsandbytes", "gguf"),
 }
 
 

@@ -4,8 +4,8 @@ Any layout is read: a safetensors file in Black Forest Labs' or diffusers' names
 shards or whole; 32, 16 or 8 bits, the latter with ComfyUI's scales or without; or a GGUF file. Headers are checked
 before a weight is touched. Adapters are merged in float32 on the way, so that nothing is left of them at run time.
 
-8-bit weights: ours carry one scale per layer, which the published cast lacks: weights of size 0.02 then fall into the
-format's subnormal range and lose most of their digits (`Fp8Error` says how much, for each layer and both ways).
+8-bit weights: ours carry one scale per layer, which the published cast lacks: weights below 0.016 then fall into the
+format's subnormal range and lose digits (`Fp8Error` says how much, for each layer and both ways).
 
 Not here: names of models (`plus_sources.py`), names of keys (`ace/model/convert_plus.py`).
 """
