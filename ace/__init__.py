@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _DOORS = {
     "ACEPipeline": "ace.inference.pipeline",
+    "ACEPlusPipeline": "ace.inference.pipeline_plus",
     "ACETransformer": "ace.model.transformer",
     "ConditionUnit": "ace.conditions.units",
     "LongContextConditionUnit": "ace.conditions.units",
@@ -20,6 +21,7 @@ __all__ = [*_DOORS, "__version__"]
 if TYPE_CHECKING:
     from ace.conditions.units import ConditionUnit, LongContextConditionUnit
     from ace.inference.pipeline import ACEPipeline
+    from ace.inference.pipeline_plus import ACEPlusPipeline
     from ace.model.transformer import ACETransformer
     from ace.tiny import load_tiny
 
