@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ace.cli.options import Device, Model, NumberType, Quiet
 from ace.cli.terminal import Output, load
 from ace.errors import ConfigError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from ace.inference.pipeline import ACEPipeline
 
 
 def serve(
@@ -99,12 +102,14 @@ def serve(
     )
     files = find_model(model)
     output = Output(quiet=quiet)
-    with output.progress(f"loading {files.name}"):
-        pipeline = load(files, device, dtype)
+
+    def load_it() -> ACEPipeline:
+        with output.progress(f"loading {files.name}"):
+            return load(files, device, dtype)
 
     from ace.server.run import serve as run
 
-    run(pipeline, files, settings, lambda url: output.say(f"{files.name} at {url}/v1, documentation at {url}/docs"))
+    run(load_it, files, settings, lambda url: output.say(f"{files.name} at {url}/v1, documentation at {url}/docs"))
 
 
 def _check_installed() -> None:

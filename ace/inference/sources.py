@@ -199,7 +199,9 @@ def load_pipeline(
         raise MissingDependencyError(f"{model.name} has 8-bit weights: pip install 'ace-allround[quant]'")
     left_out = {} if on_disk is None else {"text_encoder": None}
     try:
-        pipeline = ACEPipeline.from_pretrained(model.folder, dtype=dtypes, local_files_only=True, **left_out)
+        pipeline = ACEPipeline.from_pretrained(
+            model.folder, dtype=dtypes, local_files_only=True, use_safetensors=True, **left_out
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"the model {model.name} cannot be loaded ({reason}): fetch or copy it again") from error

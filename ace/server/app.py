@@ -36,6 +36,7 @@ from ace.server.engine import Engine
 from ace.server.gate import Gate, Refused
 from ace.server.images import Upload, fetch
 from ace.server.jobs import any_seed, make_job, open_mask, open_pictures, variants
+from ace.server.ledger import Ledger
 from ace.server.metrics import Metrics
 from ace.server.schema import (
     MIME,
@@ -66,9 +67,9 @@ Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
-    """The application of a started engine. Raises ConfigError if the data folder cannot be used."""
-    service = Service(engine, settings)
+def create_app(engine: Engine, settings: ServerSettings, ledger: Ledger | None = None) -> FastAPI:
+    """The application of an engine. ledger: None = one in memory."""
+    service = Service(engine, settings, ledger or Ledger(None))
     metrics = Metrics(engine)
     app = FastAPI(
         title="ace",

@@ -45,18 +45,28 @@ class Limits:
     """How much an engine takes on.
 
     max_waiting, max_waiting_per_client: pictures in the line. max_running: pictures stepped together;
-    max_running_bytes: of memory that they need together (a picture that alone needs more is refused). max_operations:
-    of one picture."""
+    max_running_bytes: of memory that they need together (a picture that alone needs more is refused), None = see
+    `room_for`. max_operations: of one picture."""
 
     max_waiting: int = 64
     max_waiting_per_client: int = 32
     max_running: int = 16
-    max_running_bytes: int = 2 * 2**30
+    max_running_bytes: int | None = None
     max_operations: float = 1e16
 
     def __post_init__(self) -> None:
-        if min(self.max_waiting, self.max_waiting_per_client, self.max_running, self.max_running_bytes) < 1:
+        if min(self.max_waiting, self.max_waiting_per_client, self.max_running, self.max_running_bytes or 1) < 1:
             raise ConfigError("a limit of the server is less than 1: nothing could run")
+
+
+def room_for(pipeline: ACEPipeline) -> int:
+    """Bytes that running requests may need together: 60 % of what is free on a GPU, else 2 GiB."""
+    if pipeline.device.type != "cuda":
+        return 2 * 2**30
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(pipeline.device)
+    return free * 6 // 10
 
 
 @dataclass(eq=False)
@@ -96,6 +106,7 @@ class Engine:
 
     def __init__(self, pipeline: ACEPipeline, model: ModelFiles, limits: Limits | None = None) -> None:
         self.pipeline, self.model, self.limits = pipeline, model, limits or Limits()
+        self.max_running_bytes = self.limits.max_running_bytes or room_for(pipeline)
         self._changed = threading.Condition()
         self._line: FairLine[Ticket] = FairLine()
         self._running: list[Ticket] = []
@@ -209,7 +220,7 @@ class Engine:
                 f"this request would take {cost.operations:.1e} operations, at most {self.limits.max_operations:.1e} "
                 "are allowed: use fewer steps, fewer or smaller pictures"
             )
-        if cost.num_bytes > self.limits.max_running_bytes:
+        if cost.num_bytes > self.max_running_bytes:
             raise ConfigError("this request would need more memory than there is: use fewer or smaller pictures")
 
     def _check_room(self, count: int, client: str) -> None:
@@ -268,7 +279,7 @@ class Engine:
             while (place := self._line.first()) is not None:
                 memory += place.item.cost.num_bytes
                 together = len(self._running) + len(joining)
-                if together and (together >= self.limits.max_running or memory > self.limits.max_running_bytes):
+                if together and (together >= self.limits.max_running or memory > self.max_running_bytes):
                     break
                 joining.append(self._line.take())
             for ticket in joining:

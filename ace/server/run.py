@@ -6,6 +6,7 @@ the process.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from anyio import to_thread
 from ace.errors import ConfigError
 from ace.server.app import create_app
 from ace.server.engine import Engine
+from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -40,18 +42,21 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    pipeline: ACEPipeline,
+    load: Callable[[], ACEPipeline],
     model: ModelFiles,
     settings: ServerSettings,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve until a signal to stop. on_ready: called with the address once requests are answered.
+    """Serve until a signal to stop.
 
-    Raises ConfigError if the address or the data folder cannot be used."""
-    listener = _listen(settings.host, settings.port)
-    engine = Engine(pipeline, model, settings.limits)
-    try:
-        app = create_app(engine, settings)
+    load: called for the pipeline once the address and the data folder are known to be free. on_ready: called with the
+    address once requests are answered. Raises ConfigError if one of them is not free, and whatever `load` raises."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        ledger = stack.enter_context(contextlib.closing(Ledger(settings.data_folder)))
+        engine = Engine(load(), model, settings.limits)
+        app = create_app(engine, settings, ledger)
+        stack.callback(engine.stop)
         engine.start()
         config = uvicorn.Config(
             app,
@@ -65,14 +70,9 @@ def serve(
             timeout_graceful_shutdown=int(settings.drain_s) + 10,
             h11_max_incomplete_event_size=64 * 1024,
         )
-        port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        on_ready(f"http://{host}:{port}")
+        on_ready(f"http://{host}:{listener.getsockname()[1]}")
         _Server(config, engine, settings.drain_s).run(sockets=[listener])
-        app.state.service.ledger.close()
-    finally:
-        listener.close()
-        engine.stop()
 
 
 def _listen(host: str, port: int) -> socket.socket:

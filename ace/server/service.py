@@ -54,10 +54,9 @@ class Accepted:
 class Service:
     """One model for many clients."""
 
-    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
-        self.engine, self.settings = engine, settings
+    def __init__(self, engine: Engine, settings: ServerSettings, ledger: Ledger) -> None:
+        self.engine, self.settings, self.ledger = engine, settings, ledger
         self.quota = Quota(settings.pictures_per_minute)
-        self.ledger = Ledger(settings.data_folder)
         self._lock = threading.Lock()
         self._accepted: dict[tuple[str, str], Accepted] = {}
         self._held = 0

@@ -23,6 +23,7 @@ from PIL import Image
 from ace.inference.sources import ModelFiles, find_model
 from ace.server.app import create_app
 from ace.server.engine import Engine, Limits
+from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
 from tests.random_models import random_pipeline
 
@@ -69,7 +70,8 @@ def running(
     """A server in this process, on a free port."""
     engine = random_engine(limits, **(pipeline_settings or {}))
     server_settings = ServerSettings(**settings)
-    app = create_app(engine, server_settings)
+    ledger = Ledger(server_settings.data_folder)
+    app = create_app(engine, server_settings, ledger)
     engine.start()
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
@@ -87,7 +89,7 @@ def running(
         server.should_exit = True
         thread.join()
         engine.stop()
-        app.state.service.ledger.close()
+        ledger.close()
         listener.close()
 
 

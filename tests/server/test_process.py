@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
+import socket
 import threading
 import time
 
 import httpx2
 import pytest
 
-from tests.server.running import ace_serve, wait_until
+from ace.errors import ConfigError
+from ace.server.ledger import Ledger
+from ace.server.run import serve
+from ace.server.settings import ServerSettings
+from tests.server.running import ace_serve, random_model_files, wait_until
 
 
 def ask(url: str, request_id: str, steps: int, answers: list) -> threading.Thread:
@@ -40,9 +43,6 @@ def test_a_signal_drains_a_kill_loses_and_a_restart_says_so(tmp_path):
     data = str(tmp_path / "data")
     answers: list = []
     with ace_serve("--data", data, "--drain", "1") as (process, url):
-        second = [sys.executable, "-m", "ace", "serve", "--port", "0", "--data", data]
-        refused = subprocess.run(second, capture_output=True, text=True)
-        assert refused.returncode == 2 and "another server uses this data folder" in refused.stderr
         asked = ask(url, "killed", 1000, answers)
         process.kill()
         process.wait()
@@ -62,6 +62,21 @@ def test_a_signal_drains_a_kill_loses_and_a_restart_says_so(tmp_path):
         assert quick[0].status_code == 200  # accepted work that could end did
         assert slow[0].status_code == 503 and "stopped before" in slow[0].json()["error"]["message"]
         assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
+def test_what_is_taken_is_refused_before_a_model_is_loaded(tmp_path):
+    def never() -> None:
+        pytest.fail("it was loaded")
+
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigError, match="cannot listen"):
+        serve(never, random_model_files(), ServerSettings(port=other.getsockname()[1]))
+    ledger = Ledger(tmp_path)
+    with pytest.raises(ConfigError, match="another server uses this data folder"):
+        serve(never, random_model_files(), ServerSettings(port=0, data_folder=tmp_path))
+    ledger.close()
+    (tmp_path / "requests.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(ConfigError, match="is damaged"):
+        serve(never, random_model_files(), ServerSettings(port=0, data_folder=tmp_path))
 
 
 @pytest.mark.parametrize(

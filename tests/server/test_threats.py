@@ -7,6 +7,7 @@ import ipaddress
 import os
 import pickle
 import re
+import shutil
 import socket
 import struct
 import threading
@@ -19,7 +20,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ace.errors import ConfigError, ImageError, InputError
+from ace.errors import CheckpointError, ConfigError, ImageError, InputError
+from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
 from ace.server.engine import Limits
 from ace.server.images import AllowedHost, Upload, fetch, is_public, open_mask_upload, open_upload, resolve
 from ace.server.keys import Keys
@@ -356,6 +358,19 @@ def test_a_pickle_is_never_opened(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refused(edit(server, pickle.dumps(_Trap())), 400, "not a PNG")
     assert not (tmp_path / "trap-sprung").exists()
+
+
+def test_a_model_with_pickled_weights_is_refused(tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED_MODEL, folder)
+    (weights,) = (folder / "vae").glob("*.safetensors")
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_pipeline(find_model(str(folder)), device="cpu")
 
 
 def test_results_and_errors_name_no_folder_of_the_server(server):
