@@ -15,6 +15,7 @@ from ace.errors import ConfigError
 if TYPE_CHECKING:
     from ace.data.engine import Where
     from ace.data.recipe import DataRecipe
+    from ace.data.run import Built
 
 data = typer.Typer(cls=Verbs, help="Training data: from pictures, or from the procedural world.", no_args_is_help=True)
 
@@ -128,6 +129,139 @@ def mine(
         found = mine_only(recipe, folder, _where(workers, ray, 0), lambda stage, done, total: tell(done, total, stage))
     output.say(f"{short(folder)}  {found.manifest.count} pairs; see report.html")
     output.data({"folder": str(folder), "pairs": found.manifest.count})
+
+
+@data.command()
+def label(
+    source: Annotated[Path, typer.Argument(help="A data set or shard.", show_default=False)],
+    folder: Folder,
+    endpoint: Annotated[
+        str,
+        typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server, with /v1.", show_default=False),
+    ] = "",
+    model: Annotated[
+        str, typer.Option("--model", help="Its model's name; without --endpoint a folder.", show_default=False)
+    ] = "",
+    rewrites: Annotated[int, typer.Option("--rewrites", "-n", help="Further wordings of each instruction.")] = 1,
+    budget: Annotated[int, typer.Option("--budget", help="Stop after so many tokens; 0 = no limit.")] = 0,
+    seed: Words = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give every sample further wordings: by phrase classes (offline), a server, or a local model. Resumes for free.
+
+    \b
+    ace data label sets/photos --output sets/worded --rewrites 3
+    ace data label sets/photos -o sets/worded --endpoint http://localhost:8000/v1 --model qwen
+    """
+    from ace.data.recipe import Collection, DataRecipe, Labelling
+
+    by = "endpoint" if endpoint else "local" if model else "grammar"
+    settings = Labelling(by, endpoint, model, rewrites=rewrites, budget_tokens=budget)
+    recipe = DataRecipe(Collection(str(source)), seed=seed, label=settings)
+    _rework(recipe, folder, Output(json=json, quiet=quiet))
+
+
+@data.command("filter")
+def filter_set(
+    source: Annotated[Path, typer.Argument(help="A data set or shard.", show_default=False)],
+    folder: Folder,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark", metavar="FOLDER", help="Pictures no sample may show; may be repeated.", show_default=False
+        ),
+    ] = None,
+    held_out: Annotated[float, typer.Option("--held-out", help="Share of the sources kept for evaluation.")] = 0.0,
+    duplicate_bits: Annotated[int, typer.Option("--duplicate-bits", help="How near is the same; -1 = never.")] = 0,
+    min_sharpness: Annotated[float, typer.Option("--min-sharpness", help="Blurred targets are dropped.")] = 0.0,
+    words: Annotated[
+        list[str] | None, typer.Option("--word", help="Not in instructions; may be repeated.", show_default=False)
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Drop duplicates, leaks of benchmarks and more into rejected/, each with its reason.
+
+    \b
+    ace data filter sets/photos --output sets/clean --benchmark sets/evaluation --held-out 0.02
+    """
+    from ace.data.recipe import Collection, DataRecipe, Filtering
+
+    rules = Filtering(
+        duplicate_bits,
+        tuple(benchmarks or ()),
+        held_out=held_out,
+        min_sharpness=min_sharpness,
+        words=tuple(words or ()),
+    )
+    _rework(DataRecipe(Collection(str(source)), filter=rules), folder, Output(json=json, quiet=quiet))
+
+
+@data.command()
+def review(
+    source: Annotated[Path, typer.Argument(help="A data set or shard.", show_default=False)],
+    corrections: Annotated[
+        Path | None,
+        typer.Option(
+            "--corrections", metavar="FILE", help="Default: corrections.jsonl beside the data set.", show_default=False
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="Port of the page, on this machine only.")] = 8765,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="FOLDER", help="Write the curated set and stop.", show_default=False),
+    ] = None,
+) -> None:
+    """Serve a page where a person accepts, fixes or rejects samples; every decision is kept, the last one counts.
+
+    \b
+    ace data review sets/photos
+    ace data review sets/photos --export sets/curated
+    """
+    from ace.data.review import Corrections, export_curated, serve
+    from ace.data.shards import read_shards
+
+    samples = read_shards(source)
+    kept = Corrections(corrections or (source if source.is_dir() else source.parent) / "corrections.jsonl")
+    if export is not None:
+        manifest = export_curated(samples, kept, export)
+        typer.echo(f"{short(export)}  {manifest.count} samples accepted or fixed")
+        return
+    typer.echo(f"http://127.0.0.1:{port}  {len(samples)} samples, {len(kept.latest)} decided; Ctrl-C ends")
+    serve(samples, kept, port)
+
+
+@data.command()
+def caption(
+    curated: Annotated[Path, typer.Argument(help="A curated data set: one input picture each.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the adapter goes.", show_default=False)
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="Open vision-language model, folder or name.", show_default=False)
+    ],
+    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps.")] = 1000,
+    batch: Annotated[int, typer.Option("--batch", help="Pairs in a step.")] = 4,
+    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 1e-4,
+    rank: Annotated[int, typer.Option("--rank", help="Rank of the LoRA adapter.")] = 16,
+    seed: Words = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune an Instruction Captioner (LoRA): from two pictures to the instruction between them.
+
+    \b
+    ace data caption sets/curated --output captioner --model OpenGVLab/InternVL3-1B-hf
+    ace data label sets/photos --output sets/worded --model captioner
+    """
+    from ace.data.label_captioner import CaptionerRecipe, train_captioner
+    from ace.data.shards import read_shards
+
+    output = Output(quiet=quiet)
+    recipe = CaptionerRecipe(model, steps, batch, rate, rank, seed)
+    with output.progress("captioner") as tell:
+        loss = train_captioner(read_shards(curated), recipe, folder, tell)
+    output.say(f"{short(folder)}  loss {loss:.3f}")
 
 
 @data.command()
@@ -260,12 +394,25 @@ def _build(recipe: DataRecipe, folder: Path, where: Where, output: Output) -> No
 
     with output.progress("data") as tell:
         built = build(recipe, folder, where, lambda stage, done, total: tell(done, total, stage))
+    _say(built, output)
+
+
+def _say(built: Built, output: Output) -> None:
     for stage in built.stages:
         why = ", ".join(f"{reason} {n}" for reason, n in stage.rejected.items())
         output.say(f"{stage.stage:<11} {stage.kept:>7} of {stage.entered:<7} {why}")
     made = built.manifest
-    output.say(f"{short(folder)}  {made.count} samples of {len(made.tasks)} tasks; to look at: browse.html")
-    output.data({"folder": str(folder), "count": made.count, "tasks": made.tasks})
+    output.say(f"{short(built.folder)}  {made.count} samples of {len(made.tasks)} tasks; to look at: browse.html")
+    output.data({"folder": str(built.folder), "count": made.count, "tasks": made.tasks})
+
+
+def _rework(recipe: DataRecipe, folder: Path, output: Output) -> None:
+    """Label or filter a data set, with a bar, and say what came of it."""
+    from ace.data.engine import Where
+    from ace.data.run import rework
+
+    with output.progress("data") as tell:
+        _say(rework(recipe, folder, Where(), lambda stage, done, total: tell(done, total, stage)), output)
 
 
 def _where(workers: int, ray: str, gpus: int) -> Where:
