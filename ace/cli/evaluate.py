@@ -386,3 +386,93 @@ def ice_bench(
         table = type(table)(table.title, table.columns, table.rows, (*table.notes, note))
     write_tables(folder, [table])
     output.say(f"{short(folder / 'table.md')}  {table.rows[-1].source}; and eval_result.txt")
+
+
+NONCOMMERCIAL_FACES = {  # SHA-256 of embeddings whose weights are for non-commercial research only
+    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": "w600k_mbf (InsightFace buffalo_s)",
+}
+
+
+@evaluate.command("text")
+def text(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LINES", help='JSON lines: {"id", "image", "lines": [{"text", "corners"}]}.', show_default=False
+        ),
+    ],
+    folder: Report,
+    name: Annotated[str, typer.Option("--name", help="Of the system, for the table.")] = "measured",
+    quiet: Quiet = False,
+) -> None:
+    """Text rendering: read every line where it should be, beside the paper's table 7.
+
+    \b
+    ace eval text pictures/lines.jsonl --name ace-0.6b-512 -o runs/text
+    """
+    from ace.evaluation.benchmarks.text_rendering import make_table, read_text_lines, score_lines
+    from ace.evaluation.tables import write_parquet, write_tables
+    from ace.extract.text import TextReader
+
+    lines = read_text_lines(data)
+    output = Output(quiet=quiet)
+    with output.progress("reading") as tell:
+        done = iter(range(1, len(lines) + 1))
+        scores = score_lines(lines, TextReader(), lambda count: tell(next(done), len(lines)))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(folder, [make_table(name, scores)])
+    columns = ("read", "similarity", "exact")
+    rows = [{"id": line.id, "text": line.text, **dict(zip(columns, scores[line.id], strict=True))} for line in lines]
+    write_parquet(folder / "rows.parquet", rows)
+    output.say(f"{short(folder / 'table.md')}  {len(lines)} lines")
+
+
+@evaluate.command("faces")
+def faces(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS", help='JSON lines: {"id", "original", "made", "met" (optional)}.', show_default=False
+        ),
+    ],
+    folder: Report,
+    face_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--face-weights", metavar="FILE", help="ArcFace-class ONNX file; there is no default.", show_default=False
+        ),
+    ] = None,
+    accept: Annotated[
+        bool, typer.Option("--accept-noncommercial", help="Use weights that allow non-commercial use only.")
+    ] = False,
+    name: Annotated[str, typer.Option("--name", help="Of the system, for the table.")] = "measured",
+    quiet: Quiet = False,
+) -> None:
+    """Facial editing: Face Similarity and Effective Score, beside the paper's table 6.
+
+    \b
+    ace eval faces pictures/faces.jsonl --face-weights arcface.onnx -o runs/faces
+    """
+    import hashlib
+
+    from ace.evaluation.benchmarks.faces import make_table, read_pairs, similarities
+    from ace.evaluation.tables import write_tables
+
+    pairs = read_pairs(data)
+    output = Output(quiet=quiet)
+    if face_weights is None:
+        raise ConfigError("Face Similarity is absent without --face-weights: name an ArcFace ONNX file you may use")
+    if not face_weights.is_file():
+        raise ConfigError(f"no file {face_weights}: name an ArcFace ONNX file with --face-weights")
+    known = NONCOMMERCIAL_FACES.get(hashlib.sha256(face_weights.read_bytes()).hexdigest())
+    if known and not accept:
+        raise ConfigError(f"{known} is for non-commercial use: add --accept-noncommercial if yours is")
+    from ace.extract.faces import FaceEmbedder, FaceFinder
+
+    finder, embedder = FaceFinder(), FaceEmbedder(face_weights)
+    with output.progress("comparing faces") as tell:
+        done = iter(range(1, len(pairs) + 1))
+        cosines = similarities(pairs, finder, embedder, lambda count: tell(next(done), len(pairs)))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(folder, [make_table(name, pairs, cosines, known or face_weights.name)])
+    output.say(f"{short(folder / 'table.md')}  {len(pairs)} pairs")
