@@ -56,11 +56,11 @@ def chat(
         import threading
         import webbrowser
 
-        import uvicorn
-
         from ace.inference.chat import ChatSession
         from ace.web.actions import Studio
-        from ace.web.app import make_app
+        from ace.web.app import make_app  # says what to install if Gradio is missing
+
+        import uvicorn  # isort: skip
 
         with output.progress(f"loading {files.name}"):
             pipeline = load(files, device, dtype)

@@ -13,6 +13,7 @@ Not here: what an event does (`actions.py`), loading models (`ace/cli/chat.py`).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tempfile
@@ -23,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from ace.conditions.images import open_image
 from ace.errors import AceError, ConfigError, ImageError, InputError, MissingDependencyError
 from ace.inference.recipe import encode
 from ace.web import actions
@@ -185,10 +187,10 @@ def _add_files(app: FastAPI, studio: Studio) -> None:
         return actions.gallery()
 
     @app.get("/studio/nodes/{node_id}/{name}")
-    def picture(node_id: str, name: str, download: bool = False) -> Response:
+    def picture(request: Request, node_id: str, name: str) -> Response:
         node = studio.chat.session.node(node_id)
         if name == "thumbnail":
-            return _kept(actions.thumbnail(studio.chat.session.answer(node_id).image), "image/webp")
+            return _kept(request, actions.thumbnail(open_image(node.image_path).image), "image/webp")
         stem, _, suffix = name.rpartition(".")
         if stem == "answer" and suffix in FORMATS:  # the file to take away: with its recipe and the mark of its origin
             with Image.open(node.image_path) as image:
@@ -205,19 +207,19 @@ def _add_files(app: FastAPI, studio: Studio) -> None:
                     files[path.name] = path
         if name not in files or files[name].is_symlink():
             return Response("not found", 404, media_type="text/plain")
-        return _kept(files[name].read_bytes(), "image/png")
+        return _kept(request, files[name].read_bytes(), "image/png")
 
     @app.get("/studio/uploads/{upload}")
-    def upload_picture(upload: str) -> Response:
+    def upload_picture(request: Request, upload: str) -> Response:
         stream = io.BytesIO()
         actions.upload_picture(studio, upload).save(stream, "PNG", compress_level=1)
-        return _kept(stream.getvalue(), "image/png")
+        return _kept(request, stream.getvalue(), "image/png")
 
     @app.get("/studio/examples/{name}")
-    def example_picture(name: str) -> Response:
+    def example_picture(request: Request, name: str) -> Response:
         for one in actions.EXAMPLES:
             if name in one.pictures:
-                return _kept((one.picture_paths()[one.pictures.index(name)]).read_bytes(), "image/webp")
+                return _kept(request, one.picture_paths()[one.pictures.index(name)].read_bytes(), "image/webp")
         return Response("not found", 404, media_type="text/plain")
 
     @app.post("/studio/uploads")
@@ -254,9 +256,13 @@ def _add_files(app: FastAPI, studio: Studio) -> None:
         return {}
 
 
-def _kept(data: bytes, media_type: str) -> Response:
-    """A file that never changes under its address."""
-    return Response(data, media_type=media_type, headers={"cache-control": "private, max-age=31536000, immutable"})
+def _kept(request: Request, data: bytes, media_type: str) -> Response:
+    """A picture that a browser may keep and asks about again: another session has others under the same address."""
+    tag = f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
+    headers = {"cache-control": "private, no-cache", "etag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=media_type, headers=headers)
 
 
 def _file_name(request: Request) -> str:

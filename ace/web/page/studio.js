@@ -109,6 +109,7 @@ function draw(next) {
       memory.write("words", "");
     }
   }
+  if (before && before.head !== view.head && !draft.uploads.length) clearMask();
   part.where.textContent = `${view.model.name} · ${view.folder}`;
   drawTree(!before || before.head !== view.head || before.nodes.length !== view.nodes.length);
   drawTalk(before);
@@ -624,7 +625,7 @@ root.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !root.querySelector("dialog")) { closePanel(); root.querySelectorAll("details.menu[open]").forEach((one) => { one.open = false; }); }
 });
 root.addEventListener("click", (event) => {
-  root.querySelectorAll("details.menu[open]").forEach((one) => { if (!one.contains(event.target)) one.open = false; });
+  root.querySelectorAll("details.menu[open]").forEach((one) => { if (!one.contains(event.target) || event.target.closest("a, button")) one.open = false; });
   if (!part.panel.hidden && !part.form.contains(event.target)) closePanel();
 });
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]])
