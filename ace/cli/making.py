@@ -21,6 +21,7 @@ from ace.errors import ConfigError, InputError, OutputError, SessionError
 if TYPE_CHECKING:
     from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Job, Made
+    from ace.inference.pipeline import ACEPipeline
     from ace.inference.session import Session
     from ace.inference.sources import ModelFiles
 
@@ -48,6 +49,8 @@ class Run:
     adapters: tuple[AdapterChoice, ...] = ()
     refine: str | None = None
     refine_strength: float = 0.2
+    fast: str | None = None
+    compile_network: bool = False
 
 
 def find_model_files(model: str | None, steps: int | None, guidance: float | None, size: str | None) -> ModelFiles:
@@ -175,6 +178,7 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
                 if not memory.plain:
                     run.output.say(f"memory: {memory}")
                 pipeline = load(run.model, run.device, run.dtype, memory, run.adapters)
+                _speed_up(pipeline, run)
 
             def steps(done: int, total: int, first: int = numbers.start, here: int = len(numbers)) -> None:
                 tell(first * total + here * done, total * len(plans), "denoising")
@@ -188,6 +192,19 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
     if failures:
         complain(f"{len(results)} of {len(plans)} pictures made, {len(failures)} failed")
         raise typer.Exit(FAILED)
+
+
+def _speed_up(pipeline: ACEPipeline, run: Run) -> None:
+    """Set what `--fast` and `--compile` ask for, and say what the first costs in exactness."""
+    from ace.inference.accelerate import compile_blocks, fast_by_name, known_error
+    from ace.inference.sources import cache_folder
+
+    if run.compile_network:
+        compile_blocks(pipeline)
+    if run.fast is not None:
+        pipeline.fast = fast_by_name(run.fast)
+        error = known_error(pipeline, run.model.sha256, cache_folder() / "fast")
+        run.output.say(f"--fast {run.fast} is approximate: {error.line()}")
 
 
 def _make_each(

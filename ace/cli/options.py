@@ -68,6 +68,20 @@ NoMetadata = Annotated[
     bool, typer.Option("--no-metadata", help="Leave the recipe out of the file (`ace replay` needs it).")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Fast = Annotated[
+    str | None,
+    typer.Option(
+        "--fast",
+        metavar="NAME",
+        help="Sample approximately: solver, guidance, cache or all. Says how far that is from exact, measured once per "
+        "model.",
+        show_default=False,
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the network first: pays for many pictures of one size (or on a GPU)."),
+]
 NumberType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Memory = Annotated[
     str, typer.Option("--memory", help="auto (says what it takes), full, balanced, 8bit, offload (GPU) or lean.")
@@ -131,3 +145,12 @@ def tasks_named(names: list[str] | None) -> list[str]:
     if unknown:
         raise ConfigError(f"unknown task {', '.join(unknown)}: use a family ({', '.join(FAMILIES)}) or family/subtask")
     return [task for task in TASKS if not names or task in names or task.split("/")[0] in names]
+
+
+FAST_NAMES = ("solver", "guidance", "cache", "all")
+
+
+def check_fast(name: str | None) -> None:
+    """Raise ConfigError for an acceleration that does not exist."""
+    if name is not None and name not in FAST_NAMES:
+        raise ConfigError(f"unknown acceleration {name!r}: use one of {', '.join(FAST_NAMES)}")

@@ -25,7 +25,9 @@ from ace.cli.making import (
 )
 from ace.cli.options import (
     Avoid,
+    Compile,
     Device,
+    Fast,
     Guidance,
     Json,
     Lora,
@@ -41,6 +43,7 @@ from ace.cli.options import (
     Seed,
     Size,
     Steps,
+    check_fast,
     read_seed,
     read_size,
 )
@@ -56,7 +59,7 @@ from ace.cli.plus import (
     no_session,
 )
 from ace.cli.terminal import Output
-from ace.errors import ConditionError
+from ace.errors import ConditionError, ConfigError
 
 SessionFolder = Annotated[
     Path | None,
@@ -89,6 +92,8 @@ def generate(
     device: Device = "auto",
     dtype: NumberType = "auto",
     memory: Memory = "auto",
+    fast: Fast = None,
+    compile_network: Compile = False,
     no_metadata: NoMetadata = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -102,6 +107,7 @@ def generate(
     from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Settings, open_job
 
+    check_fast(fast)
     files = find_model_files(model, steps, guidance, size)
     adapters = tuple(AdapterChoice.parse(text) for text in lora or ())
     first = read_seed(seed)
@@ -128,6 +134,8 @@ def generate(
             adapters,
             refine,
             refine_strength,
+            fast,
+            compile_network,
         ),
     )
 
@@ -190,6 +198,8 @@ def edit(
     device: Device = "auto",
     dtype: NumberType = "auto",
     memory: Memory = "auto",
+    fast: Fast = None,
+    compile_network: Compile = False,
     no_metadata: NoMetadata = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -213,6 +223,7 @@ def edit(
     from ace.inference.edit import Settings, open_job
     from ace.inference.plus_sources import is_plus
 
+    check_fast(fast)
     *photos, instruction = words
     paths, references = [Path(photo) for photo in photos], tuple(image or ())
     if not instruction.strip():
@@ -224,6 +235,8 @@ def edit(
     options = PlusOptions(tuple(reference or ()), repaint, control, max_seq_length, quantize, transformer)
     asked = model or os.environ.get("ACE_MODEL")
     if asked is not None and is_plus(asked):
+        if fast is not None or compile_network:
+            raise ConfigError("--fast and --compile are for ACE models, not for ACE++: leave them out")
         no_session(session, start)
         edit_plus(
             asked,
@@ -285,6 +298,8 @@ def edit(
             adapters,
             refine,
             refine_strength,
+            fast,
+            compile_network,
         ),
         opened,
     )

@@ -295,7 +295,7 @@ def finish_job(
     environment = Environment.here(
         device=pipeline._execution_device.type, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
-    also = {"adapters": pipeline.adapters, "refine": refined}
+    also = {"adapters": pipeline.adapters, "fast": pipeline.fast.name if pipeline.fast else "", "refine": refined}
     recipe = _recipe(model, job, state, batch_size, environment, {name: text for name, text in also.items() if text})
     latents = None if pipeline.published or refined else pipeline.turn(state, image).latents
     return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)

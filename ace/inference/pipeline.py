@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from ace.conditions.images import aspect_size, normalise_image, prepare_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.diffusion import guide, sample_noise, seeded_generator
 from ace.errors import ConditionError, ConfigError, ShapeError
+from ace.inference.accelerate import Fast, Reuse, reused_prediction
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
 from ace.inference.latents import LatentCache, decode_latents, scale_factor
 from ace.inference.preserve import paste_back
@@ -84,7 +86,8 @@ class RequestState:
     """A request on its way: everything fixed, and the latents at the current step.
 
     latents: (C, h, w) float32. denoised: the clean latents predicted by the last step, None before the first.
-    branches: the conditional one and, with guidance, the unconditional one."""
+    branches: the conditional one and, with guidance, the unconditional one. fast, reuse: approximations that were asked
+    for (`accelerate.py`). num_runs: branches that the network has computed so far."""
 
     request: Request
     inputs: Inputs
@@ -95,11 +98,20 @@ class RequestState:
     latents: Tensor
     step_index: int = 0
     denoised: Tensor | None = None
+    fast: Fast | None = None
+    reuse: Reuse | None = None
+    num_runs: int = 0
 
     @property
     def num_steps(self) -> int:
-        """Network evaluations of this request."""
+        """Denoising steps of this request."""
         return len(self.scheduler.timesteps)
+
+    @property
+    def active_branches(self) -> tuple[Branch, ...]:
+        """The branches that the next step computes."""
+        guided = self.fast is None or self.fast.guides(self.step_index, self.num_steps)
+        return self.branches if guided else self.branches[:1]
 
     @property
     def done(self) -> bool:
@@ -122,7 +134,7 @@ class ACEPipelineOutput(BaseOutput):
 class _Packed:
     """A mixture of requests, packed: made once and used while the same requests are stepped together."""
 
-    states: tuple[RequestState, ...]
+    branches: tuple[tuple[Branch, ...], ...]
     layout: Layout
     patches: tuple[ConditionPatches, ...]
     text: TextKeysValues
@@ -173,6 +185,7 @@ class ACEPipeline(DiffusionPipeline):
         self.published = published
         self.float16_attention = published
         self.adapters = ""  # what `attach_adapters` stacked, for recipes
+        self.fast: Fast | None = None  # approximate sampling of what is prepared from now on
         self.latent_cache = LatentCache()
         self._packed: _Packed | None = None
         self._colours: tuple[AutoencoderKL | AutoencoderDC, LatentColours] | None = None
@@ -268,8 +281,9 @@ class ACEPipeline(DiffusionPipeline):
         for request, own, scale, branches, images in zip(
             requests, inputs, scales, texts, self._frame_latents(inputs), strict=True
         ):
-            scheduler = copy.deepcopy(self.scheduler)
-            scheduler.set_timesteps(self._num_steps(request), device=self._execution_device)
+            scheduler = copy.deepcopy(self.scheduler) if self.fast is None else self.fast.scheduler(self.scheduler)
+            steps = self._num_steps(request) if self.fast is None else self.fast.num_steps(self._num_steps(request))
+            scheduler.set_timesteps(steps, device=self._execution_device)
             generator = request.generator or seeded_generator(int(torch.randint(2**31, ())))
             factor = self.geometry.latent_px
             shape = (self.transformer.config.latent_channels, own.size[1] // factor, own.size[0] // factor)
@@ -283,6 +297,8 @@ class ACEPipeline(DiffusionPipeline):
                     guidance_scale=scale,
                     guidance_rescale=self._or_default(request.guidance_rescale, "guidance_rescale"),
                     latents=noise * getattr(scheduler, "init_noise_sigma", 1.0),  # flow schedulers have none
+                    fast=self.fast,
+                    reuse=Reuse(self.fast.reuse) if self.fast is not None and self.fast.reuse else None,
                 )
             )
         return prepared
@@ -294,6 +310,23 @@ class ACEPipeline(DiffusionPipeline):
         Raises ConfigError if a state is already done."""
         if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
+        reused = [reused_prediction(state) for state in states]
+        computed = [state for state, prediction in zip(states, reused, strict=True) if prediction is None]
+        predictions = iter(self._predict(computed) if computed else ())
+        for state, prediction in zip(states, reused, strict=True):
+            timestep = state.scheduler.timesteps[state.step_index]
+            if prediction is None:
+                prediction = next(predictions)
+                state.num_runs += len(state.active_branches)
+                if state.reuse is not None:
+                    state.reuse.computed(state.latents, prediction)
+            state.denoised = predicted_clean(prediction, state.latents, timestep, state.scheduler)
+            (latents, *_) = state.scheduler.step(prediction[None], timestep, state.latents[None], return_dict=False)
+            state.latents = latents[0]
+            state.step_index += 1
+
+    def _predict(self, states: Sequence[RequestState]) -> list[Tensor]:
+        """The guided prediction of every state, (C, h, w), in one packed pass."""
         packed = self._pack(states)
         timesteps = [state.scheduler.timesteps[state.step_index] for state in states]
         noisy = [_scaled(state.scheduler, state.latents, t) for state, t in zip(states, timesteps, strict=True)]
@@ -305,14 +338,7 @@ class ACEPipeline(DiffusionPipeline):
             text_keys_values=packed.text,
         )
         outputs = iter(unpack_latents(predicted.float(), packed.layout, config.patch_size, config.latent_channels))
-        predictions = self._guided(states, [[next(outputs) for _ in state.branches] for state in states])
-        for state, prediction in zip(states, predictions, strict=True):
-            timestep = state.scheduler.timesteps[state.step_index]
-            state.denoised = predicted_clean(prediction, state.latents, timestep, state.scheduler)
-            state.latents = state.scheduler.step(prediction[None], timestep, state.latents[None], return_dict=False)[0][
-                0
-            ]
-            state.step_index += 1
+        return self._guided(states, [[next(outputs) for _ in state.active_branches] for state in states])
 
     @torch.no_grad()
     def decode(self, states: Sequence[RequestState], preserve: bool = True) -> list[Image.Image]:
@@ -447,17 +473,20 @@ class ACEPipeline(DiffusionPipeline):
         return layout.in_float16() if self.float16_attention else layout
 
     def _pack(self, states: Sequence[RequestState]) -> _Packed:
+        active = tuple(state.active_branches for state in states)
         kept = self._packed
-        if kept is not None and [id(state) for state in kept.states] == [id(state) for state in states]:
-            return kept
-        branches = [branch for state in states for branch in state.branches]
-        depth = self.transformer.sizes.depth
-        repeats = [number > 0 for state in states for number in range(len(state.branches))]
-        layout = self._layout([b.frames for b in branches], repeats)
+        if kept is not None and len(kept.branches) == len(active):
+            pairs = [pair for own in zip(kept.branches, active, strict=True) for pair in zip_longest(*own)]
+            if all(first is second for first, second in pairs):
+                return kept
+        branches = [branch for own in active for branch in own]
+        repeats = [number > 0 for own in active for number in range(len(own))]
+        layout = self._layout([branch.frames for branch in branches], repeats)
         text = tuple(
-            tuple(torch.cat(parts) for parts in zip(*(b.text[n] for b in branches), strict=True)) for n in range(depth)
+            tuple(torch.cat(parts) for parts in zip(*(branch.text[n] for branch in branches), strict=True))
+            for n in range(self.transformer.sizes.depth)
         )
-        self._packed = _Packed(tuple(states), layout, tuple(s.branches[0].patches for s in states), text)
+        self._packed = _Packed(active, layout, tuple(own[0].patches for own in active), text)
         return self._packed
 
     def _num_steps(self, request: Request) -> int:

@@ -73,10 +73,12 @@ def _colour_picture(number: int, side: int, generator: torch.Generator) -> Tenso
 
 
 def predicted_clean(prediction: Tensor, latents: Tensor, timestep: Tensor, scheduler: SchedulerMixin) -> Tensor:
-    """The clean latents that a network's prediction stands for, for any scheduler on DDPM betas.
+    """The clean latents that a network's prediction stands for, for schedulers on DDPM betas and for flows.
 
     prediction, latents: (C, h, w); timestep: as the network was given it."""
     config = scheduler.config
+    if "beta_start" not in config:  # a flow: the prediction leads from the clean latents to the noise
+        return latents - timestep.to(latents) / config.num_train_timesteps * prediction
     if config.prediction_type == "sample":
         return prediction
     schedule = linear_schedule(config.num_train_timesteps, config.beta_start, config.beta_end, latents.device)
