@@ -131,15 +131,20 @@ class Soak:
             lambda: http.get("/v1/models", headers={"origin": "https://evil.example"}),
             lambda: http.get("/v1/sessions/..%2f..%2fetc%2fpasswd"),
             lambda: http.post("/v1/images/generations", json={"prompt": "a", "steps": 10**9, "n": 10**6}),
-            lambda: http.post("/v1/images/generations", content=b"x", headers={"content-length": "99999999999"}),
+            self.lie,
             lambda: http.post(
                 "/v1/images/edits", json={"prompt": "a", "images": [{"image_url": "http://169.254.169.254/"}]}
             ),
         ]
-        try:
-            self.refused(draw.choice(attacks)())
-        except httpx2.LocalProtocolError:
-            pass  # a lie that the client's own library does not send
+        self.refused(draw.choice(attacks)())
+
+    def lie(self) -> httpx2.Response:
+        """Announce far more than is allowed, and send nothing of it."""
+        host, port = self.url.removeprefix("http://").split(":")
+        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Length: 99999999999\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=120) as connection:
+            connection.sendall(head.encode())
+            return httpx2.Response(int(connection.recv(1000).split(b" ")[1]))
 
     def refused(self, reply: httpx2.Response) -> None:
         if not 400 <= reply.status_code < 500:
