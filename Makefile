@@ -1,6 +1,7 @@
 # One word for each thing one does here. Every target sets the machine up by itself (.venv, pinned by constraints.txt).
 #   make demo [SEED=n]     show edited images made by the model in the package
 #   make test [ARGS=...]   run the tests
+#   make test-slow         run the tests that take longer, on a Ray cluster of two as well
 #   make check             style, types, spelling;  make fix  puts right what can be put right by itself
 #   make docs              write the generated parts of docs/
 #   make bench             run benchmarks/ and print hardware, command and numbers
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test check fix docs bench
+.PHONY: demo test test-slow check fix docs bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.core
@@ -27,6 +28,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(PIP_INSTALL) ray
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
