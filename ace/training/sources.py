@@ -11,6 +11,7 @@ Not here: pictures to tensors (`batches.py`), making data sets (the data room).
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import random
 from collections import OrderedDict
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conditions.images import normalise_image, open_image
+from ace.conditions.images import ALLOWED_FORMATS, normalise_image, open_image
 from ace.data.sample import FAMILIES, TASKS, EditSample, family_of
 from ace.data.world import World
 from ace.data.world.sprites import SpriteLibrary
@@ -239,7 +240,7 @@ class HuggingFaceRecords:
         for n in range(first, number + 1):
             row = self.rows[n]
             image = answer if answer is not None else _in_memory(row[self.columns["source"]])
-            mask = None if row.get("mask_img") is None else _erased(row["mask_img"], image)
+            mask = None if row.get("mask_img") is None else _erased(_with_alpha(row["mask_img"]), image)
             units.append(ConditionUnit(row[self.columns["text"]], (image,), (mask,)))
             answer = _in_memory(row[self.columns["target"]])
             if n < number:
@@ -436,8 +437,16 @@ def _mask(folder: Path, name: str | None, image: Image.Image) -> Image.Image | N
     return mask if mask.size == image.size else mask.resize(image.size, Image.Resampling.NEAREST)
 
 
-def _in_memory(image: Image.Image) -> Image.Image:
-    return normalise_image(image).image
+def _in_memory(value: Image.Image | dict[str, Any]) -> Image.Image:
+    """A cell of a picture column: decoded by `datasets`, or its bytes where the files do not say that they are one."""
+    if isinstance(value, dict):
+        return open_image(io.BytesIO(value["bytes"])).image
+    return normalise_image(value).image
+
+
+def _with_alpha(value: Image.Image | dict[str, Any]) -> Image.Image:
+    """The same with its transparency."""
+    return Image.open(io.BytesIO(value["bytes"]), formats=ALLOWED_FORMATS) if isinstance(value, dict) else value
 
 
 def _erased(mask: Image.Image, source: Image.Image) -> Image.Image | None:
