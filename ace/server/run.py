@@ -7,7 +7,9 @@ the process.
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -72,6 +74,9 @@ def serve(
         )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         on_ready(f"http://{host}:{listener.getsockname()[1]}")
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal again when it is done, which would end the process as if it had been killed
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: None))
         _Server(config, engine, settings.drain_s).run(sockets=[listener])
 
 
