@@ -212,7 +212,9 @@ class FaceEmbedder:
 
     def embed(self, image: np.ndarray, face: Face) -> np.ndarray:
         """A feature of length 1: the dot product of two is their face similarity."""
-        template = np.float32(((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2)))  # ArcFace's
+        template = np.array(
+            ((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2)), np.float32
+        )  # ArcFace's
         matrix, _ = cv2.estimateAffinePartial2D(face.points.astype(np.float32), template, method=cv2.LMEDS)
         crop = cv2.warpAffine(image, matrix, (112, 112))
         batch = ((crop.astype(np.float32) - 127.5) / 127.5).transpose(2, 0, 1)[None]

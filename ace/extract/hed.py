@@ -6,6 +6,7 @@ The weights (trained on BSDS500) are read out of a Keras file with h5py; TensorF
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ class HED(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(c_in if k == 0 else c_out, c_out, 3, padding=1) for k in range(count))
+            nn.Sequential(*(nn.Conv2d(c_in if k == 0 else c_out, c_out, 3, padding=1) for k in range(count)))
             for c_in, c_out, count in _BLOCKS
         )
         self.sides = nn.ModuleList(nn.Conv2d(c_out, 1, 1) for _, c_out, _ in _BLOCKS)
@@ -39,7 +40,7 @@ class HED(nn.Module):
         for number, (block, side) in enumerate(zip(self.blocks, self.sides, strict=True)):
             if number:
                 x = F.max_pool2d(x, 2, ceil_mode=True)
-            for convolution in block:
+            for convolution in block.children():
                 x = F.relu(convolution(x))
             sides.append(F.interpolate(side(x), size=pictures.shape[-2:], mode="bilinear", align_corners=False))
         return torch.sigmoid(self.fuse(torch.cat(sides, 1)))
@@ -78,8 +79,8 @@ def load_hed(path: Path) -> HED:
     try:
         with h5py.File(path) as file:
             for number, block in enumerate(net.blocks, 1):
-                names = [name for name in sorted(file[f"block{number}/layers"], key=_order) if "conv" in name]
-                for convolution, name in zip(block, names, strict=True):
+                names = [name for name in sorted(_group(file, f"block{number}/layers"), key=_order) if "conv" in name]
+                for convolution, name in zip(block.children(), names, strict=True):
                     _copy(convolution, file[f"block{number}/layers/{name}/vars"])
             for number, side in enumerate(net.sides, 1):
                 _copy(side, file[f"dsn{number}/vars"])
@@ -95,7 +96,13 @@ def _order(name: str) -> int:
     return int(last) if last.isdigit() else 0
 
 
-def _copy(convolution: nn.Conv2d, values) -> None:
+def _group(file: Any, path: str) -> list[str]:
+    """The names in a group of an HDF5 file."""
+    return list(file[path])
+
+
+def _copy(convolution: nn.Module, values: Any) -> None:
+    assert isinstance(convolution, nn.Conv2d)
     convolution.weight.data.copy_(torch.from_numpy(values["0"][()].transpose(3, 2, 0, 1).copy()))
     assert convolution.bias is not None
     convolution.bias.data.copy_(torch.from_numpy(values["1"][()]))

@@ -132,9 +132,9 @@ def _ridges(edges: np.ndarray) -> np.ndarray:
 def _drop_small(lines: np.ndarray, least_px: int) -> np.ndarray:
     """Without the connected pieces of fewer px."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(lines.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= least_px
+    keep = np.asarray(stats)[:, cv2.CC_STAT_AREA] >= least_px
     keep[0] = False
-    return keep[labels]
+    return keep[np.asarray(labels, np.intp)]
 
 
 def _ink(lines: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from ace.extract.faces import BROWS, FACE_OVAL, JAW, LIPS_INNER, LIPS_OUTER, NOS
 
 TASK = "semantic_editing/face"
 MASK_SHARE = 0.4
-SMALLEST_PX = 48  # of a face's shorter side: less shows no attribute
+SMALLEST_PX = 40  # of a face's shorter side: less shows no attribute
 HAIR_COLORS: dict[str, tuple[int, int, int]] = {
     "red": (190, 50, 40),
     "blue": (50, 80, 200),
@@ -192,7 +192,7 @@ def grow_beard(image: np.ndarray, mesh: np.ndarray, seed: int) -> np.ndarray:
     down[:, 3] = 1 / 7
     hairs = cv2.filter2D(grain, -1, down) * 1.6 if size > 60 else cv2.GaussianBlur(grain, (0, 0), 0.7)
     weight = (soft * (0.5 + 0.16 * hairs)).clip(0, 0.85)[..., None]
-    made = image * (1 - weight) + np.float32((42, 32, 26)) * weight
+    made = image * (1 - weight) + np.array((42, 32, 26), np.float32) * weight
     return np.where(soft[..., None] > 0, made.round().clip(0, 255), image).astype(np.uint8)
 
 
@@ -211,7 +211,7 @@ def make_up(image: np.ndarray, mesh: np.ndarray, lips: tuple[int, int, int]) -> 
         toward = above[np.abs(above[:, None] - line[None]).sum(2).argmin(0)]
         lids = np.maximum(lids, _area(np.concatenate((line, (line + (toward - line) * 0.6)[::-1])), height, width))
     lids = cv2.GaussianBlur(lids, (0, 0), max(0.8, size * 0.05))[..., None] * 0.45
-    made = made * (1 - lids) + np.float32((95, 55, 105)) * lids
+    made = made * (1 - lids) + np.array((95, 55, 105), np.float32) * lids
     touched = (mouth[..., None] > 0.004) | (lids > 0.004)
     return np.where(touched, made.round().clip(0, 255), image).astype(np.uint8)
 

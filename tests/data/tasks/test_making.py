@@ -55,6 +55,7 @@ def test_a_hard_patch_has_a_seam_and_a_smooth_filling_has_none():
     assert seam(patched, hole) > 2 * seam(smooth, hole)
 
 
+@pytest.mark.slow
 def test_an_instruction_editor_of_diffusers_makes_the_styled_side(tmp_path):
     """A pipeline of the published class with tiny random weights, saved and found as a user's folder would be."""
     import torch
