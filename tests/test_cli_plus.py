@@ -132,6 +132,10 @@ def test_an_eight_bit_checkpoint_comes_with_its_error_per_layer_and_on_a_picture
     assert "8-bit weights already" in ace("convert", "small.safetensors", "--fp8", "-o", "b.safetensors", code=1)
 
 
+def test_other_verbs_say_where_these_models_work(here):
+    assert "for `ace edit`" in ace("generate", "a cat", "--model", "ace-plus-subject", code=2)
+
+
 def test_models_lists_them():
     listed = ace("models")
     assert "ace-plus-portrait" in listed and "FLUX_FILL_PATH" in listed

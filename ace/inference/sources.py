@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
 from ace.inference.adapters import AdapterChoice, attach_adapters
 from ace.inference.memory import TILE_PX, MemoryPlan, plan_memory
+from ace.inference.plus_sources import PLUS_MODELS
 from ace.inference.recipe import hash_model
 
 if TYPE_CHECKING:
@@ -123,6 +124,10 @@ def find_model(name: str | None = None) -> ModelFiles:
             )
             raise ModelNotFoundError(f"the model {name} is not on this machine: {how}, or use another (`ace models`)")
         return _read_settings(name, model.folder)
+    if name in PLUS_MODELS:
+        raise ModelNotFoundError(
+            f"{name} is an ACE++ model, for `ace edit` with a photo or --reference: use another here"
+        )
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise ModelNotFoundError(f"unknown model {name!r}: use {', '.join(known)} or the folder of a model")
