@@ -30,7 +30,9 @@ def measure(command: list[str], environment: dict[str, str]) -> tuple[float, flo
     """Peak memory in GB, seconds, and what was said, of one process."""
     report = f"import resource, subprocess, sys; done = subprocess.run({command!r}, capture_output=True, text=True); "
     report += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); "
-    report += "print((done.stdout if done.returncode == 0 else 'failed: ' + done.stderr).strip())"
+    report += (
+        "print((done.stdout if done.returncode == 0 else 'failed: ' + done.stderr.strip().splitlines()[-1]).strip())"
+    )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", report], env=environment, capture_output=True, text=True, check=True)
     peak, said = done.stdout.split("\n", 1)

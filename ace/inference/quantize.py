@@ -101,7 +101,7 @@ def quantize_folder(
 
 def _config(kind: str) -> TorchAoConfig:
     try:
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig  # type: ignore[import]
     except ImportError:
         raise MissingDependencyError("8-bit weights need torchao: pip install 'ace-allround[quant]'") from None
     wanted = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()

@@ -103,6 +103,7 @@ class Refiner:
         states, pooled, text_ids = pipeline.encode_prompt(
             prompt, None, device=device, max_sequence_length=settings.max_text_tokens
         )
+        assert states is not None and pooled is not None  # diffusers' type allows it
         _, channels, height, width = clean.shape
         ids = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, dtype)
         guidance = None

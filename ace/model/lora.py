@@ -126,7 +126,7 @@ def _load(transformer: ACETransformer, name: str, adapter: Adapter) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
         state = adapter.state_dict(transformer.dtype)
-        transformer.load_lora_adapter(state, prefix=None, adapter_name=name)
+        transformer.load_lora_adapter(state, prefix=None, adapter_name=name)  # type: ignore[arg-type]
 
 
 def _weights(transformer: ACETransformer) -> dict[str, float]:

@@ -72,6 +72,7 @@ def encode(batch: TokenBatch, text_encoder: TextEncoder) -> list[Tensor]:
     """Text states of a token batch, one (L_k, C) per text, padding cut off."""
     device = text_encoder.device
     states = text_encoder(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device)).last_hidden_state
+    assert states is not None  # transformers' type allows it
     return [row[:length] for row, length in zip(states, batch.lengths, strict=True)]
 
 

@@ -18,21 +18,28 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate.hooks import attach_align_device_hook
 from accelerate.utils import OffloadedWeightsLoader
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, T5Config, T5EncoderModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from ace.errors import CheckpointError, MissingDependencyError
 
 CACHE_BYTES = 1_000_000_000  # of prompts: several thousand of them
 
 Load = Callable[[], PreTrainedModel]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedTexts:
+    """What an encoder returns: states (N, L, C)."""
+
+    last_hidden_state: Tensor
 
 
 class TextEncoderOnDisk:
@@ -60,7 +67,7 @@ class TextEncoderOnDisk:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedTexts:
         """Rows that are in the cache are read, the others are encoded together."""
         rows: list[Tensor | None] = [None] * len(input_ids)
         if self.cache is not None:
@@ -74,7 +81,7 @@ class TextEncoderOnDisk:
                 rows[number] = row
                 if self.cache is not None:
                     self.cache.write(input_ids[number], attention_mask[number], row)
-        return BaseModelOutput(last_hidden_state=torch.stack([row.to(self.device) for row in rows if row is not None]))
+        return EncodedTexts(torch.stack([row.to(self.device) for row in rows if row is not None]))
 
     def _loaded(self) -> PreTrainedModel:
         if self._model is None:
@@ -141,7 +148,8 @@ def fingerprint(folder: Path, *settings: object) -> str:
 
 def load_whole(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder in memory."""
-    return T5EncoderModel.from_pretrained(folder, dtype=dtype, local_files_only=True).eval().to(device)
+    model = T5EncoderModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return cast(PreTrainedModel, cast(nn.Module, model).eval().to(device))
 
 
 def load_streamed(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -168,7 +176,7 @@ def load_8bit(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrai
 
     Its states differ slightly. Raises MissingDependencyError without torchao."""
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import]
     except ImportError:
         raise MissingDependencyError("8-bit weights need torchao: pip install 'ace-allround[quant]'") from None
     model = _empty(folder, dtype)
@@ -180,11 +188,11 @@ def load_8bit(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrai
             source = full if full in files else tied[full]
             with safe_open(files[source], framework="pt", device=str(device)) as file:
                 value = file.get_tensor(source).to(dtype, copy=True)
-            module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
-        if isinstance(module, torch.nn.Linear):
+            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        if isinstance(module, nn.Linear):
             quantize_(module, Int8WeightOnlyConfig())
     model.tie_weights()
-    return model.to(device)
+    return cast(PreTrainedModel, cast(nn.Module, model).to(device))
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
@@ -205,4 +213,4 @@ def _empty(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder without weights."""
     config = T5Config.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        return T5EncoderModel(config).to(dtype).eval()
+        return cast(PreTrainedModel, cast(nn.Module, T5EncoderModel(config)).to(dtype).eval())
