@@ -245,7 +245,7 @@ function welcome() {
     button("grid", "All examples", openGallery));
 }
 
-// The tree: columns in order of making, a lane for each branch
+// The tree: a column for each round, a lane for each branch; conversations stand side by side
 
 function drawTree(changed) {
   const path = new Set(pathTo(view.head).map((one) => one.id));
@@ -255,20 +255,26 @@ function drawTree(changed) {
   part.redo.disabled = !undone.length;
   part.undo.title = parent ? `Undo: back to ${mention(parent)}` : "Undo";
   if (!changed) return;
-  const lanes = new Map(), ends = [];   // node -> lane; lane -> node at its end
+  const spots = new Map(), children = new Map();   // node -> { column, lane }; node -> those made from it
   for (const one of view.nodes) {
-    const from = one.parents[0];
-    let lane = from === undefined ? -1 : lanes.get(from);
-    if (from === undefined || ends[lane] !== from) {
-      const used = from === undefined ? -1 : lane;
-      lane = from === undefined ? 0 : used + 1;
-      while (from !== undefined && ends[lane] !== undefined && rootOf(ends[lane]) === rootOf(one.id)) lane += 1;
-    }
-    lanes.set(one.id, lane);
-    ends[lane] = one.id;
+    const from = one.parents.length && node(one.parents[0]) ? one.parents[0] : null;
+    children.set(from, [...(children.get(from) || []), one.id]);
   }
-  const place = (id) => ({ x: 8 + view.nodes.findIndex((one) => one.id === id) * 64, y: 8 + lanes.get(id) * 62 });
-  const high = Math.max(0, ...lanes.values()) + 1;
+  let columns = 0, high = 1;
+  for (const start of children.get(null) || []) {
+    let lanes = 0, wide = 0;
+    const todo = [{ id: start, depth: 0, lane: 0 }];
+    while (todo.length) {
+      const { id, depth, lane } = todo.pop();
+      const own = lane === null ? ++lanes : lane;   // the first to go on stays in the lane, the others open new ones
+      spots.set(id, { column: columns + depth, lane: own });
+      wide = Math.max(wide, depth + 1);
+      (children.get(id) || []).map((next, place) => ({ id: next, depth: depth + 1, lane: place ? null : own })).reverse().forEach((next) => todo.push(next));
+    }
+    columns += wide;
+    high = Math.max(high, lanes + 1);
+  }
+  const place = (id) => ({ x: 8 + spots.get(id).column * 64, y: 8 + spots.get(id).lane * 62 });
   const lines = view.nodes.filter((one) => one.parents.length && node(one.parents[0])).map((one) => {
     const a = place(one.parents[0]), b = place(one.id);
     const flat = a.y === b.y;
@@ -282,13 +288,11 @@ function drawTree(changed) {
       h("img", { src: smallOf(one.id), alt: "", loading: "lazy" }), h("span", {}, mention(one.id)));
   });
   const focused = part.tree.contains(document.activeElement) && document.activeElement.dataset.node;
-  part.tree.replaceChildren(h("div", { class: "field", style: `width: ${view.nodes.length * 64 + 8}px; height: ${high * 62 + 6}px` }, h("svg", {}, lines), thumbs));
+  part.tree.replaceChildren(h("div", { class: "field", style: `width: ${columns * 64 + 8}px; height: ${high * 62 + 6}px` }, h("svg", {}, lines), thumbs));
   const current = part.tree.querySelector('[aria-current="true"]');
   if (current) part.tree.scrollTo({ left: current.offsetLeft - part.tree.clientWidth + 120, top: current.offsetTop - 40 });
   if (focused) part.tree.querySelector(`[data-node="${focused}"]`)?.focus();
 }
-
-function rootOf(id) { return pathTo(id)[0].id; }
 
 function walkTree(event) {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -464,6 +468,7 @@ function openMentions(typedSoFar, typing = false) {
   part.panel.replaceChildren(list);
   part.panel.hidden = false;
   part.panel.dataset.kind = "mentions";
+  root.querySelector("#settings").setAttribute("aria-expanded", "false");
   choose([...list.children], 0);
   part.text.focus();
 }
