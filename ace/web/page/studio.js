@@ -336,7 +336,7 @@ function drawComposer() {
     h("button", { type: "button", class: "drop", "aria-label": `Remove ${one.name}`, onclick: () => { draft.uploads.splice(place, 1); if (!place) clearMask(); drawComposer(); } }, icon("close"))));
   if (draft.mask || draft.extend) {
     const label = draft.extend ? "Larger canvas" : "Mask";
-    chips.push(h("div", { class: "chip", title: label }, h("img", { src: draft.extend ? source.src : draft.mask, alt: label }), h("i", {}, label.split(" ").pop()),
+    chips.push(h("div", { class: draft.mask ? "chip dark" : "chip", title: label }, h("img", { src: draft.extend ? source.src : draft.mask, alt: label }), h("i", {}, label.split(" ").pop()),
       h("button", { type: "button", class: "drop", "aria-label": `Remove ${label.toLowerCase()}`, onclick: () => { clearMask(); drawComposer(); } }, icon("close"))));
   }
   part.tray.replaceChildren(...chips);
@@ -533,7 +533,13 @@ function openEasel() {
   let tab = draft.extend ? "extend" : "paint", erasing = false, last = null, at = { x: 0.5, y: 0.5 }, mode = draft.maskMode, colour = "#e4572e";
   const history = [];
   const size = h("input", { type: "range", min: "2", max: "60", value: "14", id: "brush-size", oninput: showRing });
-  const ink = () => (mode === "draw" ? colour : "#3f55c6");
+  const stripes = h("canvas", { width: 8 * scale, height: 8 * scale });   // two tones, to be seen on any picture
+  const tone = stripes.getContext("2d"), unit = stripes.width;
+  tone.fillStyle = "#ffffff"; tone.fillRect(0, 0, unit, unit);
+  tone.strokeStyle = "#d6217f"; tone.lineWidth = unit * 0.36;
+  for (const shift of [-1, 0, 1]) { tone.beginPath(); tone.moveTo(shift * unit - unit, unit * 2); tone.lineTo(shift * unit + unit * 2, -unit); tone.stroke(); }
+  const ink = () => (mode === "draw" ? colour : pen.createPattern(stripes, "repeat"));
+  function recolour(on, fill) { on.globalCompositeOperation = "source-in"; on.fillStyle = fill; on.fillRect(0, 0, on.canvas.width, on.canvas.height); on.globalCompositeOperation = "source-over"; }
   const radius = () => (Number(size.value) / 200) * Math.max(canvas.width, canvas.height);
   function mark() { history.push(pen.getImageData(0, 0, canvas.width, canvas.height)); if (history.length > 30) history.shift(); }
   function paint(to) {
@@ -561,11 +567,11 @@ function openEasel() {
   function invert() {
     mark();
     const all = pen.getImageData(0, 0, canvas.width, canvas.height);
-    const rgb = [1, 3, 5].map((place) => parseInt(ink().slice(place, place + 2), 16));
-    for (let k = 0; k < all.data.length; k += 4) { all.data[k + 3] = 255 - all.data[k + 3]; [all.data[k], all.data[k + 1], all.data[k + 2]] = rgb; }
+    for (let k = 3; k < all.data.length; k += 4) all.data[k] = 255 - all.data[k];
     pen.putImageData(all, 0, 0);
+    recolour(pen, ink());
   }
-  const way = (value, label) => h("label", {}, h("input", { type: "radio", name: "mask-mode", value, checked: mode === value, onchange: () => { mode = value; canvas.classList.toggle("drawing", mode === "draw"); colours.hidden = mode !== "draw"; } }), label);
+  const way = (value, label) => h("label", {}, h("input", { type: "radio", name: "mask-mode", value, checked: mode === value, onchange: () => { mode = value; canvas.classList.toggle("drawing", mode === "draw"); colours.hidden = mode !== "draw"; recolour(pen, ink()); } }), label);
   const colours = h("label", { hidden: mode !== "draw" }, "Colour", h("input", { type: "color", value: colour, oninput: (event) => { colour = event.target.value; } }));
   const rub = button("rub", "Erase", () => { erasing = !erasing; rub.setAttribute("aria-pressed", String(erasing)); }, { class: "edged", "aria-pressed": "false" });
   const paintOptions = h("div", { class: "options" },
@@ -604,13 +610,14 @@ function openEasel() {
     } else {
       const small = h("canvas", { width: source.width, height: source.height });
       small.getContext("2d").drawImage(canvas, 0, 0, source.width, source.height);
+      if (mode !== "draw") recolour(small.getContext("2d"), "#ffffff");
       const painted = small.getContext("2d").getImageData(0, 0, source.width, source.height).data.some((value, place) => place % 4 === 3 && value > 127);
       draft.extend = null; draft.mask = painted ? small.toDataURL("image/png") : null; draft.maskMode = mode;
     }
     dialog.close(); drawComposer(); part.text.focus();
   }
   show(tab);
-  if (draft.mask) { const old = new Image(); old.onload = () => pen.drawImage(old, 0, 0, canvas.width, canvas.height); old.src = draft.mask; }
+  if (draft.mask) { const old = new Image(); old.onload = () => { pen.drawImage(old, 0, 0, canvas.width, canvas.height); if (mode !== "draw") recolour(pen, ink()); }; old.src = draft.mask; }
   const dialog = openDialog("Paint a mask", [tabs, h("div", { style: "height: 14px" }), easel],
     [h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"), h("button", { type: "button", class: "main", id: "use-mask", onclick: finish }, "Use it")]);
   canvas.classList.toggle("drawing", mode === "draw");
