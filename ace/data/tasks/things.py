@@ -16,10 +16,13 @@ import numpy as np
 from ace.data.tasks.describe import name_color, name_place_of
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
+from ace.extract.faces import Face
 from ace.extract.objects import Object
+from ace.extract.weights import is_there
 
 SMALLEST, LARGEST = 0.01, 0.3  # share of the picture
 LEAST_FILL = 0.35  # share of its box: less is a tangle or a frame
+LEAST_SOLID = 0.65  # share of its convex outline: less is a rim or what something else left over
 MOST_BORDER = 0.04  # share of the picture's border that it may lie on
 MOST_LEFT = 0.5  # overlap with the object above which what was filled in counts as the object again
 MOST_SEAM = 1.6  # step across the filled border, in steps that the picture itself has there
@@ -38,12 +41,44 @@ class Removal:
 
 
 def candidates(image: np.ndarray, tools: Tools, smallest: float = SMALLEST, largest: float = LARGEST) -> list[Object]:
-    """Objects whose area, box and place are reasonable, largest first."""
+    """Whole objects of a reasonable area, box, shape and place, largest first.
+
+    Left out are rims and remnants (a small share of their convex outline), parts that lie inside another object, and
+    pieces of a face."""
+    found = tools.objects(image)
+    faces = tools.faces(image) if all(map(is_there, ("mtcnn-p", "mtcnn-r", "mtcnn-o"))) else []
     return [
         thing
-        for thing in tools.objects(image)
-        if smallest <= thing.share <= largest and thing.box_fill >= LEAST_FILL and _on_border(thing.mask) <= MOST_BORDER
+        for thing in found
+        if smallest <= thing.share <= largest
+        and thing.box_fill >= LEAST_FILL
+        and _on_border(thing.mask) <= MOST_BORDER
+        and solidity(thing.mask) >= LEAST_SOLID
+        and not any(is_part(thing.mask, other.mask) for other in found if other is not thing)
+        and not any(_is_of_face(thing.mask, face) for face in faces)
     ]
+
+
+def solidity(mask: np.ndarray) -> float:
+    """Area of a mask (H, W) bool over that of its convex outline: 1 for a disc, little for a ring or a crescent."""
+    hull = cv2.convexHull(np.argwhere(mask).astype(np.int32))
+    return float(mask.sum() / max(cv2.contourArea(hull), 1.0))
+
+
+def is_part(mask: np.ndarray, other: np.ndarray) -> bool:
+    """Whether most of a mask lies inside the outer border of a larger one, such as coffee inside a cup's rim."""
+    if other.sum() > 0.6 * other.size:  # that is the background
+        return False
+    borders, _ = cv2.findContours(other.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    whole = cv2.drawContours(np.zeros(mask.shape, np.uint8), borders, -1, 1, cv2.FILLED) > 0
+    return bool(whole.sum() > 1.1 * mask.sum() and (mask & whole).sum() > 0.85 * mask.sum())
+
+
+def _is_of_face(mask: np.ndarray, face: Face) -> bool:
+    """Whether a mask is a face or a piece of one, and not a whole person."""
+    left, top, right, bottom = (max(0, round(v)) for v in face.box)
+    area = (right - left) * (bottom - top)
+    return bool(mask.sum() < 3 * area and mask[top:bottom, left:right].sum() > 0.3 * mask.sum())
 
 
 def remove_one(

@@ -9,7 +9,7 @@ import pytest
 from ace.data.tasks.common import say
 from ace.data.tasks.describe import name_color, name_place_of
 from ace.data.tasks.stylers import STYLERS
-from ace.data.tasks.things import seam
+from ace.data.tasks.things import is_part, seam, solidity
 from tests.extract.photographs import photograph
 
 
@@ -53,6 +53,16 @@ def test_a_hard_patch_has_a_seam_and_a_smooth_filling_has_none():
     patched[hole] = (0, 255, 0)
     smooth = cv2.inpaint(image, hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)
     assert seam(patched, hole) > 2 * seam(smooth, hole)
+
+
+def test_rims_and_parts_are_no_whole_objects():
+    y, x = np.mgrid[:120, :120]
+    distance = np.hypot(y - 60, x - 60)
+    disc, rim, inner = distance < 40, (distance < 40) & (distance > 30), distance < 28
+    assert solidity(disc) > 0.95 and solidity(rim) < 0.6
+    assert is_part(inner, rim) and is_part(inner, disc)
+    assert not is_part(disc, inner) and not is_part(disc, np.ones_like(disc))
+    assert not is_part(np.roll(inner, 50, 1), disc)
 
 
 @pytest.mark.slow
