@@ -2,6 +2,7 @@
 #   make demo [SEED=n]     show edited images made by the model in the package
 #   make test [ARGS=...]   run the tests
 #   make test-slow         run the tests that take longer, on a Ray cluster of two as well
+#   make weights           fetch the extractors' weights (about 340 MB, once); tests that need them are skipped without
 #   make check             style, types, spelling;  make fix  puts right what can be put right by itself
 #   make docs              write the generated parts of docs/
 #   make bench             run benchmarks/ and print hardware, command and numbers
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-slow check fix docs bench
+.PHONY: demo test test-slow weights check fix docs bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.core
@@ -32,6 +33,9 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PIP_INSTALL) ray
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+weights: $(VENV)/.dev
+	$(BIN)/ace data setup
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
