@@ -105,8 +105,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Te
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if varlen_attn is not None and query.is_cuda and half and query.shape[-1] % 8 == 0:
+    if varlen_attn is not None and takes_ragged_kernel(query):
         out = varlen_attn(query, key, value, plan.cu_queries, plan.cu_keys, plan.max_queries, plan.max_keys)
         return out if isinstance(out, Tensor) else out[0]
     if len(plan.groups) == 1:  # the queries of one group are the packed sequence itself
@@ -120,6 +119,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> T
         outputs.append(_dense(stacked, *_keys_values(key, value, group), group.bias).flatten(0, 1))
         order.append(queries)
     return torch.empty_like(query).index_copy(0, torch.cat(order), torch.cat(outputs))
+
+
+def takes_ragged_kernel(query: Tensor) -> bool:
+    """True if torch's kernel for ragged sequences runs on queries like these (T, heads, d)."""
+    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0
 
 
 def _keys_values(key: Tensor, value: Tensor, group: Group) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -84,6 +85,30 @@ def test_attention_in_pieces_is_the_same(most, monkeypatch):
         out = attend(query, key, value, plan)
     expected = segment_by_segment(query, key, value, query_lengths, key_lengths)
     assert (out.double() - expected).abs().max() <= 3e-2
+
+
+@pytest.mark.skipif(attention.varlen_attn is None, reason="this torch has no ragged kernel")
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_the_ragged_kernel_is_called_as_its_signature_says_and_gets_the_same_segments(name, monkeypatch):
+    signature = inspect.signature(attention.varlen_attn)
+
+    def plain(*args: object, **kwargs: object) -> torch.Tensor:
+        """What the kernel computes on a GPU, by a loop."""
+        given = list(signature.bind(*args, **kwargs).arguments.values())
+        q, k, v, cu_q, cu_k, max_q, max_k = given
+        assert cu_q.dtype == cu_k.dtype == torch.int32
+        lengths = [cu.diff().tolist() for cu in (cu_q, cu_k)]
+        assert [max(own) for own in lengths] == [max_q, max_k]
+        return segment_by_segment(q, k, v, *lengths).to(q.dtype)
+
+    query_lengths, key_lengths = SEGMENTS[name]
+    query = random(sum(query_lengths), 1)
+    key, value = random(sum(key_lengths), 2), random(sum(key_lengths), 3)
+    plan = plan_attention(query_lengths, key_lengths, 32)
+    stacked = attend(query, key, value, plan)
+    monkeypatch.setattr(attention, "varlen_attn", plain)
+    monkeypatch.setattr(attention, "takes_ragged_kernel", lambda query: True)
+    assert (attend(query, key, value, plan) - stacked).abs().max() <= 1e-5
 
 
 def test_rounding_to_float16_is_off_unless_asked_for():
