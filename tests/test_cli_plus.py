@@ -121,7 +121,8 @@ def test_a_wrong_request_ends_with_one_line_and_code_2(here, arguments, words, m
     assert {path.name for path in here.iterdir()} == files
 
 
-def test_an_eight_bit_checkpoint_comes_with_its_error_per_layer_and_on_a_picture(here, models):
+def test_an_eight_bit_checkpoint_comes_with_its_error_per_layer_and_on_a_picture(here, models, monkeypatch):
+    monkeypatch.setattr("ace.cli.plus.PICTURE_PX", 64)
     said = ace("convert", models / "fft.safetensors", "--fp8", "-o", "small.safetensors", "--picture", "ace-plus-fft")
     assert "error of the weights" in said and "the published cast" in said and "error of a picture" in said
     report = json.loads((here / "small.report.json").read_text())

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ace.inference.recipe import Recipe
 
 PANEL = "ACE++ models"
+PICTURE_PX = 512  # side of the picture that an 8-bit file's error is measured on
 References = Annotated[
     list[str] | None,
     typer.Option(
@@ -325,23 +326,22 @@ def _picture_error(before: PlusFiles, after: PlusFiles, output: Output) -> dict:
 
     from ace.diffusion import seeded_generator
 
-    ramp = np.linspace(0, 255, 512, dtype=np.uint8)
-    photo = Image.fromarray(
-        np.stack([np.tile(ramp, (512, 1)), np.tile(ramp[:, None], (1, 512)), np.full((512, 512), 96, np.uint8)], -1)
-    )
+    side = PICTURE_PX
+    across = np.tile(np.linspace(0, 255, side, dtype=np.uint8), (side, 1))
+    photo = Image.fromarray(np.stack([across, across.T, np.full_like(across, 96)], -1))
     pictures = []
     for files in (before, after):
         with output.progress(f"drawing with {files.transformer.name}") as tell:
             pipeline = _load(
                 files, "auto", "auto", "auto", PlusOptions(), lambda done, total: tell(done, total, "loading")
             )
-            made = pipeline("a red apple on a table", photo, generator=seeded_generator(0), size=(512, 512)).images[0]
+            made = pipeline("a red apple on a table", photo, generator=seeded_generator(0)).images[0]
         pictures.append(np.asarray(made, dtype=np.int16))
     difference = np.abs(pictures[0] - pictures[1])
     return {
         "mean_difference": float(difference.mean()),
         "max_difference": int(difference.max()),
-        "size_px": [512, 512],
+        "size_px": [side, side],
         "seed": 0,
     }
 
