@@ -74,7 +74,7 @@ def test_a_run_killed_three_times_has_the_same_losses_and_weights_to_the_bit(tmp
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_has_the_same_losses_and_weights_to_the_bit(tmp_path: Path):
-    assert check_killed_run(tmp_path, kills=20, steps=60) == 20
+    assert check_killed_run(tmp_path, kills=20, steps=150) == 20
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path: Path):
