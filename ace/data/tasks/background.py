@@ -70,7 +70,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     if kind == "plain":
         slots["color"] = dice.choice(PLAIN)
         shade = np.linspace(1.0, 0.82, image.shape[0], dtype=np.float32)[:, None, None]
-        behind = np.broadcast_to(np.float32(COLORS[slots["color"]]) * shade, image.shape)
+        behind = np.broadcast_to(np.array(COLORS[slots["color"]], np.float32) * shade, image.shape)
     elif kind == "blur":
         behind = _blur_behind(image, subject, dice.uniform(0.015, 0.04))
     elif kind == "gray":

@@ -203,7 +203,7 @@ def make_up(image: np.ndarray, mesh: np.ndarray, lips: tuple[int, int, int]) -> 
     mouth = _area(mesh[list(LIPS_OUTER)], height, width) - _area(mesh[list(LIPS_INNER)], height, width)
     mouth = cv2.GaussianBlur(mouth.clip(0, 1), (0, 0), max(0.6, size * 0.025))
     light = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None] / 255
-    tint = np.float32(lips) * (0.35 + 0.95 * light)
+    tint = np.array(lips, np.float32) * (0.35 + 0.95 * light)
     made = image * (1 - 0.75 * mouth[..., None]) + tint * 0.75 * mouth[..., None]
     lids = np.zeros((height, width), np.float32)
     for lid, brow in zip(UPPER_EYELIDS, BROWS, strict=True):

@@ -94,7 +94,7 @@ class Generators:
         """The picture as an instruction editor changes it; its size is kept."""
         made = self._editing(
             instruction,
-            image=picture(image).resize(tuple(_size(image).values())[::-1]),
+            image=picture(image).resize((_size(image)["width"], _size(image)["height"])),
             num_inference_steps=self.steps,
             generator=self._noise(seed),
         )

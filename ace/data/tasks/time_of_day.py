@@ -81,7 +81,7 @@ def relight(image: np.ndarray, time: str) -> np.ndarray:
     top, bottom, contrast, saturation = LIGHTS[time]
     height = image.shape[0]
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    light = np.float32(top) * (1 - down) + np.float32(bottom) * down  # (H, 1, 3)
+    light = np.array(top, np.float32) * (1 - down) + np.array(bottom, np.float32) * down  # (H, 1, 3)
     values = image.astype(np.float32)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
     values = grey + (values - grey) * saturation
