@@ -55,7 +55,7 @@ class Running:
     def client(self, key: str | None = None, **settings: object) -> httpx2.Client:
         shown = key or self.key
         headers = {"authorization": f"Bearer {shown}"} if shown else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **settings)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False, **settings)
 
     def openai(self, key: str = "any", **settings: object):
         from openai import OpenAI
@@ -133,7 +133,7 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def wait_until(condition, timeout_s: float = 30) -> None:
+def wait_until(condition, timeout_s: float = 120) -> None:
     """Wait for something that will happen."""
     until = time.monotonic() + timeout_s
     while not condition():

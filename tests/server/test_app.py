@@ -110,13 +110,13 @@ def test_a_stream_shows_previews_and_then_the_same_picture(client):
 
 def test_a_result_can_be_fetched_by_its_address(client):
     reply = client.images.generate(prompt="a cat", response_format="url", extra_body={"seed": 5})
-    fetched = httpx2.get(reply.data[0].url, trust_env=False)
+    fetched = httpx2.get(reply.data[0].url, timeout=120, trust_env=False)
     assert fetched.headers["content-type"] == "image/png"
     assert (
         opened(fetched.content).tobytes()
         == image_of(client.images.generate(prompt="a cat", extra_body={"seed": 5})).tobytes()
     )
-    assert httpx2.get(reply.data[0].url + "x", trust_env=False).status_code == 404
+    assert httpx2.get(reply.data[0].url + "x", timeout=120, trust_env=False).status_code == 404
 
 
 def test_models_are_listed_and_an_unknown_one_is_refused(client):

@@ -51,7 +51,7 @@ def mixed_jobs() -> list[Job]:
 
 def latents_of(engine: Engine, job: Job) -> np.ndarray:
     (ticket,) = engine.submit([job], "somebody")
-    latents = ticket.result.result(timeout=60).latents
+    latents = ticket.result.result(timeout=120).latents
     assert latents is not None
     return latents
 
@@ -68,7 +68,7 @@ def test_the_same_request_gives_the_same_latents_alone_and_in_any_mix(engine):
         order = [*draw.sample(range(len(jobs)), len(jobs)), draw.randrange(len(jobs))]
         tickets = [(n, engine.submit([jobs[n]], f"client {n}")[0]) for n in order]
         for number, ticket in tickets:
-            assert_same(alone[number], ticket.result.result(timeout=60).latents)
+            assert_same(alone[number], ticket.result.result(timeout=120).latents)
         assert max(ticket.most_together for _, ticket in tickets) > 1
 
 
@@ -81,7 +81,7 @@ def test_a_short_request_joins_a_long_one_at_any_step_and_is_done_before_it(engi
         joined.extend(engine.submit([short], "another"))
 
     (ticket,) = engine.submit([long], "somebody", num_previews=1, on_preview=join)
-    together = ticket.result.result(timeout=60)
+    together = ticket.result.result(timeout=120)
     assert joined[0].ended_at < ticket.ended_at and joined[0].most_together == 2
     assert_same(alone[0], together.latents)
     assert_same(alone[1], joined[0].result.result().latents)
@@ -96,9 +96,9 @@ def test_a_request_that_fails_inside_the_model_fails_alone(engine):
     refused = engine.submit([bad], "somebody")[0]
     good.append(engine.submit([words()], "somebody")[0])
     with pytest.raises(ShapeError, match="channels"):
-        refused.result.result(timeout=60)
+        refused.result.result(timeout=120)
     for ticket in good:
-        assert_same(expected, ticket.result.result(timeout=60).latents)
+        assert_same(expected, ticket.result.result(timeout=120).latents)
 
 
 def test_a_cancelled_request_leaves_before_the_next_step(engine):
@@ -107,7 +107,7 @@ def test_a_cancelled_request_leaves_before_the_next_step(engine):
     engine.cancel([ticket])
     done = ticket.steps_done
     with pytest.raises(StoppedError, match="cancelled"):
-        ticket.result.result(timeout=60)
+        ticket.result.result(timeout=120)
     assert ticket.steps_done <= done + 1 and ticket.status == "cancelled"
     wait_until(lambda: engine.num_running == 0)
     before = engine.num_steps
@@ -120,7 +120,7 @@ def test_a_full_line_refuses_and_says_when_to_come_back():
     engine.start()
     gate = threading.Event()
     try:
-        (running,) = engine.submit([words()], "first", num_previews=1, on_preview=lambda *_: gate.wait(30))
+        (running,) = engine.submit([words()], "first", num_previews=1, on_preview=lambda *_: gate.wait(120))
         wait_until(lambda: engine.num_waiting == 0)
         engine.submit([words(), words(seed=1)], "first")
         with pytest.raises(BusyError, match="of your pictures are waiting") as own:
@@ -132,7 +132,7 @@ def test_a_full_line_refuses_and_says_when_to_come_back():
         with pytest.raises(ConfigError, match="several requests"):
             engine.submit([words()] * 3, "third")
         gate.set()
-        running.result.result(timeout=60)
+        running.result.result(timeout=120)
         wait_until(lambda: engine.num_waiting == 0)
         latents_of(engine, words())
     finally:
@@ -155,7 +155,7 @@ def test_a_request_without_room_in_memory_waits_until_there_is():
     engine.start()
     tickets = [engine.submit([words(seed=n)], "somebody")[0] for n in range(6)]
     for ticket in tickets:
-        ticket.result.result(timeout=60)
+        ticket.result.result(timeout=120)
     assert max(ticket.most_together for ticket in tickets) == 2
     engine.stop()
 
@@ -184,7 +184,7 @@ def test_the_time_left_is_told(engine):
     (ticket,) = engine.submit(
         [words(steps=30)], "somebody", num_previews=3, on_preview=lambda *_: told.append(engine.eta_s(ticket))
     )
-    ticket.result.result(timeout=60)
+    ticket.result.result(timeout=120)
     assert len(told) == 3 and min(told) > 0
     assert engine.eta_s(ticket) == 0
 

@@ -40,7 +40,7 @@ def server(tmp_path_factory) -> Running:
         data_folder=tmp_path_factory.mktemp("data"),
         max_upload_bytes=300_000,
         max_pixels=500_000,
-        upload_timeout_s=2.0,
+        upload_timeout_s=5.0,
     ) as server:
         yield server
 
@@ -189,7 +189,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(server):
 
 def test_an_upload_that_never_ends_is_cut_off(server):
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
         head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert b"408" in connection.recv(1000).split(b"\r\n")[0]
@@ -405,7 +405,7 @@ def test_a_full_server_says_429_and_when_to_come_back_and_a_quota_is_per_key():
         gate = threading.Event()
         from tests.server.test_engine import words
 
-        server.engine.submit([words(steps=4)], "x", num_previews=1, on_preview=lambda *_: gate.wait(30))
+        server.engine.submit([words(steps=4)], "x", num_previews=1, on_preview=lambda *_: gate.wait(120))
         wait_until(lambda: server.engine.num_waiting == 0)
         server.engine.submit([words()], "y")
         with server.client(KEY) as http:
