@@ -99,6 +99,54 @@ def world(
     )
 
 
+@evaluate.command("ace-bench")
+def ace_bench(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="SET", help="Shards of `ace data synthesize` or `ace data build`.", show_default=False),
+    ],
+    folder: Report,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="So many samples of each task.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
+    ] = None,
+    seed: RunSeed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    model: Model = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """A benchmark of the paper's kind from your own pictures: any set of edit samples, scored against its targets.
+
+    \b
+    ace data synthesize photos -o bench && ace eval ace-bench bench -o runs/bench
+    """
+    from ace.inference.sources import find_model
+
+    check_numbers(steps, guidance)
+    wanted = tasks_named(tasks)
+    files = find_model(model)
+    from ace.evaluation.benchmarks.ace_bench import evaluate_set
+
+    report = evaluate_set(
+        load(files, device),
+        data,
+        folder,
+        limit,
+        seed,
+        quiet,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        tasks=wanted,
+        model_name=files.name,
+    )
+    Output(quiet=quiet).say(f"{short(folder / 'report.md')}  {report.count} samples of {len(report.tasks)} tasks")
+
+
 @evaluate.command("magicbrush")
 def magicbrush(
     data: Annotated[

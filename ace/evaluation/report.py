@@ -145,7 +145,7 @@ class WorldReport:
     ssim: tuple[tuple[str, Interval, Interval], ...]
     repeated: RepeatedEdit | None
     num_unlisted: int
-    autoencoder_psnr: Interval
+    autoencoder_psnr: Interval | None
     absent_metrics: tuple[str, ...]
     absent_tasks: tuple[str, ...]
 
@@ -166,7 +166,7 @@ def make_report(
     settings: dict[str, object],
     absent_tasks: tuple[str, ...],
     absent_metrics: tuple[str, ...],
-    autoencoder_psnr: Interval,
+    autoencoder_psnr: Interval | None,
     repeated: RepeatedEdit | None = None,
     num_unlisted: int = 0,
 ) -> WorldReport:
@@ -334,9 +334,15 @@ def markdown(report: WorldReport) -> str:
         family_table(report.held_out),
         "## Outside the mask",
         _drift_text(report.drift),
-        "## Autoencoder",
-        f"PSNR of encoding and decoding {decoded.count} held-out pictures: {decoded.mean:.2f} dB "
-        f"[{decoded.low:.2f}, {decoded.high:.2f}].",
+        *(
+            []
+            if decoded is None
+            else [
+                "## Autoencoder",
+                f"PSNR of encoding and decoding {decoded.count} held-out pictures: {decoded.mean:.2f} dB "
+                f"[{decoded.low:.2f}, {decoded.high:.2f}].",
+            ]
+        ),
         "## How it was measured",
         _method_text(report),
     ]
@@ -485,7 +491,7 @@ def page(report: WorldReport, rows: Sequence[Row], folder: RunFolder, sample_of:
     beating = sum(group.beats_copying for group in report.families)
     lead = (
         f"{report.count} held-out samples, {beating} of {len(report.families)} families nearer to the target than the "
-        f"input where it should change. Autoencoder {report.autoencoder_psnr.mean:.1f} dB. "
+        f"input where it should change. {_decoded_text(report)}"
         f"{html.escape(_drift_text(report.drift), quote=False)}"
     ).replace("**", "")
     return (
@@ -560,6 +566,10 @@ def _bars(group: Group) -> str:
         f"{value}</div>"
         for name, value in named
     )
+
+
+def _decoded_text(report: WorldReport) -> str:
+    return "" if report.autoencoder_psnr is None else f"Autoencoder {report.autoencoder_psnr.mean:.1f} dB. "
 
 
 def _badge(group: Group) -> str:

@@ -289,7 +289,8 @@ def _only_masked(item: IceItem, made: Image.Image) -> Image.Image:
         return made
     mask = open_image(item.mask).stored.convert("L").resize(made.size)
     white = Image.new("RGB", made.size, "white")
-    return Image.composite(made.convert("RGB"), white, mask.point(lambda level: 255 * (level > MASK_LEVEL)))
+    inside = Image.fromarray(np.where(np.asarray(mask) > MASK_LEVEL, np.uint8(255), np.uint8(0)))
+    return Image.composite(made.convert("RGB"), white, inside)
 
 
 def _below(base: Path, name: str) -> Path | None:

@@ -70,20 +70,10 @@ def evaluate_world(
     wanted = [task for task in TASKS if task in tasks]
     shown = [task for task in wanted if task in world.tasks]
     steps, scale = num_inference_steps, guidance_scale
-    settings = {
-        "benchmark": "world",
-        "model_sha256": pipeline_sha256(pipeline),
-        "size_px": world.size_px,
-        "seed": seed,
-        "batch": batch,
-        "num_inference_steps": pipeline.config.num_inference_steps if steps is None else steps,
-        "guidance_scale": pipeline.config.guidance_scale if scale is None else scale,
-        "guidance_rescale": pipeline.config.guidance_rescale,
-        "scheduler": type(pipeline.scheduler).__name__,
-    }
+    settings = {"benchmark": "world", "size_px": world.size_px, **run_settings(pipeline, seed, batch, steps, scale)}
     folder = RunFolder(output, settings)
     lpips = load_lpips() if weights_file() is not None else None
-    reader = _reader()
+    reader = find_reader()
     system = answers_of(pipeline, steps, scale)
     chunks = make_chunks(shown, limit, batch)
     rows = run(chunks, lambda t, n: world.sample(n, t), system, folder, seed, lpips, reader, quiet)
@@ -93,10 +83,7 @@ def evaluate_world(
         model_name=model_name,
         settings=settings,
         absent_tasks=tuple(task for task in wanted if task not in shown),
-        absent_metrics=(
-            *(() if lpips is not None else (f"LPIPS: {HOW_TO_GET}",)),
-            *(() if reader is not None else ("reading text: pip install 'ace-allround[eval]'",)),
-        ),
+        absent_metrics=absent_metrics(lpips is not None, reader is not None),
         autoencoder_psnr=_kept_psnr(folder, pipeline, world, num_pictures),
         repeated=_kept_repeated(folder, pipeline, world, seed) if REPEATED_TASK in shown else None,
         num_unlisted=sum(
@@ -106,6 +93,30 @@ def evaluate_world(
     )
     write_report(report, rows, folder, lambda task, number: world.sample(number, task))
     return report
+
+
+def run_settings(
+    pipeline: ACEPipeline, seed: int, batch: int, num_inference_steps: int | None, guidance_scale: float | None
+) -> dict[str, object]:
+    """What makes a pipeline's answers what they are, for `run.json`."""
+    config = pipeline.config
+    return {
+        "model_sha256": pipeline_sha256(pipeline),
+        "seed": seed,
+        "batch": batch,
+        "num_inference_steps": config.num_inference_steps if num_inference_steps is None else num_inference_steps,
+        "guidance_scale": config.guidance_scale if guidance_scale is None else guidance_scale,
+        "guidance_rescale": config.guidance_rescale,
+        "scheduler": type(pipeline.scheduler).__name__,
+    }
+
+
+def absent_metrics(has_lpips: bool, has_reader: bool) -> tuple[str, ...]:
+    """What cannot be measured here, and how to change that."""
+    return (
+        *(() if has_lpips else (f"LPIPS: {HOW_TO_GET}",)),
+        *(() if has_reader else ("reading text: pip install 'ace-allround[eval]'",)),
+    )
 
 
 def frozen_hashes() -> dict[tuple[str, int], str]:
@@ -253,7 +264,8 @@ def _mean(values: Sequence[float]) -> float:
     return round(sum(values) / max(1, len(values)), DIGITS)
 
 
-def _reader() -> TextReader | None:
+def find_reader() -> TextReader | None:
+    """OCR, if it is installed."""
     try:
         return TextReader()
     except MissingDependencyError:

@@ -1,0 +1,74 @@
+"""The ACE benchmark's format: any set of edit samples, scored against its targets.
+
+The paper's benchmark (31 subtasks, real and generated pictures, global and regional, multi-turn) was never published.
+Its kind is built here from any folder of pictures by `ace data synthesize`, as the same records that training reads,
+and measured like ace-world. The targets of a synthesised set are as good as the tools that made them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from ace.data.sample import TASKS, EditSample
+from ace.data.shards import from_row, read_shards
+from ace.errors import ConfigError, DataError
+from ace.evaluation.benchmarks.world import absent_metrics, answers_of, find_reader, run_settings
+from ace.evaluation.lpips import load_lpips, weights_file
+from ace.evaluation.report import WorldReport, make_report, write_report
+from ace.evaluation.run import RunFolder, run
+from ace.inference import ACEPipeline
+
+
+def evaluate_set(
+    pipeline: ACEPipeline,
+    source: Path,
+    output: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    tasks: Sequence[str] = TASKS,
+    model_name: str = "",
+) -> WorldReport:
+    """Answer and score the samples of a data set, one at a time; run again on the same folder, it goes on.
+
+    source: folder of shards, or one Parquet file. limit: of each task, None = all. Other arguments as `evaluate_world`.
+    Raises DataError for a set that cannot be read or has none of these tasks."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}: use 1 or more")
+    shards = read_shards(source, verify=Path(source).is_dir())
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, task in enumerate(shards.column("task")):
+        if task in tasks:
+            places[task].append(place)
+    if not places:
+        raise DataError(f"{source.name} has no sample of these tasks")
+
+    def sample_of(task: str, number: int) -> EditSample:
+        return from_row(shards.row(places[task][number]))
+
+    settings = {
+        "benchmark": "ace-bench",
+        "set": [file.sha256 for file in shards.manifest.shards] if shards.manifest else source.name,
+        **run_settings(pipeline, seed, 1, num_inference_steps, guidance_scale),
+    }
+    folder = RunFolder(output, settings)
+    lpips = load_lpips() if weights_file() is not None else None
+    reader = find_reader()
+    chunks = [[(task, n)] for task in TASKS if task in places for n in range(len(places[task]))[:limit]]
+    system = answers_of(pipeline, num_inference_steps, guidance_scale)
+    rows = run(chunks, sample_of, system, folder, seed, lpips, reader, quiet)
+    report = make_report(
+        rows,
+        model_name=model_name,
+        settings=settings,
+        absent_tasks=tuple(task for task in tasks if task not in places),
+        absent_metrics=absent_metrics(lpips is not None, reader is not None),
+        autoencoder_psnr=None,
+    )
+    write_report(report, rows, folder, sample_of)
+    return report
