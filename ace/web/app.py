@@ -28,7 +28,7 @@ from ace.conditions.images import open_image
 from ace.errors import AceError, ConfigError, ImageError, InputError, MissingDependencyError
 from ace.inference.recipe import encode
 from ace.web import actions
-from ace.web.actions import Studio
+from ace.web.actions import E, Studio
 
 try:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
@@ -131,7 +131,7 @@ def _refuse(host: str, origin: str | None, path: str) -> tuple[int, str] | None:
 def _blocks(studio: Studio) -> gr.Blocks:
     """The layout, which is one component, and which event calls what."""
 
-    def respond(kind: type, act: Callable[[Studio, object], None]) -> Callable[[gr.EventData], Iterator[dict]]:
+    def respond(kind: type[E], act: Callable[[Studio, E], None]) -> Callable[[gr.EventData], Iterator[dict]]:
         def answer(event: gr.EventData) -> Iterator[dict]:
             try:
                 act(studio, actions.read_event(kind, event._data))
@@ -236,14 +236,18 @@ def _add_files(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/studio/session.zip")
     def export() -> FileResponse:
-        file = tempfile.NamedTemporaryFile(prefix="ace-", suffix=".zip", delete=False)  # noqa: SIM115, sent later
-        with file:
-            studio.chat.session.write_archive(file)
+        descriptor, name = tempfile.mkstemp(prefix="ace-", suffix=".zip")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                studio.chat.session.write_archive(file)
+        except BaseException:
+            os.unlink(name)
+            raise
         return FileResponse(
-            file.name,
+            name,
             media_type="application/zip",
             filename=f"{studio.chat.session.folder.name}.zip",
-            background=BackgroundTask(os.unlink, file.name),
+            background=BackgroundTask(os.unlink, name),
         )
 
     @app.post("/studio/session.zip")
