@@ -1,0 +1,111 @@
+"""Pictures per second and core of every extractor, at 512x512 px, one thread.
+
+python benchmarks/bench_extract.py [NAME ...]
+
+CPU time is counted, not the clock, so a busy machine changes little. Extractors whose weights are missing are named
+and left out; `ace data setup` fetches them. The photograph is NASA's, from scikit-image.
+"""
+
+import os
+import platform
+import sys
+import time
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+from skimage import data
+
+from ace.errors import MissingDependencyError
+from ace.extract import exact
+
+REPEATS = 3
+MASK = np.zeros((512, 512), bool)
+MASK[180:330, 160:320] = True
+
+
+def extractors():
+    """Name -> what loads it and gives a function of a picture."""
+
+    def sam2():
+        from ace.extract.objects import Segmenter
+
+        segmenter = Segmenter()
+
+        def find(image):
+            segmenter._key = None  # encode again
+            return segmenter.find_objects(image)
+
+        return find
+
+    def hed():
+        from ace.extract.hed import SoftEdges
+
+        return SoftEdges()
+
+    def fastdepth():
+        from ace.extract.distance import FastDepth
+
+        return FastDepth()
+
+    def blazepose():
+        from ace.extract.people import PoseFinder
+
+        return PoseFinder().find
+
+    def mtcnn():
+        from ace.extract.faces import FaceFinder
+
+        return FaceFinder().find
+
+    def ocr():
+        from ace.extract.text import TextReader
+
+        return TextReader().read
+
+    def migan():
+        from ace.extract.fill import MIGAN
+
+        fill = MIGAN().fill
+        return lambda image: fill(image, MASK)
+
+    return {
+        "canny": lambda: exact.canny,
+        "gray": lambda: exact.gray,
+        "mosaic": lambda: exact.mosaic,
+        "FastDepth": fastdepth,
+        "BlazePose": blazepose,
+        "MTCNN": mtcnn,
+        "PP-OCRv6": ocr,
+        "MI-GAN": migan,
+        "HED": hed,
+        "SAM 2": sam2,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    import torch
+
+    torch.set_num_threads(1)
+    print(f"{platform.processor() or platform.machine()}, one thread, 512x512 px, best of {REPEATS}")
+    image = data.astronaut()
+    for name, load in extractors().items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        try:
+            extract = load()
+        except MissingDependencyError as error:
+            print(f"{name:10} left out: {error}")
+            continue
+        times = []
+        for _ in range(1 + REPEATS):
+            start = time.process_time()
+            extract(image)
+            times.append(time.process_time() - start)
+        best = min(times[1:])
+        print(f"{name:10} {best:8.4f} CPU s a picture, {1 / max(best, 1e-6):9.2f} pictures/s/core", flush=True)
+
+
+if __name__ == "__main__":
+    main()
