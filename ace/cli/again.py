@@ -142,6 +142,8 @@ def replay(
     batch = written.settings.get("batch_size", 1)
     if batch != 1:
         differences.append(f"made together with {int(batch) - 1} others then, alone now")
+    if written.settings.get("latents") == "kept":
+        differences.append("went on from latents that its session keeps then, from the answers' files now")
     if written.settings.get("refine"):
         differences.append(f"refined then ({_refiner_of(written)}), not now")
     if out is not None:
