@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -169,11 +169,11 @@ def do_job(job: Job, work: Work, place: Path) -> str:
     This is the whole of what the engine runs, here or elsewhere."""
     with _ONE_AT_A_TIME:  # extractors are not made for several threads
         start = time.perf_counter()
-        rows = [{**asdict(record), "facts": json.dumps(record.facts)} for record in work(job)]
+        rows = [{**vars(record), "facts": json.dumps(record.facts)} for record in work(job)]
         seconds = time.perf_counter() - start
     table = pa.Table.from_pylist(rows, schema=PART_SCHEMA.with_metadata({"seconds": f"{seconds}"}))
     buffer = BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=False, row_group_size=64)
+    pq.write_table(table, buffer, compression="none", use_dictionary=False, row_group_size=64)  # mostly PNG
     try:
         write_atomically(place / f"{job.name}.parquet", buffer.getvalue())
     except OSError as error:
