@@ -189,6 +189,19 @@ def test_attached_adapters_act_like_merged_ones_with_their_strengths():
     assert not torch.allclose(plain.latents, m.latents, atol=1e-3)
 
 
+@pytest.mark.parametrize("way", ["model", "group"])
+def test_moving_weights_in_and_out_changes_nothing(way, lora):
+    """The hooks are the real ones; both devices are the CPU here."""
+    moved = random_plus(SMALL)
+    if way == "model":
+        moved.enable_model_cpu_offload(device="cpu")
+    else:
+        cpu = torch.device("cpu")
+        moved.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+    photo = noise_picture(32, 32)
+    assert np.array_equal(np.asarray(make(lora, "x", photo)), np.asarray(make(moved, "x", photo)))
+
+
 def test_a_saved_pipeline_is_the_same_pipeline(lora, tmp_path):
     lora.save_pretrained(tmp_path)
     again = ACEPlusPipeline.from_pretrained(tmp_path)
