@@ -238,7 +238,9 @@ def _write(plan: Plan, made: Made, run: Run, session: Session | None) -> dict:
     node = None
     if run.session_folder is not None:
         session = session or Session.open_or_create(run.session_folder)
-        node = session.add_node(made.job.unit.current, made.image, recipe, parents=made.job.parents)
+        node = session.add_node(
+            made.job.unit.current, made.image, recipe, parents=made.job.parents, source=made.job.source
+        )
     size = f"{made.image.width}x{made.image.height} px"
     where = short(node.image_path if plan.out is None and node is not None else plan.out or Path())
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")

@@ -241,12 +241,12 @@ class DriftReport:
             return f"drift {where}: nothing to compare"
         if self.max_difference == 0:
             return f"drift {where}: none, every pixel is the same"
-        shift = "not measurable"
+        shift = "shift cannot be measured"
         if self.shift_px is not None:
-            shift = f"{self.shift_px[0]:+.2f} right, {self.shift_px[1]:+.2f} down"
+            shift = f"shift {self.shift_px[0]:+.2f} px right, {self.shift_px[1]:+.2f} px down"
         return (
             f"drift {where}: {_percent(self.changed_share)} of pixels changed, {_percent(self.visible_share)} visibly; "
-            f"difference {self.mean_difference:.2f} mean, {self.max_difference} largest of 255; shift {shift} px"
+            f"difference {self.mean_difference:.2f} mean, {self.max_difference} largest of 255; {shift}"
         )
 
 
