@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ace.errors import ConfigError
-from ace.training.config import AutoencoderRecipe, ModelRecipe, Stage, read_recipe
+from ace.training.config import AutoencoderRecipe, ModelRecipe, Stage, read_recipe, write_recipe
+from ace.training.plan import plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -56,3 +57,20 @@ def test_a_stage_warms_up_and_comes_down():
     assert max(rates) <= 1.0
     assert rates[20] > rates[60] > rates[99] > 0
     assert rates[99] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_says_what_it_costs_and_is_the_same_when_written_out(tmp_path: Path, path: Path):
+    recipe = read_recipe(path)
+    write_recipe(recipe, tmp_path / "resolved.toml")
+    assert read_recipe(tmp_path / "resolved.toml") == recipe
+    made = plan(recipe)
+    assert made.weight_bytes > 0 and made.activation_bytes > 0
+    assert [stage.name for stage in made.stages] == [stage.name for stage in recipe.stages]
+
+
+def test_the_papers_four_stages_are_one_recipe():
+    recipe = read_recipe(RECIPES / "ace-0.6b.toml")
+    table = [(s.sequence_length, s.max_images, s.steps, s.batch_size) for s in recipe.stages]
+    assert table == [(1024, 1, 900_000, 800), (1024, 9, 100_000, 400), (1024, 9, 500_000, 400), (4096, 9, 100_000, 960)]
+    assert 600e6 < plan(recipe).parameters < 620e6
