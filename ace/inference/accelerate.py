@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -72,13 +72,11 @@ class Fast:
 
     def scheduler(self, exact: SchedulerMixin) -> SchedulerMixin:
         """The scheduler to sample with, in place of the exact one."""
-        prediction_type = exact.config.prediction_type
+        settings: dict[str, Any] = {**DIFFUSERS_SCHEDULE, "prediction_type": exact.config.prediction_type}
         if self.solver == "dpm":
-            return DPMSolverMultistepScheduler(
-                **DIFFUSERS_SCHEDULE, prediction_type=prediction_type, final_sigmas_type="zero"
-            )
+            return DPMSolverMultistepScheduler(**settings, final_sigmas_type="zero")
         if self.solver == "unipc":
-            return UniPCMultistepScheduler(**DIFFUSERS_SCHEDULE, prediction_type=prediction_type)
+            return UniPCMultistepScheduler(**settings)
         return copy.deepcopy(exact)
 
     def guides(self, step_index: int, num_steps: int) -> bool:
@@ -242,9 +240,9 @@ def known_error(pipeline: ACEPipeline, model_sha256: str, folder: Path) -> FastE
     return error
 
 
-def compile_blocks(pipeline: ACEPipeline) -> None:
+def compile_blocks(pipeline: ACEPipeline, backend: str = "inductor") -> None:
     """Compile the transformer's blocks with `torch.compile`, once for all of them (regional compilation).
 
-    Exact up to rounding. The first steps at new sizes take long, and a C++ compiler is needed on CPUs; it pays for many
-    pictures of the same sizes. Weights may be packed before or not."""
-    pipeline.transformer.compile_repeated_blocks(dynamic=True)
+    Exact up to rounding. The first steps at new sizes take long, and on CPUs a C++ compiler is needed; it pays for many
+    pictures of the same sizes. backend: torch's name for what generates the code."""
+    pipeline.transformer.compile_repeated_blocks(dynamic=True, backend=backend)

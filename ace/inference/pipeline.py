@@ -52,7 +52,7 @@ from ace.model.tokens import (
     pack_latents,
     unpack_latents,
 )
-from ace.model.transformer import ACETransformer, TextKeysValues
+from ace.model.transformer import ACETransformer, BlockText, TextKeysValues
 
 
 @dataclass(frozen=True)
@@ -482,10 +482,8 @@ class ACEPipeline(DiffusionPipeline):
         branches = [branch for own in active for branch in own]
         repeats = [number > 0 for own in active for number in range(len(own))]
         layout = self._layout([branch.frames for branch in branches], repeats)
-        text = tuple(
-            tuple(torch.cat(parts) for parts in zip(*(branch.text[n] for branch in branches), strict=True))
-            for n in range(self.transformer.sizes.depth)
-        )
+        depth = self.transformer.sizes.depth
+        text = tuple(_joined([branch.text[n] for branch in branches]) for n in range(depth))
         self._packed = _Packed(active, layout, tuple(own[0].patches for own in active), text)
         return self._packed
 
@@ -510,6 +508,12 @@ def _scaled(scheduler: SchedulerMixin, latents: Tensor, timestep: Tensor) -> Ten
     """Latents as the network reads them; flow schedulers leave them as they are and have no word for it."""
     scale = getattr(scheduler, "scale_model_input", None)
     return latents if scale is None else scale(latents, timestep)
+
+
+def _joined(parts: Sequence[BlockText]) -> BlockText:
+    """What one block reads of all branches, one after the other."""
+    keys, values, one = (torch.cat(own) for own in zip(*parts, strict=True))
+    return keys, values, one
 
 
 def _own_unit(request: Request) -> LongContextConditionUnit:
