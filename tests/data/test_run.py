@@ -224,7 +224,9 @@ from ace.data.run import build
 recipe = DataRecipe(Collection({str(pictures)!r}), synthesize=Synthesis({CHEAP!r}, 4, slice=2))
 build(recipe, {str(tmp_path / "ray")!r}, Where(workers=2, ray="local"))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "ray" / "manifest.json").read_bytes() == (tmp_path / "one" / "manifest.json").read_bytes()
 
