@@ -117,7 +117,7 @@ def replay(
         recipes.check_output(out)
         refuse_inputs([out], [picture, *files.values()])
     if is_plus_recipe(written):
-        found, made = remake_plus(written, files, model, lora or [], device, dtype, output)
+        found, made = remake_plus(written, files, model, [str(path) for path in lora or []], device, dtype, output)
     else:
         job = job_of_recipe(written, files)
         found = _model_of(written, model)

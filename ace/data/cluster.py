@@ -138,6 +138,7 @@ def assign(features: np.ndarray, settings: Mining, seed: int = 0) -> np.ndarray:
     )
     learner.train(_rows(features, chosen))
     centres = faiss.IndexFlatIP(width)
+    assert learner.centroids is not None  # trained a line above
     centres.add(learner.centroids)
     found = np.empty((count, near), np.int32)
     for start in range(0, count, _BLOCK):

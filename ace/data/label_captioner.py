@@ -200,7 +200,8 @@ def _load_base(name: str) -> tuple[Any, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        model.to(device)  # pyright: ignore[reportArgumentType]  (transformers' wrapper hides the signature)
         return model, AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise MissingDependencyError(

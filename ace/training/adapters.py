@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -33,7 +34,8 @@ def add_lora(model: nn.Module, lora: Lora, targets: tuple[str, ...] | str = ACE_
     layer matches, CheckpointError for a start that does not fit."""
     model.requires_grad_(False)
     names = list(lora.targets) or (targets if isinstance(targets, str) else list(targets))
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.scale_alpha, lora_dropout=0.0, bias="none", target_modules=names)
+    alpha: Any = lora.scale_alpha  # PEFT takes fractions too
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
     try:
         model.add_adapter(config)
     except ValueError as error:
@@ -61,7 +63,8 @@ def save_lora(model: nn.Module, lora: Lora, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = lora_state(model)
     save_file({PEFT_PREFIX + name: value for name, value in state.items()}, folder / PEFT_FILE, {"format": "pt"})
-    model.peft_config["default"].save_pretrained(str(folder))
+    configs: Any = model.peft_config
+    configs["default"].save_pretrained(str(folder))
     save_file(to_comfyui(state, lora.scale_alpha), folder / COMFYUI_FILE, {"format": "pt"})
 
 

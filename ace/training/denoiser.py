@@ -17,6 +17,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -140,7 +141,7 @@ class Denoiser(nn.Module):
                 for r, c in zip(requests, clean, strict=True)
             ]
         )
-        if flow:
+        if recipe.prediction_type == "flow":
             return flow_losses(predicted, cells, noise_cells, lengths=lengths, row_weights=weights)
         return diffusion_losses(
             predicted,
@@ -155,12 +156,14 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def _latents(self, pictures: tuple[Tensor, ...], device: torch.device) -> list[Tensor]:
-        autoencoder = self._frozen[0].to(device)
+        autoencoder = self._frozen[0]
+        nn.Module.to(autoencoder, device)
         if self.latents is None:
             return [latents.to(device) for latents in encode_pictures(autoencoder, pictures)]
         contents = [picture_content(picture) for picture in pictures]
-        found = {content: self.latents.get(content) for content in contents}
-        missing = {c: p for c, p in zip(contents, pictures, strict=True) if found[c] is None}
+        known = {content: self.latents.get(content) for content in contents}
+        found = {content: latents for content, latents in known.items() if latents is not None}
+        missing = {c: p for c, p in zip(contents, pictures, strict=True) if c not in found}
         for content, latents in zip(missing, encode_pictures(autoencoder, list(missing.values())), strict=True):
             self.latents.put(content, latents)
             found[content] = latents
@@ -169,9 +172,11 @@ class Denoiser(nn.Module):
     def _text_states(self, batch: Batch, device: torch.device) -> list[Tensor]:
         if self.trains_text:
             return encode(batch.tokens, self.text_encoder)
-        recipe, encoder = self.recipe, self._frozen[1].to(device)
-        found = {text: self.states.get(text.encode()) if self.states else None for text in batch.words}
-        missing = [text for text, states in found.items() if states is None]
+        recipe, encoder = self.recipe, self._frozen[1]
+        nn.Module.to(encoder, device)
+        known = {text: self.states.get(text.encode()) if self.states else None for text in batch.words}
+        found = {text: states for text, states in known.items() if states is not None}
+        missing = [text for text in known if text not in found]
         if missing:
             with torch.no_grad():
                 states = encode_texts(missing, self.tokenizer, encoder, recipe.max_text_tokens, recipe.spell_quoted)
@@ -381,7 +386,7 @@ def finished(pipeline: ACEPipeline, recipe: ModelRecipe) -> ACEPipeline:
 
     With a lora the base model keeps its precision: only the adapter is saved."""
 
-    def rounded(module: nn.Module) -> nn.Module:
+    def rounded(module: Any) -> Any:
         own = copy.deepcopy(module).eval().requires_grad_(False)
         return own if recipe.lora else own.half().float()
 

@@ -21,7 +21,7 @@ def make_optimizer(module: nn.Module, recipe: Run, lr_scales: dict[str, float]) 
     settings: dict[str, Any] = {"lr": 1.0, "betas": recipe.betas, "eps": recipe.eps}
     if recipe.optimizer == "adamw_8bit":
         try:
-            from torchao.optim import AdamW8bit
+            from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  (extra `quant`)
         except ImportError:
             raise MissingDependencyError("adamw_8bit needs torchao: pip install 'ace-allround[quant]'") from None
         return AdamW8bit(groups, **settings)

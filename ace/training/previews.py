@@ -31,7 +31,8 @@ def draw_previews(pipeline: ACEPipeline, mixture: Mixture, path: Path, count: in
             if picture is not None:
                 fitted = picture.copy()
                 scale = CELL_PX / max(picture.size)
-                fitted = picture.resize(tuple(max(1, round(s * scale)) for s in picture.size), Image.Resampling.NEAREST)
+                size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+                fitted = picture.resize(size, Image.Resampling.NEAREST)
                 sheet.paste(fitted, (left, GAP_PX + row * (CELL_PX + GAP_PX)))
         lines = textwrap.wrap(sample.request.current.instruction, 21)[:3]
         pen.multiline_text((left, GAP_PX + 3 * (CELL_PX + GAP_PX)), "\n".join(lines), fill="black", spacing=2)

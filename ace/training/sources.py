@@ -45,8 +45,11 @@ class Records(Protocol):
 
     tasks: of every sample, or None if they are only known when it is made. block: neighbours worth reading together."""
 
-    tasks: Sequence[str] | None
-    block: int
+    @property
+    def tasks(self) -> Sequence[str] | None: ...
+
+    @property
+    def block(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -236,17 +239,18 @@ class HuggingFaceRecords:
         first = number
         while self.ids is not None and first and self.ids[first - 1] == self.ids[number]:
             first -= 1
-        units, answer = [], None
+        turns: list[Turn] = []
+        unit, answer = None, None
         for n in range(first, number + 1):
             row = self.rows[n]
             image = answer if answer is not None else _in_memory(row[self.columns["source"]])
             mask = None if row.get("mask_img") is None else _erased(_with_alpha(row["mask_img"]), image)
-            units.append(ConditionUnit(row[self.columns["text"]], (image,), (mask,)))
+            unit = ConditionUnit(row[self.columns["text"]], (image,), (mask,))
             answer = _in_memory(row[self.columns["target"]])
             if n < number:
-                units[-1] = Turn(units[-1], answer)
-        assert answer is not None
-        request = LongContextConditionUnit(units[-1], tuple(units[:-1]))
+                turns.append(Turn(unit, answer))
+        assert unit is not None and answer is not None
+        request = LongContextConditionUnit(unit, tuple(turns))
         return EditSample(request, answer, self.task, {"row": number})
 
 

@@ -40,7 +40,7 @@ def measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, t
     best = float("inf")
     for _ in range(tries):
         start = time.perf_counter()
-        matrix @ matrix
+        torch.matmul(matrix, matrix)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)

@@ -80,7 +80,7 @@ def global_batches(
     lengths: deque[tuple[int, int]] = deque()  # of all processes, in order: number, tokens (0 = skipped)
     ready: dict[int, Item | Skipped] = {}  # of this process
     following = _loader(dataset, position, rank, processes, num_workers)
-    stand_in: Item | None = None
+    latest: Item | None = None  # that this process had
 
     def more() -> None:
         own = next(following)
@@ -88,7 +88,7 @@ def global_batches(
         told = [(item.number, item.tokens if isinstance(item, Item) else 0) for item in own]
         if processes > 1:
             told = accelerator.gather(torch.tensor(told, device=accelerator.device)).tolist()
-        lengths.extend(sorted(map(tuple, told)))
+        lengths.extend(sorted((int(number), int(tokens)) for number, tokens in told))
 
     while True:
         chosen: list[tuple[int, int]] = []
@@ -124,11 +124,11 @@ def global_batches(
         ]
         num_parts = max(map(len, cuts))
         own: list[Any] = [ready.pop(number) for number, _ in chosen if number % processes == rank]
-        stand_in = own[-1] if own else stand_in or _any_item(dataset)
+        latest = own[-1] if own else latest or _any_item(dataset)
         pieces = iter(own)
         parts = [tuple(itertools.islice(pieces, size)) for size in cuts[rank]]
         parts += [()] * (num_parts - len(parts))
-        yield GlobalBatch(tuple(parts), len(chosen), tokens, tuple(skipped), position, stand_in)
+        yield GlobalBatch(tuple(parts), len(chosen), tokens, tuple(skipped), position, latest)
 
 
 def cut(lengths: Sequence[int], most: int) -> list[int]:
