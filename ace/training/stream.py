@@ -125,6 +125,7 @@ def global_batches(
         num_parts = max(map(len, cuts))
         own: list[Any] = [ready.pop(number) for number, _ in chosen if number % processes == rank]
         latest = own[-1] if own else latest or _any_item(dataset)
+        assert latest is not None
         pieces = iter(own)
         parts = [tuple(itertools.islice(pieces, size)) for size in cuts[rank]]
         parts += [()] * (num_parts - len(parts))
