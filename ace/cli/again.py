@@ -105,7 +105,6 @@ def replay(
     from PIL import Image, ImageChops
 
     from ace.inference import recipe as recipes
-    from ace.inference.accelerate import fast_again
     from ace.inference.adapters import match_adapters
     from ace.inference.edit import job_of_recipe, make
     from ace.inference.plus_edit import is_plus_recipe
@@ -124,6 +123,8 @@ def replay(
         adapters = match_adapters(str(written.settings.get("adapters", "")), lora or [])
         with output.progress(f"loading {found.name}") as tell:
             pipeline = load(found, device, dtype, adapters=adapters)
+            from ace.inference.accelerate import fast_again
+
             pipeline.fast = fast_again(str(written.settings.get("fast", "")))
             (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
     with Image.open(picture) as opened:
