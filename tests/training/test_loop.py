@@ -21,6 +21,15 @@ from tests.training.toy import Numbers, run
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are killed: the number of threads decides the last bits of a sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.training.toy", str(folder), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
