@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -20,6 +21,9 @@ from ace.conditions.units import LongContextConditionUnit
 from ace.diffusion import seeded_generator
 from ace.errors import ConditionError, DataError, MissingDependencyError
 from ace.inference import ACEPipeline, Request
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 Editor = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[Image.Image]]
 
@@ -64,32 +68,33 @@ def edit_over_http(base_url: str, model: str, api_key: str = "none", timeout_s: 
     """An endpoint with /images/edits and /images/generations of the OpenAI API, through the official client.
 
     A request's history is not sent (the API has none): ConditionError. The seed goes as an extra field. Raises
-    MissingDependencyError without the client, DataError for an answer without a picture."""
+    MissingDependencyError without the client, DataError for an error or an answer without a picture."""
     try:
-        from openai import OpenAI
+        from openai import OpenAI, OpenAIError
     except ImportError as error:
         raise MissingDependencyError("an endpoint needs the openai client: pip install openai") from error
-    client = OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s)
 
     def edit(units: Sequence[LongContextConditionUnit], seeds: Sequence[int]) -> list[Image.Image]:
-        made = []
-        for unit, seed in zip(units, seeds, strict=True):
-            if unit.history:
-                raise ConditionError("an OpenAI endpoint takes no history: measure it without long context")
-            extra = {"seed": seed % 2**32}
-            if unit.current.images:
-                files = [(f"{n}.png", png_bytes(image)) for n, image in enumerate(unit.current.images)]
-                reply = client.images.edit(
-                    model=model, prompt=unit.current.instruction, image=files, n=1, extra_body=extra
-                )
-            else:
-                reply = client.images.generate(
-                    model=model, prompt=unit.current.instruction, n=1, response_format="b64_json", extra_body=extra
-                )
-            made.append(_picture(reply.data[0].b64_json if reply.data else None, base_url))
-        return made
+        try:
+            with OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s) as client:
+                return [_ask(client, model, unit, seed) for unit, seed in zip(units, seeds, strict=True)]
+        except OpenAIError as error:
+            raise DataError(f"{base_url}: {error}") from error
 
     return edit
+
+
+def _ask(client: OpenAI, model: str, unit: LongContextConditionUnit, seed: int) -> Image.Image:
+    """One request; the picture that came back."""
+    if unit.history:
+        raise ConditionError("an OpenAI endpoint takes no history: measure it without long context")
+    extra, words = {"seed": seed % 2**32}, unit.current.instruction
+    if unit.current.images:
+        files = [(f"{number}.png", png_bytes(image)) for number, image in enumerate(unit.current.images)]
+        reply = client.images.edit(model=model, prompt=words, image=files, n=1, extra_body=extra)
+    else:
+        reply = client.images.generate(model=model, prompt=words, n=1, response_format="b64_json", extra_body=extra)
+    return _picture(reply.data[0].b64_json if reply.data else None, str(client.base_url))
 
 
 def _only_picture(unit: LongContextConditionUnit, name: str) -> Image.Image:
