@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers, tasks_named
-from ace.cli.terminal import Output, Verbs, load, short
+from ace.cli.terminal import Output, Verbs, complain, load, short
 from ace.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
     from ace.evaluation.editing import Contestant, Scorers
 
+T = TypeVar("T")
 evaluate = typer.Typer(cls=Verbs, help="Measure a model.", no_args_is_help=True)
 
 Report = Annotated[
@@ -22,6 +24,10 @@ Report = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first so many.", show_default=False)]
 RunSeed = Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")]
+OnlyTasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
+]
 Results = Annotated[
     Path | None,
     typer.Option(
@@ -53,15 +59,10 @@ Dino = Annotated[
 
 @evaluate.command("ace-world")
 def world(
-    folder: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.", show_default=False)
-    ],
+    folder: Report,
     limit: Annotated[int, typer.Option("--limit", help="So many samples of each task.")] = 16,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")] = 0,
+    tasks: OnlyTasks = None,
+    seed: RunSeed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
     model: Model = None,
@@ -109,10 +110,7 @@ def ace_bench(
     limit: Annotated[
         int | None, typer.Option("--limit", help="So many samples of each task.", show_default=False)
     ] = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
-    ] = None,
+    tasks: OnlyTasks = None,
     seed: RunSeed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -246,20 +244,22 @@ def emu_edit(
 
 def _scorers(clip: str, dino: str, device: str) -> Scorers:
     """The encoders asked for; one that is missing is absent from the report, and said so."""
-    from ace.cli.terminal import complain
     from ace.evaluation.editing import Scorers
     from ace.evaluation.encoders import load_clip, load_dino
 
     place = "cpu" if device == "auto" else device
-    found = []
-    for weights, loader in ((clip, load_clip), (dino, load_dino)):
-        try:
-            found.append(None if weights == "none" else loader(weights, place))
-        except MissingDependencyError as error:
-            complain(f"{error}; its scores will be absent")
-            found.append(None)
-    names = tuple(name for name, encoder in zip((clip, dino), found, strict=True) if encoder is not None)
-    return Scorers(found[0], found[1], tuple(Path(name).name if Path(name).is_dir() else name for name in names))
+    images_and_words, images = _encoder(load_clip, clip, place), _encoder(load_dino, dino, place)
+    names = [name for name, encoder in ((clip, images_and_words), (dino, images)) if encoder is not None]
+    return Scorers(images_and_words, images, tuple(Path(n).name if Path(n).is_dir() else n for n in names))
+
+
+def _encoder(loader: Callable[[str, str], T], weights: str, place: str) -> T | None:
+    """An encoder; None if it was not asked for, or is not there, which is said."""
+    try:
+        return None if weights == "none" else loader(weights, place)
+    except MissingDependencyError as error:
+        complain(f"{error}; its scores will be absent")
+        return None
 
 
 def _contestant(
@@ -288,7 +288,10 @@ def _contestant(
     if diffusers is not None:
         from diffusers import DiffusionPipeline
 
-        pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
         return Contestant(Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps), settings)
     from ace.evaluation.benchmarks.world import pipeline_sha256
     from ace.inference.sources import find_model
@@ -384,6 +387,9 @@ def ice_bench(
     clip: Annotated[str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights; none = leave out.")] = (
         "openai/clip-vit-large-patch14-336"
     ),
+    dinov2: Annotated[
+        str, typer.Option("--dinov2", metavar="NAME|FOLDER", help="DINOv2 weights; none = leave out.")
+    ] = "facebook/dinov2-giant",
     quiet: Quiet = False,
 ) -> None:
     """ICE-Bench: score finished pictures on its 31 tasks.
@@ -396,6 +402,7 @@ def ice_bench(
 
     from ace.errors import DataError
     from ace.evaluation.benchmarks.ice_bench import make_table, read_items, read_raw, score_items, write_raw
+    from ace.evaluation.encoders import load_clip, load_dinov2
     from ace.evaluation.judge import Judge
     from ace.evaluation.tables import write_tables
 
@@ -406,11 +413,6 @@ def ice_bench(
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{results.name} is not a gen_info.json: {error}") from error
     more = None if raw is None else read_raw(raw)
-    encoder = _scorers(clip, "none", "cpu").clip
-    if encoder is not None:
-        from ace.evaluation.encoders import CLIP_LARGE_FRAMING
-
-        encoder.framing = CLIP_LARGE_FRAMING
     asked = None if judge is None else Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY") or "none")
     output = Output(quiet=quiet)
     with output.progress("scoring") as tell:
@@ -418,8 +420,8 @@ def ice_bench(
         scores = score_items(
             items,
             made,
-            encoder,
-            None,
+            _encoder(load_clip, clip, "cpu"),
+            _encoder(load_dinov2, dinov2, "cpu"),
             None
             if asked is None
             else lambda item, path: asked.ask(item.instruction, item.source or path, path, item.mask, item.reference),

@@ -6,6 +6,7 @@ mixes two systems.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,7 +70,8 @@ def evaluate_magicbrush(
         raise ConfigError(f"unknown setting {', '.join(unknown)}: use {', '.join(magicbrush.SETTINGS)}")
     sessions = magicbrush.read_sessions(data, captions)[:limit]
     answers = results or output / "answers"
-    _keep_run(output, "magicbrush", contestant, seed)
+    listed = hashlib.sha256((data / "edit_sessions.json").read_bytes()).hexdigest()
+    _keep_run(output, "magicbrush", listed, contestant, seed)
     if contestant.edit is not None:
         total = sum(len(session.turns) for session in sessions) * len(settings)
         with _progress("answering", total, quiet) as advance:
@@ -107,9 +109,9 @@ def evaluate_emu_edit(
     quiet: bool = False,
 ) -> list[Table]:
     """Score Emu Edit's test set; returns the main table and one by task. Arguments as `evaluate_magicbrush`."""
+    _keep_run(output, "emu_edit", f"{data} {split}", contestant, seed)  # before the inputs are unpacked there
     items = emu_edit.read_items(data, split, output / "inputs")[:limit]
     answers = results or output / "answers"
-    _keep_run(output, "emu_edit", contestant, seed)
     if contestant.edit is not None:
         with _progress("answering", len(items), quiet) as advance:
             emu_edit.make_answers(items, contestant.edit, answers, seed, batch, advance)
@@ -128,9 +130,8 @@ def evaluate_emu_edit(
 def _score(pairs: Sequence[Pair], scorers: Scorers, output: Path, name: str, quiet: bool) -> list[ScoredPair]:
     (output / "scored").mkdir(parents=True, exist_ok=True)
     with _progress("scoring", len(pairs), quiet) as advance:
-        return score_pairs(
-            pairs, scorers.clip, scorers.dino, output / "scored" / f"{name.replace(' ', '-')}.jsonl", advance
-        )
+        rows = output / "scored" / f"{name.replace(' ', '-')}.jsonl"
+        return score_pairs(pairs, scorers.clip, scorers.dino, rows, scorers.names, advance)
 
 
 def _write(
@@ -171,10 +172,10 @@ def _case(pair: Pair, row: ScoredPair, words: dict[str, str]) -> Case:
     return Case(pictures, words.get(pair.key, ""), f"{pair.key} · {note}")
 
 
-def _keep_run(output: Path, benchmark: str, contestant: Contestant, seed: int) -> None:
-    """Write run.json, or check that this folder's run is the same one."""
+def _keep_run(output: Path, benchmark: str, data: str, contestant: Contestant, seed: int) -> None:
+    """Write run.json, or check that this folder's run is the same one: system, seed and set."""
     output.mkdir(parents=True, exist_ok=True)
-    now = {"benchmark": benchmark, "name": contestant.name, "seed": seed, **contestant.settings}
+    now = {"benchmark": benchmark, "data": data, "name": contestant.name, "seed": seed, **contestant.settings}
     path = output / "run.json"
     if path.is_file():
         earlier = json.loads(path.read_bytes())

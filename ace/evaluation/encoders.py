@@ -10,19 +10,20 @@ Not here: what the features are used for (`pairs.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase, ViTModel
+from transformers import AutoTokenizer, CLIPModel, Dinov2Model, PreTrainedTokenizerBase, ViTModel
 
 from ace.errors import MissingDependencyError
 
 CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
 DINO_WEIGHTS = "facebook/dino-vits16"
+DINOV2_WEIGHTS = "facebook/dinov2-giant"
 BATCH = 32
 MAX_CLIP_TOKENS = 77
 
@@ -40,7 +41,6 @@ class Framing:
 
 
 CLIP_FRAMING = Framing(224, 224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-CLIP_LARGE_FRAMING = Framing(336, 336, CLIP_FRAMING.mean, CLIP_FRAMING.std)  # ViT-L/14-336
 DINO_FRAMING = Framing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -100,21 +100,24 @@ class ClipEncoder:
 
 
 class DinoEncoder:
-    """DINO's class token (Caron et al. 2021). Features are float32 and not normalised."""
+    """DINO's class token (Caron et al. 2021), or with `mean_tokens` the mean of all tokens of DINOv2's last layer, as
+    ICE-Bench takes it. Features are float32 and not normalised."""
 
-    def __init__(self, model: ViTModel, framing: Framing = DINO_FRAMING) -> None:
+    def __init__(
+        self, model: ViTModel | Dinov2Model, framing: Framing = DINO_FRAMING, mean_tokens: bool = False
+    ) -> None:
         self.model = model.eval()
         self.framing = framing
+        self.mean_tokens = mean_tokens
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Features of pictures, (N, D)."""
-        return torch.cat(
-            [
-                self.model(pixel_values=_batch(part, self.framing, self.model)).last_hidden_state[:, 0]
-                for part in _parts(pictures)
-            ]
-        ).float()
+        features = []
+        for part in _parts(pictures):
+            tokens = self.model(pixel_values=_batch(part, self.framing, self.model)).last_hidden_state  # (N, T, D)
+            features.append(tokens.mean(dim=1) if self.mean_tokens else tokens[:, 0])
+        return torch.cat(features).float()
 
 
 def load_clip(weights: str = CLIP_WEIGHTS, device: str = "cpu") -> ClipEncoder:
@@ -122,7 +125,9 @@ def load_clip(weights: str = CLIP_WEIGHTS, device: str = "cpu") -> ClipEncoder:
     try:
         model = CLIPModel.from_pretrained(weights, use_safetensors=_safe(weights), dtype=torch.float32)
         model.to(device)  # pyright: ignore[reportArgumentType]  (transformers' wrapper hides the signature)
-        return ClipEncoder(model, AutoTokenizer.from_pretrained(weights))
+        side = model.vision_model.config.image_size  # 224, or 336 for ICE-Bench's
+        framing = replace(CLIP_FRAMING, resize_px=side, crop_px=side)
+        return ClipEncoder(model, AutoTokenizer.from_pretrained(weights), framing)
     except OSError as error:
         raise MissingDependencyError(_how("CLIP", weights, "--clip")) from error
 
@@ -139,6 +144,16 @@ def load_dino(weights: str = DINO_WEIGHTS, device: str = "cpu") -> DinoEncoder:
         raise MissingDependencyError(_how("DINO", weights, "--dino")) from error
 
 
+def load_dinov2(weights: str = DINOV2_WEIGHTS, device: str = "cpu") -> DinoEncoder:
+    """DINOv2 for ICE-Bench, from a folder or the hub. Raises MissingDependencyError if it is not there."""
+    try:
+        model = Dinov2Model.from_pretrained(weights, use_safetensors=_safe(weights), dtype=torch.float32)
+        model.to(device)  # pyright: ignore[reportArgumentType]
+        return DinoEncoder(model, DINO_FRAMING, mean_tokens=True)
+    except OSError as error:
+        raise MissingDependencyError(_how("DINOv2", weights, "--dinov2")) from error
+
+
 def _safe(weights: str) -> bool | None:
     """Local folders must hold safetensors; what the hub has under the well-known names is left to transformers."""
     return True if Path(weights).is_dir() else None
@@ -152,5 +167,5 @@ def _parts(values: Sequence) -> list[Sequence]:
     return [values[start : start + BATCH] for start in range(0, len(values), BATCH)]
 
 
-def _batch(pictures: Sequence[Image.Image], framing: Framing, model: CLIPModel | ViTModel) -> Tensor:
+def _batch(pictures: Sequence[Image.Image], framing: Framing, model: CLIPModel | Dinov2Model | ViTModel) -> Tensor:
     return torch.stack([frame(picture, framing) for picture in pictures]).to(model.device, model.dtype)

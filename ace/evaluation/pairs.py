@@ -63,12 +63,11 @@ class PairScores:
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """A row: which pair, what was scored (hashes of both files), its scores."""
+    """A row: which pair, its scores, and what they follow from: `inputs_sha256`, of both files and both captions."""
 
     key: str
     group: str
-    made_sha256: str
-    reference_sha256: str
+    inputs_sha256: str
     scores: PairScores
 
 
@@ -103,26 +102,28 @@ def score_pairs(
     clip: ClipEncoder | None,
     dino: DinoEncoder | None,
     rows: Path | None = None,
+    encoders: Sequence[str] = (),
     advance: Callable[[int], object] = lambda done: None,
 ) -> list[ScoredPair]:
-    """Score pairs in chunks. rows: file of rows already scored; those whose two files are unchanged are not scored
-    again, and it is written after every chunk. Raises DataError if two pairs have one key."""
+    """Score pairs in chunks. rows: file of rows already scored; those whose pictures and captions are unchanged are not
+    scored again, unless the encoders are others; it is written after every chunk. encoders: what `clip` and `dino` were
+    loaded from. Raises DataError if two pairs have one key."""
     keys = [pair.key for pair in pairs]
     if len(set(keys)) != len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise DataError(f"{len(twice)} ids occur twice, such as {twice[0]}: every picture needs an id of its own")
-    settings = f"clip {clip is not None} dino {dino is not None}"
+    settings = f"clip {clip is not None} dino {dino is not None} {' '.join(encoders)}".strip()
     kept = _read(rows, settings)
     done: list[ScoredPair] = []
     for start in range(0, len(pairs), CHUNK):
         part = pairs[start : start + CHUNK]
-        hashes = [(_sha256(pair.made), _sha256(pair.reference)) for pair in part]
+        hashes = [_inputs_sha256(pair) for pair in part]
         old = [kept.get(pair.key) for pair in part]
-        if all(row and (row.made_sha256, row.reference_sha256) == own for row, own in zip(old, hashes, strict=True)):
+        if all(row and row.inputs_sha256 == own for row, own in zip(old, hashes, strict=True)):
             done += [row for row in old if row]
         else:
             scores = _score(part, clip, dino)
-            done += [ScoredPair(p.key, p.group, *own, s) for p, own, s in zip(part, hashes, scores, strict=True)]
+            done += [ScoredPair(p.key, p.group, own, s) for p, own, s in zip(part, hashes, scores, strict=True)]
             if rows is not None:
                 lines = [json.dumps(settings), *(json.dumps(asdict(row)) for row in done)]
                 write_atomically(rows, ("\n".join(lines) + "\n").encode())
@@ -182,5 +183,6 @@ def _read(rows: Path | None, settings: str) -> dict[str, ScoredPair]:
     return {t["key"]: ScoredPair(**{**t, "scores": PairScores(**t["scores"])}) for t in tables}
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _inputs_sha256(pair: Pair) -> str:
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (pair.made, pair.reference)]
+    return hashlib.sha256(json.dumps([*files, pair.caption, pair.reference_caption]).encode()).hexdigest()

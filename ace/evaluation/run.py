@@ -346,7 +346,7 @@ def run(
         samples = [sample_of(task, number) for task, number in chunk]
         numbers = [number for _, number in chunk]
         if all(folder.is_made(sample, number) for sample, number in zip(samples, numbers, strict=True)):
-            if lpips is not None and any(folder.rows[entry].model.lpips is None for entry in chunk):
+            if any(_lacks(folder.rows[entry], lpips, reader) for entry in chunk):
                 kept = [answer for entry in chunk if (answer := folder.answer(*entry)) is not None]
                 folder.keep(score_chunk(samples, numbers, kept, lpips, reader))
             continue
@@ -359,6 +359,13 @@ def run(
         speed = {"pictures": made, "seconds": round(seconds, 2), "pictures_per_second": round(made / seconds, 2)}
         folder.write("timings.json", (json.dumps(speed) + "\n").encode())
     return [folder.rows[entry] for chunk in chunks for entry in chunk]
+
+
+def _lacks(row: Row, lpips: LPIPS | None, reader: TextReader | None) -> bool:
+    """True if a row has no score that could be had now, such as after LPIPS or OCR was installed."""
+    is_text = row.task in ("element_editing/text_add", "element_editing/text_remove") and row.changed_share > 0
+    unread = reader is not None and is_text and not {"text_read", "text_gone"} & row.facts.keys()
+    return unread or (lpips is not None and row.model.lpips is None)
 
 
 def _with_progress(chunks: Sequence[Sequence[tuple[str, int]]], quiet: bool) -> Iterable[Sequence[tuple[str, int]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import FastAPI, Form, HTTPException, Query
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
@@ -64,7 +65,7 @@ def make_app(study: Study) -> FastAPI:
             study.add(Rating(rater, key, prompt_following, image_quality))
         except InputError as error:
             raise HTTPException(400, str(error)) from error
-        return RedirectResponse(app.url_path_for("page") + f"?rater={_quoted(rater)}", status_code=303)
+        return RedirectResponse(app.url_path_for("page") + f"?rater={quote(rater, safe='')}", status_code=303)
 
     @app.get("/picture/{key}/{name}")
     def picture(key: str, name: str) -> FileResponse:
@@ -113,12 +114,6 @@ def _scale(name: str) -> str:
         f"<fieldset><legend>{asked}</legend><div class='scale'><span>{low}</span>{radios}<span>{high}</span></div>"
         "</fieldset>"
     )
-
-
-def _quoted(text: str) -> str:
-    from urllib.parse import quote
-
-    return quote(text, safe="")
 
 
 def _frame(body: str) -> str:

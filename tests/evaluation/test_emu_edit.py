@@ -4,7 +4,7 @@ import datasets
 import pytest
 from PIL import ImageChops
 
-from ace.errors import DataError
+from ace.errors import ConfigError, DataError
 from ace.evaluation.editing import Contestant, Scorers, evaluate_emu_edit
 
 from .random_encoders import picture, random_clip, random_dino
@@ -59,3 +59,12 @@ def test_an_id_that_occurs_twice_is_named(tmp_path):
             Scorers(None, None),
             quiet=True,
         )
+
+
+def test_a_folder_never_mixes_two_sets(tmp_path):
+    def run(hub):
+        evaluate_emu_edit(hub, "test", Contestant("x", invert, {}), tmp_path / "run", Scorers(None, None), quiet=True)
+
+    run(write_set(tmp_path / "hub"))
+    with pytest.raises(ConfigError, match="another data"):
+        run(write_set(tmp_path / "other", (3,)))

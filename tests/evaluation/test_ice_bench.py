@@ -4,15 +4,20 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
+from transformers import Dinov2Config, Dinov2Model
 
 from ace.errors import DataError
 from ace.evaluation.benchmarks.ice_bench import (
     TASKS,
+    IceItem,
     colorfulness,
     make_table,
+    pixel_metrics,
     raw_metrics,
     read_items,
     read_raw,
@@ -20,6 +25,7 @@ from ace.evaluation.benchmarks.ice_bench import (
     task_score,
     write_raw,
 )
+from ace.evaluation.encoders import DINO_FRAMING, DinoEncoder, frame
 from ace.evaluation.judge import Judge, question
 
 from .random_encoders import picture, random_clip, random_dino
@@ -192,3 +198,32 @@ def test_only_requests_without_a_reference_or_with_a_mask_forbid_other_changes()
     assert "anything else changed" in question("x", False, False)
     assert "outside the mask" in question("x", True, True)
     assert "Also answer 0" not in question("x", False, True)
+
+
+def test_dinov2_is_the_mean_of_all_tokens():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224, "patch_size": 56}
+    model = Dinov2Model(Dinov2Config(**sizes))
+    shown = picture(1, (300, 256))
+    tokens = model.eval()(pixel_values=frame(shown, DINO_FRAMING)[None]).last_hidden_state
+    assert tokens.shape[1] == 17
+    found = DinoEncoder(model, DINO_FRAMING, mean_tokens=True).images([shown])
+    assert torch.allclose(found, tokens.mean(dim=1), atol=1e-6)
+    assert not torch.allclose(found, tokens[:, 0], atol=1e-2)
+
+
+def test_controls_are_scored_against_the_control_itself(bench):
+    colour = picture(3, (64, 64))
+    colour.save(bench / "colour.png")
+    colour.convert("L").save(bench / "gray.png")
+    edges = cv2.Canny(np.asarray(colour), 100, 200)
+    Image.fromarray(edges).save(bench / "edges.png")
+    items = [
+        IceItem("1", "Image Colorize", "", "", bench / "gray.png", None, None),
+        IceItem("2", "Edge-guided Generation", "", "", bench / "edges.png", None, None),
+        IceItem("3", "Image Deblur", "", "", bench / "colour.png", None, None),
+    ]
+    right = [pixel_metrics(item, colour) for item in items]
+    assert right[0]["l1_colorize"] > 0.99 and right[1]["l1_canny"] == 1 and right[2]["ssim"] == pytest.approx(1)
+    wrong = [pixel_metrics(item, Image.new("RGB", (64, 64), "white")) for item in items]
+    assert wrong[0]["l1_colorize"] < 0.8 and wrong[1]["l1_canny"] < 1 and wrong[2]["ssim"] < 0.9

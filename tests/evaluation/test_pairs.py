@@ -120,7 +120,7 @@ def test_only_pictures_that_changed_are_scored_again(files, tmp_path):
     assert (tmp_path / "rows.jsonl").read_bytes() == kept
     picture(9).save(made)
     again = score_pairs(pairs, clip, None, tmp_path / "rows.jsonl")
-    assert again[3].made_sha256 != first[3].made_sha256
+    assert again[3].inputs_sha256 != first[3].inputs_sha256
     assert again[16:] == first[16:]
 
 
@@ -132,3 +132,15 @@ def test_two_pairs_of_one_id_are_refused(files):
 
 def test_pixel_errors_are_on_a_scale_where_black_to_white_is_one():
     assert pixel_errors(Image.new("RGB", (4, 4)), Image.new("RGB", (8, 2), "white")) == (1.0, 1.0)
+
+
+def test_other_captions_or_encoders_are_scored_again(files, tmp_path):
+    def score(caption, encoders):
+        pair = Pair("1", "all", files["made"], files["reference"], caption)
+        return score_pairs([pair], clip, None, tmp_path / "rows.jsonl", encoders)[0].scores
+
+    clip = random_clip()
+    first = score("a red cat", ("one",))
+    assert score("a blue dog", ("one",)).clip_t != first.clip_t
+    clip.model.visual_projection.weight.data.neg_()
+    assert score("a red cat", ("other",)).clip_t == pytest.approx(-first.clip_t, abs=1e-6)

@@ -187,7 +187,9 @@ def colorfulness(picture: Image.Image) -> float:
 
 
 def feature_metrics(item: IceItem, made: Image.Image, clip: ClipEncoder | None, dino: DinoEncoder | None) -> dict:
-    """clip_cap, clip_src, clip_ref and dino_ref, those that the encoders and files at hand allow."""
+    """clip_cap, clip_src, clip_ref and dino_ref, those that the encoders and files at hand allow.
+
+    dino: DINOv2 with the mean of all tokens (`load_dinov2`)."""
     scores: dict[str, float] = {}
     if clip is not None:
         own = clip.images([made])

@@ -85,7 +85,7 @@ def evaluate_world(
         absent_tasks=tuple(task for task in wanted if task not in shown),
         absent_metrics=absent_metrics(lpips is not None, reader is not None),
         autoencoder_psnr=_kept_psnr(folder, pipeline, world, num_pictures),
-        repeated=_kept_repeated(folder, pipeline, world, seed) if REPEATED_TASK in shown else None,
+        repeated=_kept_repeated(folder, pipeline, world, seed, steps, scale) if REPEATED_TASK in shown else None,
         num_unlisted=sum(
             (known := frozen.get((row.task, row.number))) is not None and not row.sample_sha256.startswith(known)
             for row in rows
@@ -133,7 +133,16 @@ def list_hashes(count: int = LIST_COUNT) -> dict[str, list[str]]:
 
 
 @torch.no_grad()
-def repeat_edits(pipeline: ACEPipeline, world: World, seed: int, count: int = 8, turns: int = 10) -> RepeatedEdit:
+def repeat_edits(
+    pipeline: ACEPipeline,
+    world: World,
+    seed: int,
+    count: int = 8,
+    turns: int = 10,
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+) -> RepeatedEdit:
     """Give the same edit `turns` times, each on the answer before it, for the first `count` samples of a task."""
     samples = [world.sample(number, REPEATED_TASK) for number in range(count)]
     first = [levels(edited_input(sample)[0]) for sample in samples]
@@ -145,6 +154,8 @@ def repeat_edits(pipeline: ACEPipeline, world: World, seed: int, count: int = 8,
         requests = [
             Request(
                 LongContextConditionUnit(ConditionUnit(sample.request.current.instruction, (image,))),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
                 generator=seeded_generator(answer_seed(seed, f"{REPEATED_TASK}:{turn}", number)),
             )
             for number, (sample, image) in enumerate(zip(samples, shown, strict=True))
@@ -249,13 +260,15 @@ def _kept_psnr(folder: RunFolder, pipeline: ACEPipeline, world: World, count: in
     return interval
 
 
-def _kept_repeated(folder: RunFolder, pipeline: ACEPipeline, world: World, seed: int) -> RepeatedEdit:
+def _kept_repeated(
+    folder: RunFolder, pipeline: ACEPipeline, world: World, seed: int, steps: int | None, scale: float | None
+) -> RepeatedEdit:
     """Drift over turns, computed once per folder."""
     path = folder.path / "repeated.json"
     if path.is_file():
         kept = json.loads(path.read_bytes())
         return RepeatedEdit(tuple(kept["unchanged"]), tuple(kept["target"]), kept["copy"], kept["count"])
-    repeated = repeat_edits(pipeline, world, seed)
+    repeated = repeat_edits(pipeline, world, seed, num_inference_steps=steps, guidance_scale=scale)
     folder.write(path.name, json.dumps(repeated.__dict__).encode())
     return repeated
 
