@@ -1,13 +1,19 @@
 """Soak: a real server under load that is partly broken, impatient and hostile, until it has shown that it holds.
 
-    python benchmarks/soak.py                              # 2,000 requests and 30 minutes, whichever takes longer
+    python benchmarks/soak.py                              # until 2,000 requests and 30 minutes are both done
     python benchmarks/soak.py --seconds 60 --requests 0    # the short form
 
 Closed loop with several clients, the smallest size, at most two steps. Of the requests 10 % are malformed, 10 % are
-given up half way, 5 % are attacks. It holds if the process never goes down, every good request gets the very picture
-that it gets alone, every bad one is refused and nobody else notices, and the memory of the process is flat: its mean
-over the last fifth is within 5 % of that over the second fifth. Prints what happened; the exit code is 1 if it does not
-hold. Needs `ace-allround[server]`, and Linux for the memory.
+given up on the way (hung up, or cancelled by id), 5 % are attacks; the good ones are pictures from words, masked edits,
+streams and conversations of two rounds. It holds if
+
+- the process never goes down, logs no traceback, answers nothing with 5xx and ends in good order;
+- every good request gets the picture that the pipeline itself makes of it, alone, in this process;
+- every malformed or hostile one is refused, every one given up ends as cancelled (or was done before), nothing is left
+  running at the end;
+- the memory of the process is flat: its mean over the last fifth is within 5 % of that over the second fifth.
+
+Prints what happened; the exit code is 1 if it does not hold. Needs `ace-allround[server]`, and Linux for the memory.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import json
 import os
 import platform
 import random
+import re
 import socket
 import statistics
 import struct
@@ -35,16 +42,37 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-SEEDS = range(4)
-SIZE = 16  # px
+from ace.conditions.units import ConditionUnit, LongContextConditionUnit
+from ace.inference.chat import ChatSession, Message
+from ace.inference.edit import Job, Settings, make
+from ace.inference.session import Node, Session
+from ace.inference.sources import find_model, load_pipeline
+from ace.server.images import Upload
+from ace.server.jobs import make_job
+
+KINDS, SEEDS = ("words", "edit", "stream", "talk"), range(4)
+SIZE, STEPS = 16, 2  # px; of the model's own sizes the smallest
 TOLERANCE = 2  # levels of 255: what float32 rounding among other neighbours may move
+PROMPT, NEXT_PROMPT = "make it blue", "now make it red"
+PATIENCE_S = 120  # for one answer, also on a slow machine that does other things
+MEMORY_GROWTH = 0.05
 
 
-def png(width: int = SIZE, height: int = SIZE) -> bytes:
+def png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    values = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-    Image.fromarray(values).resize((width, height)).save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def photo() -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((SIZE, SIZE))
+
+
+def left_half() -> Image.Image:
+    mask = Image.new("L", (SIZE, SIZE), 0)
+    mask.paste(255, (0, 0, SIZE // 2, SIZE))
+    return mask
 
 
 def bomb() -> bytes:
@@ -59,90 +87,148 @@ def bomb() -> bytes:
     )
 
 
-PHOTO, BOMB = png(), bomb()
+PHOTO, MASK, BOMB = png(photo()), png(left_half()), bomb()
+MALFORMED = (
+    {"json": {"prompt": ""}},
+    {"json": {"prompt": "a", "size": "7x7"}},
+    {"json": {"prompt": "a", "steps": -1}},
+    {"json": {"prompt": "a", "nonsense": 1}},
+    {"json": ["a"]},
+    {"content": b"{", "headers": {"content-type": "application/json"}},
+)
+
+
+def answers_of_the_pipeline() -> dict[tuple[str, int], np.ndarray]:
+    """What every good request must be answered: made by the pipeline in this process, one at a time."""
+    model = find_model("ace-tiny")
+    pipeline = load_pipeline(model, device="cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    found = {}
+    for seed in SEEDS:
+        settings = Settings(seed=seed, num_inference_steps=STEPS, size=(SIZE, SIZE))
+        words = Job(LongContextConditionUnit(ConditionUnit(PROMPT)), settings)
+        edit = make_job(PROMPT, settings, [Upload(PHOTO)], Upload(MASK), SIZE * SIZE)
+        for kind, job in (("words", words), ("stream", words), ("edit", edit)):
+            found[kind, seed] = np.asarray(make(pipeline, model, [job])[0].image.convert("RGB"))
+        with tempfile.TemporaryDirectory() as folder:
+            chat = ChatSession(Session.create(Path(folder) / "talk"), pipeline, model)
+            for prompt, start in ((PROMPT, None), (NEXT_PROMPT, "0001")):
+                *_, node = chat.ask(Message(prompt, settings), start, previews=False)
+            assert isinstance(node, Node)
+            found["talk", seed] = np.asarray(chat.session.answer(node.id).image)
+    return found
 
 
 class Soak:
     """What is asked of the server, and what came of it."""
 
-    def __init__(self, url: str) -> None:
-        self.url, self.counts, self.faults = url, Counter(), []
+    def __init__(self, url: str, expected: dict[tuple[str, int], np.ndarray]) -> None:
+        self.url, self.expected = url, expected
+        self.address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
         self.latencies: list[float] = []
-        self.expected: dict[tuple[str, int], np.ndarray] = {}
         self._lock = threading.Lock()
+
+    def client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+
+    def count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
 
     def fault(self, what: str) -> None:
         with self._lock:
             self.faults.append(what)
 
+    def one(self, http: httpx2.Client, draw: random.Random) -> None:
+        """The next request of a client, of whatever kind its generator draws."""
+        share = draw.random()
+        kind = "malformed" if share < 0.1 else "given up" if share < 0.2 else "hostile" if share < 0.25 else "good"
+        ask = {"malformed": self.malformed, "given up": self.given_up, "hostile": self.hostile, "good": self.good}[kind]
+        try:
+            ask(http, draw)
+        except (httpx2.HTTPError, OSError) as error:
+            self.fault(f"a {kind} request lost its connection: {error!r}")
+        self.count(kind)
+
+    # Good ones
+
     def good(self, http: httpx2.Client, draw: random.Random) -> None:
-        kind, seed = draw.choice(("words", "edit", "stream")), draw.choice(SEEDS)
+        kind, seed = draw.choice(KINDS), draw.choice(SEEDS)
         began = time.perf_counter()
-        reply, data = self.ask(http, kind, seed)
-        if reply == 429:
-            with self._lock:
-                self.counts["good, told to wait"] += 1
+        status, data = getattr(self, kind)(http, seed)
+        if status == 429:
+            self.count("good, told to wait")
             time.sleep(1)
             return
         with self._lock:
             self.latencies.append(time.perf_counter() - began)
         if data is None:
-            self.fault(f"a good request ({kind}) was answered {reply}")
+            self.fault(f"a good request ({kind}) was answered {status}")
             return
-        difference = int(np.abs(data.astype(int) - self.expected[kind, seed].astype(int)).max())
+        difference = int(np.abs(pixels(data).astype(int) - self.expected[kind, seed].astype(int)).max())
         if difference > TOLERANCE:
             self.fault(f"a good request ({kind}) got another picture: {difference} levels")
 
-    def ask(self, http: httpx2.Client, kind: str, seed: int) -> tuple[int, np.ndarray | None]:
-        """(status, pixels)."""
-        fields = {"prompt": "make it blue", "size": f"{SIZE}x{SIZE}", "steps": 2, "seed": seed}
-        if kind == "edit":
-            form = {name: str(value) for name, value in fields.items()}
-            reply = http.post("/v1/images/edits", data=form, files={"image": ("p.png", PHOTO)})
-        elif kind == "stream":
-            body = {**fields, "stream": True, "partial_images": 1}
-            with http.stream("POST", "/v1/images/generations", json=body) as reply:
-                lines = [line for line in reply.iter_lines() if line.startswith("data: ")]
-            if reply.status_code != 200:
-                return reply.status_code, None
-            return 200, pixels(json.loads(lines[-1][6:])["b64_json"])
-        else:
-            reply = http.post("/v1/images/generations", json=fields)
-        if reply.status_code != 200:
+    def fields(self, seed: int, prompt: str = PROMPT) -> dict[str, object]:
+        return {"prompt": prompt, "size": f"{SIZE}x{SIZE}", "steps": STEPS, "seed": seed}
+
+    def words(self, http: httpx2.Client, seed: int) -> tuple[int, str | None]:
+        """(status, picture as base64); the other kinds likewise."""
+        reply = http.post("/v1/images/generations", json=self.fields(seed))
+        return reply.status_code, reply.json()["data"][0]["b64_json"] if reply.status_code == 200 else None
+
+    def edit(self, http: httpx2.Client, seed: int) -> tuple[int, str | None]:
+        form = {name: str(value) for name, value in self.fields(seed).items()}
+        files = {"image": ("p.png", PHOTO), "mask": ("m.png", MASK)}
+        reply = http.post("/v1/images/edits", data=form, files=files)
+        return reply.status_code, reply.json()["data"][0]["b64_json"] if reply.status_code == 200 else None
+
+    def stream(self, http: httpx2.Client, seed: int) -> tuple[int, str | None]:
+        body = {**self.fields(seed), "stream": True, "partial_images": 1}
+        with http.stream("POST", "/v1/images/generations", json=body) as reply:
+            lines = [line for line in reply.iter_lines() if line.startswith("data: ")]
+        return reply.status_code, json.loads(lines[-1][6:]).get("b64_json") if reply.status_code == 200 else None
+
+    def talk(self, http: httpx2.Client, seed: int) -> tuple[int, str | None]:
+        reply = http.post("/v1/sessions")
+        if reply.status_code != 201:
             return reply.status_code, None
-        return 200, pixels(reply.json()["data"][0]["b64_json"])
+        session = f"/v1/sessions/{reply.json()['id']}"
+        for prompt in (PROMPT, NEXT_PROMPT):
+            reply = http.post(f"{session}/turns", json=self.fields(seed, prompt))
+            if reply.status_code != 200:
+                break
+        http.delete(session)
+        return reply.status_code, reply.json()["nodes"][0]["b64_json"] if reply.status_code == 200 else None
+
+    # Bad ones
 
     def malformed(self, http: httpx2.Client, draw: random.Random) -> None:
-        wrong = [
-            {"json": {"prompt": ""}},
-            {"json": {"prompt": "a", "size": "7x7"}},
-            {"json": {"prompt": "a", "steps": -1}},
-            {"json": {"prompt": "a", "nonsense": 1}},
-            {"json": ["a"]},
-            {"content": b"{", "headers": {"content-type": "application/json"}},
-        ]
-        self.refused(http.post("/v1/images/generations", **draw.choice(wrong)))
+        self.refused(http.post("/v1/images/generations", **draw.choice(MALFORMED)))
 
     def hostile(self, http: httpx2.Client, draw: random.Random) -> None:
-        attacks = [
-            lambda: http.post("/v1/images/edits", data={"prompt": "a"}, files={"image": ("p.png", BOMB)}),
-            lambda: http.post("/v1/images/edits", data={"prompt": "a"}, files={"image": ("p.png", b"\x80\x04.")}),
+        def edit(data: bytes) -> httpx2.Response:
+            return http.post("/v1/images/edits", data={"prompt": "a"}, files={"image": ("p.png", data)})
+
+        inside = {"prompt": "a", "images": [{"image_url": "http://169.254.169.254/"}]}
+        attacks = (
+            lambda: edit(BOMB),
+            lambda: edit(b"\x80\x04."),
             lambda: http.get("/v1/models", headers={"host": "evil.example"}),
             lambda: http.get("/v1/models", headers={"origin": "https://evil.example"}),
             lambda: http.get("/v1/sessions/..%2f..%2fetc%2fpasswd"),
             lambda: http.post("/v1/images/generations", json={"prompt": "a", "steps": 10**9, "n": 10**6}),
+            lambda: http.post("/v1/images/edits", json=inside),
             self.lie,
-            lambda: http.post(
-                "/v1/images/edits", json={"prompt": "a", "images": [{"image_url": "http://169.254.169.254/"}]}
-            ),
-        ]
+        )
         self.refused(draw.choice(attacks)())
 
     def lie(self) -> httpx2.Response:
         """Announce far more than is allowed, and send nothing of it."""
-        host, port = self.url.removeprefix("http://").split(":")
-        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Length: 99999999999\r\n\r\n"
-        with socket.create_connection((host, int(port)), timeout=120) as connection:
+        head = "POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999999\r\n\r\n"
+        with socket.create_connection(self.address, timeout=PATIENCE_S) as connection:
             connection.sendall(head.encode())
             return httpx2.Response(int(connection.recv(1000).split(b" ")[1]))
 
@@ -150,29 +236,31 @@ class Soak:
         if not 400 <= reply.status_code < 500:
             self.fault(f"a bad request was answered {reply.status_code}")
 
-    def given_up(self, draw: random.Random) -> None:
-        """Ask for long work, wait a little, go away."""
-        host, port = self.url.removeprefix("http://").split(":")
-        body = json.dumps(
-            {"prompt": "a", "size": f"{SIZE}x{SIZE}", "steps": 500, "stream": draw.random() < 0.5}
-        ).encode()
-        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            time.sleep(draw.uniform(0, 0.3))
+    # Impatient ones
 
-    def one(self, http: httpx2.Client, draw: random.Random) -> None:
-        share = draw.random()
-        kind = "malformed" if share < 0.1 else "given up" if share < 0.2 else "hostile" if share < 0.25 else "good"
-        try:
-            if kind == "given up":
-                self.given_up(draw)
-            else:
-                {"malformed": self.malformed, "hostile": self.hostile, "good": self.good}[kind](http, draw)
-        except (httpx2.HTTPError, OSError) as error:
-            self.fault(f"a {kind} request lost its connection: {error!r}")
-        with self._lock:
-            self.counts[kind] += 1
+    def given_up(self, http: httpx2.Client, draw: random.Random) -> None:
+        """Ask, wait a little, then go away or cancel by id; later see how it ended."""
+        name = f"given-up-{draw.getrandbits(64):x}"
+        body = json.dumps({**self.fields(draw.choice(SEEDS)), "stream": draw.random() < 0.5}).encode()
+        head = (
+            "POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            f"X-Client-Request-Id: {name}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(self.address, timeout=PATIENCE_S) as connection:
+            connection.sendall(head.encode() + body)
+            time.sleep(draw.uniform(0, 0.15))
+            if draw.random() < 0.5:
+                http.delete(f"/v1/requests/{name}")  # 404 if it is done already
+        until = time.monotonic() + PATIENCE_S
+        while (status := self.status(http, name)) in ("waiting", "running") and time.monotonic() < until:
+            time.sleep(0.05)
+        if status not in ("cancelled", "done", "never accepted"):
+            self.fault(f"a request that was given up is {status}")
+        self.count(f"given up, {status}")
+
+    def status(self, http: httpx2.Client, name: str) -> str:
+        reply = http.get(f"/v1/requests/{name}")
+        return "never accepted" if reply.status_code == 404 else reply.json()["status"]
 
 
 def pixels(encoded: str) -> np.ndarray:
@@ -193,41 +281,39 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as data:
+    expected = answers_of_the_pipeline()
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
+        data = str(Path(folder) / "data")
         command = [sys.executable, "-m", "ace", "serve", "--port", "0", "--device", "cpu", "--data", data]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             assert server.stdout is not None
-            url = server.stdout.readline().split(" at ")[1].split("/v1")[0]
-            holds = soak(server, url, arguments)
-            server.terminate()
-            holds = server.wait(timeout=90) == 0 and holds
+            first_line = server.stdout.readline()
+            if " at http://" not in first_line:
+                sys.exit(f"the server did not start: {Path(log.name).read_text()}")
+            run = Soak(first_line.split(" at ")[1].split("/v1")[0], expected)
+            soak(server, run, arguments)
+            end(server, run, Path(log.name))
         finally:
             if server.poll() is None:
                 server.kill()
                 server.wait()
-    print("holds" if holds else "DOES NOT HOLD")
-    sys.exit(0 if holds else 1)
+    for fault, count in Counter(run.faults).most_common(10):
+        print(f"fault, {count} times: {fault}")
+    print("DOES NOT HOLD" if run.faults else "holds")
+    sys.exit(1 if run.faults else 0)
 
 
-def soak(server: subprocess.Popen, url: str, arguments: argparse.Namespace) -> bool:
-    run = Soak(url)
-    with httpx2.Client(base_url=url, timeout=120, trust_env=False) as http:
-        for kind in ("words", "edit", "stream"):
-            for seed in SEEDS:
-                status, alone = run.ask(http, kind, seed)
-                assert alone is not None, f"the very first request was answered {status}"
-                run.expected[kind, seed] = alone
+def soak(server: subprocess.Popen, run: Soak, arguments: argparse.Namespace) -> None:
+    """The closed loop, and what came of it on the screen."""
     began, memory = time.monotonic(), []
-
-    def over() -> bool:
-        enough = sum(run.counts.values()) >= arguments.requests and time.monotonic() - began >= arguments.seconds
-        return enough or server.poll() is not None
 
     def client(number: int) -> None:
         draw = random.Random(f"{arguments.seed} {number}")
-        with httpx2.Client(base_url=url, timeout=120, trust_env=False) as http:
-            while not over():
+        with run.client() as http:
+            while server.poll() is None and not (
+                run.counts.total() >= arguments.requests and time.monotonic() - began >= arguments.seconds
+            ):
                 run.one(http, draw)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(arguments.clients)]
@@ -237,24 +323,45 @@ def soak(server: subprocess.Popen, url: str, arguments: argparse.Namespace) -> b
         if server.poll() is None:
             memory.append(memory_mb(server.pid))
         time.sleep(min(1.0, arguments.seconds / 100))
-    seconds = time.monotonic() - began
-    alive = server.poll() is None
+    report(run, time.monotonic() - began, memory, arguments.clients)
+
+
+def report(run: Soak, seconds: float, memory: list[float], num_clients: int) -> None:
+    """Print the figures; memory that has grown is a fault."""
     fifth = max(1, len(memory) // 5)
     early, late = statistics.mean(memory[fifth : 2 * fifth] or memory), statistics.mean(memory[-fifth:])
     growth = late / early - 1
-    with httpx2.Client(base_url=url, timeout=120, trust_env=False) as http:
-        while alive and http.get("/metrics").text.find("ace_pictures_running 0.0") < 0:
-            time.sleep(0.2)  # what was given up has left
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {arguments.clients} clients")
-    print(f"{sum(run.counts.values())} requests in {seconds:.0f} s: {dict(sorted(run.counts.items()))}")
+    if growth > MEMORY_GROWTH:
+        run.fault(f"the memory has grown by {growth:.1%}")
+    asked = {kind: run.counts[kind] for kind in ("good", "malformed", "given up", "hostile")}
+    more = {kind: count for kind, count in sorted(run.counts.items()) if kind not in asked}
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {num_clients} clients")
+    print(f"{sum(asked.values())} requests in {seconds:.0f} s: {asked}, of them {more}")
     if run.latencies:
         ordered = sorted(run.latencies)
         print(f"good ones: p50 {ordered[len(ordered) // 2]:.3f} s, p99 {ordered[int(0.99 * len(ordered))]:.3f} s")
     change = f"{early:.0f} MB in the second fifth, {late:.0f} MB in the last ({growth:+.1%})"
     print(f"memory {change}, at most {max(memory):.0f} MB")
-    for fault, count in Counter(run.faults).most_common(10):
-        print(f"fault, {count} times: {fault}")
-    return alive and not run.faults and growth <= 0.05
+
+
+def end(server: subprocess.Popen, run: Soak, log: Path) -> None:
+    """See that nothing is left running, that no 5xx was answered, and that a signal ends the process in good order."""
+    if server.poll() is not None:
+        run.fault(f"the process went down ({server.returncode})")
+        return
+    with run.client() as http:
+        until = time.monotonic() + PATIENCE_S
+        while "ace_pictures_running 0.0" not in (metrics := http.get("/metrics").text) and time.monotonic() < until:
+            time.sleep(0.2)
+    if "ace_pictures_running 0.0" not in metrics:
+        run.fault("pictures are still running though nobody waits for them")
+    for line in re.findall(r'^ace_requests_total\{.*status="5.*$', metrics, re.MULTILINE):
+        run.fault(line)
+    server.terminate()
+    if (code := server.wait(timeout=PATIENCE_S)) != 0:
+        run.fault(f"after a signal to stop the process ended with {code}")
+    if "Traceback" in (text := log.read_text()):
+        run.fault(f"a traceback in the log: {text[-300:]}")
 
 
 if __name__ == "__main__":

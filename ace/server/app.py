@@ -359,7 +359,8 @@ def create_app(engine: Engine, settings: ServerSettings, ledger: Ledger | None =
         found = await in_worker(service.ledger.look_up, request_id, client)
         if found is None:
             raise NotFoundError("you have no request with this id")
-        return RequestReply(id=request_id, status=found[0], message=found[1])
+        status = "waiting" if found[0] == "accepted" else found[0]  # on its way into the line
+        return RequestReply(id=request_id, status=status, message=found[1])
 
     @app.delete("/v1/requests/{request_id}", tags=["requests"], status_code=202)
     async def cancel_request(request: Request, request_id: str) -> RequestReply:

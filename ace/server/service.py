@@ -108,13 +108,16 @@ class Service:
                 unfinished.discard(ticket)
                 if unfinished:
                     return
-                del self._accepted[client, request_id]
-                self._held -= held
             errors = [error for ticket in tickets if (error := ticket.result.exception()) is not None]
             status = "failed" if errors else "done"
             if any(ticket.status == "cancelled" for ticket in tickets):
                 status = "cancelled"
-            self.ledger.end(request_id, client, status, _message_of(errors[0]) if errors else None)
+            try:
+                self.ledger.end(request_id, client, status, _message_of(errors[0]) if errors else None)
+            finally:
+                with self._lock:  # only now, so that whoever asks finds it running or ended and nothing between
+                    del self._accepted[client, request_id]
+                    self._held -= held
 
         for ticket in tickets:
             ticket.result.add_done_callback(lambda _, ticket=ticket: ended(ticket))
