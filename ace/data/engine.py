@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -219,22 +220,35 @@ def _daft(where: Where) -> Any:
     except ModuleNotFoundError:
         raise MissingDependencyError("the data engine needs daft: pip install 'ace-allround[data]'") from None
     if where.ray:
-        try:
-            import ray  # type: ignore[import-not-found]
-        except ModuleNotFoundError:
-            raise MissingDependencyError("running on a Ray cluster needs ray: pip install ray") from None
-        address = None if where.ray == "local" else where.ray
-        if not ray.is_initialized():
-            try:
-                if address is None:
-                    ray.init(num_cpus=where.workers, include_dashboard=False, log_to_driver=False)
-                else:
-                    ray.init(address, log_to_driver=False)
-            except (ConnectionError, ValueError) as error:
-                raise ConfigError(f"no Ray cluster answers at {where.ray} ({error}): check --ray") from None
-        daft.set_runner_ray(address, noop_if_initialized=True)
+        _join(where)
+        daft.set_runner_ray(noop_if_initialized=True)
     elif daft.get_or_infer_runner_type() != "native":
         raise ConfigError(
             "Daft is set to run on Ray in this process: name the cluster with --ray, or unset DAFT_RUNNER"
         )
     return daft
+
+
+def _join(where: Where) -> None:
+    """Connect this process to the Ray cluster, once. Raises ConfigError if none answers."""
+    # Ray starts workers at niceness 15: beside other work they would hardly get to import what they need
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        import ray  # type: ignore[import-not-found]
+    except ModuleNotFoundError:
+        raise MissingDependencyError("running on a Ray cluster needs ray: pip install ray") from None
+    if ray.is_initialized():
+        return
+    place = {"num_cpus": where.workers, "include_dashboard": False} if where.ray == "local" else {"address": where.ray}
+    try:
+        _knock(where.ray)
+        ray.init(**place, log_to_driver=False, logging_level="warning")
+    except (OSError, ValueError) as error:  # a lost connection is an OSError
+        raise ConfigError(f"no Ray cluster answers at {where.ray} ({error}): check --ray") from None
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at host:port; Ray itself would try for minutes."""
+    host, found, port = address.removeprefix("ray://").rpartition(":")
+    if found:
+        socket.create_connection((host, int(port)), timeout=10).close()

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -213,22 +212,38 @@ def test_several_workers_make_the_same_manifest(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_local_ray_cluster_of_two_makes_the_same_manifest(tmp_path):
+def test_a_ray_cluster_of_two_makes_the_same_manifest(tmp_path):
+    """Two nodes of one CPU each, and the command line as their client."""
     pytest.importorskip("ray", reason="pip install ray")
     pictures = collection(tmp_path / "pictures", 12)
-    build(recipe(pictures, per_task=4), tmp_path / "one")
-    code = f"""
-from ace.data.engine import Where
-from ace.data.recipe import Collection, DataRecipe, Synthesis
-from ace.data.run import build
-recipe = DataRecipe(Collection({str(pictures)!r}), synthesize=Synthesis({CHEAP!r}, 4, slice=2))
-build(recipe, {str(tmp_path / "ray")!r}, Where(workers=2, ray="local"))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
+    build(recipe(pictures, per_task=4), tmp_path / "alone")
+    tasks = json.dumps(CHEAP)
+    (tmp_path / "recipe.toml").write_text(
+        f"[source]\npath = 'pictures'\n[synthesize]\ntasks = {tasks}\nsamples_per_task = 4\nslice = 2\n"
     )
+    code = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+try:
+    cluster.add_node(num_cpus=1)
+    build = "from ace.cli import main; main()", "data", "build", "recipe.toml", "-o", "cluster", "--workers", "2"
+    sys.exit(subprocess.run([sys.executable, "-c", *build, "--ray", cluster.address]).returncode)
+finally:
+    cluster.shutdown()
+"""
+    quick = os.environ | {"RAY_worker_niceness": "0"}  # else its workers wait behind everything else on the machine
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=quick)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "ray" / "manifest.json").read_bytes() == (tmp_path / "one" / "manifest.json").read_bytes()
+    for name in ("manifest.json", "rejected/manifest.json"):
+        assert (tmp_path / "cluster" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path):
+    pytest.importorskip("ray", reason="pip install ray")
+    pictures = collection(tmp_path / "pictures", 1)
+    with pytest.raises(ConfigError, match="no Ray cluster answers"):
+        build(recipe(pictures), tmp_path / "set", Where(ray="127.0.0.1:1"))
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_path):
