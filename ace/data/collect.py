@@ -1,7 +1,8 @@
 """Pictures of a collection, wherever they lie: a folder, Parquet, WebDataset tar files, a Hugging Face data set.
 
 `list_pictures` names them in a fixed order without opening them; `PictureReader` fetches one; `open_picture` decodes it
-or says why it cannot be used. A picture that cannot be used is never an error, it is a reason.
+or says why it cannot be used. A picture that cannot be used is never an error, it is a reason; so is a damaged table,
+archive or line of captions, which is listed as if it were one picture and cannot be fetched.
 
 Captions: a `.txt` beside the picture, `metadata.jsonl` or `captions.jsonl` with `file_name` and `text` (and, if known,
 `set`, `relation`, `style`), or the caption column of a table.
@@ -12,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -39,6 +41,7 @@ _EXTENSIONS = {
     "GIF": {".gif"},
     "PPM": {".ppm", ".pgm", ".pnm"},
 }
+_DECODERS = [name for name in _EXTENSIONS if name != "MPO"]  # JPEG's opens it
 _MODES = {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}
 
 
@@ -89,7 +92,7 @@ def kind_of(collection: Collection) -> str:
         raise DataError(f"{collection.path} does not exist: check the path of the pictures")
     if collection.kind != "auto":
         return collection.kind
-    if root.is_dir() and (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
+    if _is_saved_set(root):
         return "huggingface"
     if root.is_dir() and any(file.suffix.lower() in _PICTURES for file in root.rglob("*")):
         return "folder"
@@ -108,12 +111,17 @@ class PictureReader:
         self.collection = collection
         self.kind = kind_of(collection)
         self._open: tuple[str, Any] = ("", None)
+        self._close: Callable[[], object] = lambda: None  # the archive that is open
 
     def read(self, pointer: Pointer) -> bytes:
         """The encoded picture. Raises OSError, KeyError or ValueError if it is gone."""
         root = Path(self.collection.path)
         if self.kind == "folder":
+            if pointer.part:
+                raise ValueError("write a JSON object with file_name and text")
             return (root / pointer.file).read_bytes()
+        if not pointer.part:
+            raise ValueError("the file is damaged from here on: copy it again")
         if self.kind == "huggingface":
             if self._open[0] != "data set":
                 self._open = ("data set", _open_data_set(self.collection))
@@ -122,11 +130,15 @@ class PictureReader:
         file = root if root.is_file() else root / pointer.file
         if self.kind == "webdataset":
             if self._open[0] != pointer.file:
-                self._open = (pointer.file, tarfile.open(file))  # noqa: SIM115 (kept open for the next picture)
-            member = self._open[1].extractfile(pointer.part)
-            if member is None:
-                raise KeyError(pointer.part)
-            return member.read()
+                archive = tarfile.open(file)  # noqa: SIM115 (kept open for the next picture)
+                self._close()
+                self._close = weakref.finalize(self, archive.close)
+                self._open = (pointer.file, (archive, _members(archive)))
+            archive, members = self._open[1]
+            try:
+                return archive.extractfile(members[pointer.part]).read()
+            except tarfile.TarError as error:
+                raise ValueError(str(error)) from None
         group, row = (int(number) for number in pointer.part.split("."))
         if self._open[0] != f"{pointer.file}#{group}":
             import pyarrow.parquet as pq
@@ -143,7 +155,7 @@ def open_picture(data: bytes, name: str, collection: Collection) -> Image.Image 
     Rejected: not a picture, broken, animated, of other colours than grey and RGB, too small, too large, with the
     extension of another format."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=_DECODERS) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":
                 return Rejected("animated", f"{frames} frames")
@@ -154,7 +166,7 @@ def open_picture(data: bytes, name: str, collection: Collection) -> Image.Image 
             if min(image.size) < collection.min_side_px:
                 return Rejected("too small", f"{image.width}x{image.height} px")
             suffix = Path(name.rsplit("#", 1)[-1]).suffix.lower()
-            if suffix in _PICTURES and suffix not in _EXTENSIONS.get(image.format or "", {suffix}):
+            if suffix in _PICTURES and suffix not in _EXTENSIONS[image.format or ""]:
                 return Rejected("wrong extension", f"{image.format} named {suffix}")
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -202,7 +214,8 @@ def _files(root: Path, suffixes: set[str]) -> list[Path]:
 
 
 def _list_folder(root: Path, relation: str) -> Iterator[Pointer]:
-    known = _captions(root)
+    known, damaged = _captions(root)
+    yield from damaged
     for file in sorted(root.rglob("*"), key=lambda found: found.as_posix()):
         inside = file.relative_to(root)
         if any(part.startswith(".") for part in inside.parts) or not file.is_file():
@@ -224,20 +237,20 @@ def _list_folder(root: Path, relation: str) -> Iterator[Pointer]:
         )
 
 
-def _captions(root: Path) -> dict[str, dict[str, Any]]:
-    """What the caption files of a folder say, by file name. Raises DataError, naming the line, if one is broken."""
+def _captions(root: Path) -> tuple[dict[str, dict[str, Any]], list[Pointer]]:
+    """What the caption files of a folder say, by file name; and the lines that say nothing."""
     known: dict[str, dict[str, Any]] = {}
-    for name in CAPTION_FILES:
-        for file in sorted(root.rglob(name)):
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                        inside = (file.parent / row["file_name"]).relative_to(root).as_posix()
-                        known[inside] = row
-                    except (ValueError, KeyError, TypeError):
-                        raise DataError(f"{file}, line {number}: write a JSON object with file_name and text") from None
-    return known
+    damaged = []
+    for file in sorted(file for name in CAPTION_FILES for file in root.rglob(name)):
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                known[(file.parent / row["file_name"]).relative_to(root).as_posix()] = row
+            except (ValueError, KeyError, TypeError):
+                damaged.append(Pointer(file.relative_to(root).as_posix(), f"line {number}"))
+    return known, damaged
 
 
 def _list_parquet(root: Path, file: Path) -> Iterator[Pointer]:
@@ -257,8 +270,8 @@ def _list_parquet(root: Path, file: Path) -> Iterator[Pointer]:
                 )
                 for row in range(count):
                     yield Pointer(name, f"{group}.{row}", caption=str(captions[row] or ""))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file} cannot be read as Parquet ({str(error).splitlines()[0]}): copy it again") from None
+    except (OSError, pa.ArrowInvalid):
+        yield Pointer(name)
 
 
 def _picture_column(schema: Any) -> str:
@@ -281,24 +294,40 @@ def _bytes_of(value: Any) -> bytes:
 
 def _list_tar(root: Path, file: Path) -> Iterator[Pointer]:
     name = file.name if root.is_file() else file.relative_to(root).as_posix()
-    samples: dict[str, dict[str, str]] = {}
+    members: dict[str, str] = {}
     captions: dict[str, str] = {}
+    whole = True
     try:
         with tarfile.open(file) as archive:
             for member in archive:
-                key, _, extension = member.name.rpartition("/")[2].partition(".")
-                key = f"{member.name.rpartition('/')[0]}/{key}"
                 if not member.isfile():
                     continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                key = f"{folder}/{stem}"
                 if extension.lower() in ("txt", "json"):
                     opened = archive.extractfile(member)
                     captions[key] = _caption_in(opened.read() if opened else b"", extension) or captions.get(key, "")
                 elif f".{extension.lower()}" in _PICTURES:
-                    samples[key] = {"part": member.name}
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{file} cannot be read as a tar archive ({error}): copy it again") from None
-    for key in sorted(samples):
-        yield Pointer(name, samples[key]["part"], caption=captions.get(key, ""))
+                    members[key] = member.name
+    except (tarfile.TarError, OSError, EOFError):
+        whole = False
+    for key in sorted(members):
+        yield Pointer(name, members[key], caption=captions.get(key, ""))
+    if not whole:
+        yield Pointer(name)
+
+
+def _members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """The files of an archive by name; of one that is cut short, those before the cut."""
+    found = {}
+    try:
+        for member in archive:
+            if member.isfile():
+                found[member.name] = member
+    except tarfile.TarError:
+        pass
+    return found
 
 
 def _caption_in(data: bytes, extension: str) -> str:
@@ -312,6 +341,11 @@ def _caption_in(data: bytes, extension: str) -> str:
     return next((str(facts[c]) for c in CAPTION_COLUMNS if c in facts), "") if isinstance(facts, dict) else ""
 
 
+def _is_saved_set(folder: Path) -> bool:
+    """Whether `datasets` saved a data set, or one of several splits, in a folder."""
+    return (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
 def _open_data_set(collection: Collection) -> tuple[Any, str]:
     """A Hugging Face data set, its pictures undecoded, and the name of their column."""
     try:
@@ -319,7 +353,7 @@ def _open_data_set(collection: Collection) -> tuple[Any, str]:
     except ModuleNotFoundError:
         raise MissingDependencyError("Hugging Face data sets need pip install 'ace-allround[data]'") from None
     try:
-        if Path(collection.path).is_dir():
+        if _is_saved_set(Path(collection.path)):
             data = datasets.load_from_disk(collection.path)
             data = data[collection.split] if isinstance(data, datasets.DatasetDict) else data
         else:
