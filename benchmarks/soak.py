@@ -37,6 +37,7 @@ import time
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -50,6 +51,7 @@ from ace.inference.sources import find_model, load_pipeline
 from ace.server.images import Upload
 from ace.server.jobs import make_job
 
+ASKED = ("good", "malformed", "given up", "hostile")
 KINDS, SEEDS = ("words", "edit", "stream", "talk"), range(4)
 SIZE, STEPS = 16, 2  # px; of the model's own sizes the smallest
 TOLERANCE = 2  # levels of 255: what float32 rounding among other neighbours may move
@@ -88,7 +90,7 @@ def bomb() -> bytes:
 
 
 PHOTO, MASK, BOMB = png(photo()), png(left_half()), bomb()
-MALFORMED = (
+MALFORMED: tuple[dict[str, Any], ...] = (
     {"json": {"prompt": ""}},
     {"json": {"prompt": "a", "size": "7x7"}},
     {"json": {"prompt": "a", "steps": -1}},
@@ -132,6 +134,11 @@ class Soak:
 
     def client(self) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+
+    @property
+    def num_requests(self) -> int:
+        """How many have been made, of all kinds."""
+        return sum(self.counts[kind] for kind in ASKED)
 
     def count(self, what: str) -> None:
         with self._lock:
@@ -312,7 +319,7 @@ def soak(server: subprocess.Popen, run: Soak, arguments: argparse.Namespace) -> 
         draw = random.Random(f"{arguments.seed} {number}")
         with run.client() as http:
             while server.poll() is None and not (
-                run.counts.total() >= arguments.requests and time.monotonic() - began >= arguments.seconds
+                run.num_requests >= arguments.requests and time.monotonic() - began >= arguments.seconds
             ):
                 run.one(http, draw)
 
@@ -333,10 +340,10 @@ def report(run: Soak, seconds: float, memory: list[float], num_clients: int) -> 
     growth = late / early - 1
     if growth > MEMORY_GROWTH:
         run.fault(f"the memory has grown by {growth:.1%}")
-    asked = {kind: run.counts[kind] for kind in ("good", "malformed", "given up", "hostile")}
+    asked = {kind: run.counts[kind] for kind in ASKED}
     more = {kind: count for kind, count in sorted(run.counts.items()) if kind not in asked}
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {num_clients} clients")
-    print(f"{sum(asked.values())} requests in {seconds:.0f} s: {asked}, of them {more}")
+    print(f"{run.num_requests} requests in {seconds:.0f} s: {asked}, of them {more}")
     if run.latencies:
         ordered = sorted(run.latencies)
         print(f"good ones: p50 {ordered[len(ordered) // 2]:.3f} s, p99 {ordered[int(0.99 * len(ordered))]:.3f} s")

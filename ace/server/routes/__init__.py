@@ -1,0 +1,10 @@
+"""The routes, a file for each kind: pictures as OpenAI's API has them, sessions, requests, and what an operator asks.
+
+Each file has one `router`; what it needs comes as a `Front` (`ace/server/front.py`).
+"""
+
+from fastapi import APIRouter
+
+from ace.server.routes import images, operation, requests, sessions
+
+ROUTERS: tuple[APIRouter, ...] = (images.router, requests.router, sessions.router, operation.router)
