@@ -8,7 +8,7 @@ et al. 2025, EasyCache). All of it is decided per request, so that a request is 
 diffusers' own cache hooks are not used: they decide once per batch and expect blocks that return what enters, while
 ours holds requests at different steps, and its last block computes the targets only.
 
-Not here: exact savings (they are always on, in `ace/model`), packed weights (`ace/model/packed.py`), quantised ones.
+Not here: exact savings (they are always on, in `ace/model`), quantised weights.
 """
 
 from __future__ import annotations

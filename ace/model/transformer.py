@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ace.errors import ConfigError
 from ace.model.attention import attend
 from ace.model.config import PRESETS, ACEConfig
+from ace.model.linear import Linear
 from ace.model.rope import apply_rotary
 from ace.model.tokens import MAX_INDICATORS, Layout, Stage, TextPlan, TokenSet
 
@@ -84,7 +85,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         cells = patch_size**2
         self.patch_embed = nn.Linear(self.sizes.in_channels * cells, hidden_size)
         self.time_embed = TimeEmbedding(hidden_size)
-        self.time_modulation = nn.Linear(hidden_size, 6 * hidden_size)
+        self.time_modulation = Linear(hidden_size, 6 * hidden_size)
         self.text_embed = Mlp(text_channels, hidden_size, hidden_size, gelu)
         self.blocks = nn.ModuleList(ACEBlock(hidden_size, num_heads, mlp_ratio, qk_norm, gelu) for _ in range(depth))
         self.final = FinalLayer(hidden_size, self.sizes.out_channels * cells)
@@ -199,10 +200,10 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads = num_heads
-        self.to_q = nn.Linear(hidden_size, hidden_size)
-        self.to_k = nn.Linear(hidden_size, hidden_size)
-        self.to_v = nn.Linear(hidden_size, hidden_size)
-        self.to_out = nn.Linear(hidden_size, hidden_size)
+        self.to_q = Linear(hidden_size, hidden_size)
+        self.to_k = Linear(hidden_size, hidden_size)
+        self.to_v = Linear(hidden_size, hidden_size)
+        self.to_out = Linear(hidden_size, hidden_size)
         self.norm_qk = RMSNorm(hidden_size) if qk_norm else nn.Identity()  # upstream normalises keys with norm_q
 
     def among(self, wanted: Tensor, tokens: Tensor, queries: TokenSet, keys: TokenSet) -> Tensor:
@@ -246,13 +247,14 @@ class Mlp(nn.Module):
     def __init__(self, in_features: int, hidden_features: int, out_features: int, gelu: str) -> None:
         super().__init__()
         self.gelu = gelu
-        self.up = nn.Linear(in_features, hidden_features)
-        self.activation = nn.GELU(gelu)
-        self.down = nn.Linear(hidden_features, out_features)
+        self.up = Linear(in_features, hidden_features)
+        self.down = Linear(hidden_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
-        return self.down(self.activation(self.up(x)))
+        if isinstance(self.up, Linear):
+            return self.down(self.up(x, self.gelu))
+        return self.down(F.gelu(self.up(x), approximate=self.gelu))  # an adapter adds to the sum before the GELU
 
 
 class RMSNorm(nn.Module):
