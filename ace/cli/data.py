@@ -56,7 +56,7 @@ def build(
 
     \b
     ace data build recipe.toml --output sets/photos
-    ace data build recipe.toml --output /shared/photos --ray ray://head:10001 --workers 64 --gpus 1
+    ace data build recipe.toml --output /shared/photos --ray head:6379 --workers 64 --gpus 1
     """
     from ace.data.recipe import read_recipe
 

@@ -161,13 +161,13 @@ def test_benchmarks_held_out_pictures_and_unwanted_words_are_kept_out(tmp_path):
     assert dropped[0].task in CHEAP  # a rejected sample is kept whole
 
 
-def command(pictures, out, workers=1):
+def command(pictures, out, per_task=4, workers=1):
     code = f"""
 import sys
 from ace.data.engine import Where
 from ace.data.recipe import Collection, DataRecipe, Synthesis
 from ace.data.run import build
-recipe = DataRecipe(Collection({str(pictures)!r}), synthesize=Synthesis({CHEAP!r}, 4, slice=2))
+recipe = DataRecipe(Collection({str(pictures)!r}), synthesize=Synthesis({CHEAP!r}, {per_task}, slice=2))
 build(recipe, {str(out)!r}, Where({workers}))
 """
     return [sys.executable, "-c", code]
@@ -175,23 +175,21 @@ build(recipe, {str(out)!r}, Where({workers}))
 
 def kill_and_finish(tmp_path, kills):
     """Kill a build so often, each time after it has made some more progress; then let it finish."""
-    pictures = collection(tmp_path / "pictures", 12)
+    pictures = collection(tmp_path / "pictures", 16 * kills)
+    call = command(pictures, tmp_path / "set", per_task=0)
+    work = tmp_path / "set" / "work"
     dice = random.Random(kills)
-    killed = 0
     for _ in range(kills):
-        work = tmp_path / "set" / "work"
         before = len(list(work.rglob("*.parquet")))
-        process = subprocess.Popen(
-            command(pictures, tmp_path / "set"), stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        while process.poll() is None and len(list(work.rglob("*"))) <= before + 1:
-            time.sleep(0.01)
-        time.sleep(dice.random() * 0.3)
+        process = subprocess.Popen(call, stderr=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and len(list(work.rglob("*.parquet"))) <= before:
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.05)
         os.killpg(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-    subprocess.run(command(pictures, tmp_path / "set"), check=True)
-    assert killed
-    build(recipe(pictures, per_task=4), tmp_path / "undisturbed")
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "set" / "manifest.json").exists()
+    subprocess.run(call, check=True)
+    build(recipe(pictures), tmp_path / "undisturbed")
     for name in ("manifest.json", "rejected/manifest.json"):
         assert (tmp_path / "set" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
 
