@@ -19,8 +19,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
+from ace.inference.plus_fp8 import Fp8Linear, to_fp8
 from ace.inference.plus_inputs import position_ids
-from ace.inference.plus_weights import Fp8Linear, to_fp8
 from ace.model.convert_plus import ACE_PLUS_FFT, FLUX_FILL, FluxSizes
 
 

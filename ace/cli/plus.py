@@ -68,7 +68,7 @@ Quantize = Annotated[
     typer.Option(
         "--quantize",
         metavar="fp8|int8|4bit",
-        help="Keep the transformer's weights in fewer bits.",
+        help="Keep the weights of the transformer and of T5 in fewer bits.",
         show_default=False,
         rich_help_panel=PANEL,
     ),
@@ -83,7 +83,7 @@ Transformer = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-# --memory → (offload, tiles, weights); "auto" keeps everything on the device and cuts large canvases into tiles
+# --memory → (offload, tiles, weights) with a GPU; "auto" keeps everything on the device and tiles large canvases
 _MEMORY: dict[str, tuple[str, bool, str | None]] = {
     "auto": ("none", True, None),
     "full": ("none", False, None),
@@ -92,6 +92,22 @@ _MEMORY: dict[str, tuple[str, bool, str | None]] = {
     "offload": ("model", True, None),
     "lean": ("sequential", True, None),
 }
+# the same on a CPU, where weights can only wait on disk
+_MEMORY_CPU = {name: _MEMORY[name] for name in ("auto", "full", "8bit")} | {"lean": ("disk", True, None)}
+
+
+def _memory_of(memory: str, device: str) -> tuple[str, bool, str | None]:
+    from ace.inference.sources import find_device
+
+    if memory not in _MEMORY:
+        raise ConfigError(f"memory {memory!r}: use {', '.join(_MEMORY)}")
+    if find_device(device) != "cpu":
+        return _MEMORY[memory]
+    if memory not in _MEMORY_CPU:
+        raise ConfigError(
+            f"--memory {memory} moves weights off a GPU, and there is none here: use 8bit (fewer bits) or lean (disk)"
+        )
+    return _MEMORY_CPU[memory]
 
 
 @dataclass(frozen=True)
@@ -199,15 +215,14 @@ def edit_plus(
 def _load(files: PlusFiles, device: str, dtype: str, memory: str, options: PlusOptions, progress):
     from ace.inference.plus_sources import load_plus
 
-    if memory not in _MEMORY:
-        raise ConfigError(f"memory {memory!r}: use {', '.join(_MEMORY)}")
-    offload, tiling, quantization = _MEMORY[memory]
+    offload, tiling, quantization = _memory_of(memory, device)
     with quiet_libraries():
         pipeline = load_plus(
             files,
             device=device,
             dtype=dtype,
             quantization=options.quantize or quantization,
+            text_quantization=options.quantize or quantization,
             offload=offload,
             tiling=tiling,
             progress=progress,
@@ -269,8 +284,9 @@ def remake_plus(
 def convert_to_fp8(source: Path, target: Path | None, plain: bool, picture: str | None, output: Output) -> None:
     """Write a FLUX checkpoint with 8-bit weights and say what that costs: per layer, and with `picture` (the name of a
     model that the file belongs to) on a picture. Raises InputError."""
+    from ace.inference.plus_convert import convert_fp8
     from ace.inference.plus_sources import find_plus
-    from ace.inference.plus_weights import check_transformer, convert_fp8, read_weight_files
+    from ace.inference.plus_weights import check_transformer, read_weight_files
 
     if target is None:
         raise ConfigError("say where the 8-bit file goes with --output, for example model-fp8.safetensors")

@@ -17,6 +17,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -156,6 +157,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             repainting_scale=repainting_scale,
         )
         self.published = published
+        self.offloaded: Path | None = None  # where weights wait on disk, as long as the pipeline lives
         words = FFT_WORDS if self.has_change_channels else LORA_WORDS
         tokenizer_2.add_tokens(list(words), special_tokens=True)
         if len(tokenizer_2) > text_encoder_2.config.vocab_size:

@@ -1,7 +1,7 @@
 """GGUF files of a FLUX Fill transformer (2 to 8 bits per weight, as they are shared for ComfyUI).
 
-The gguf package reads the file, diffusers' kernels unpack the weights; a layer keeps the file's bytes and unpacks them
-while it works. Rows of a packed matrix are independent, so that fused layers can be split without unpacking.
+The gguf package reads the file, diffusers' quantizer keeps a layer's bytes and unpacks them while it works. Rows of a
+packed matrix are independent, so that fused layers can be split without unpacking.
 
 Not here: other formats and the loading itself (`plus_weights.py`).
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ace.errors import CheckpointError, MissingDependencyError
+from ace.model.convert_plus import Piece
 
 
 class GgufFile:
@@ -43,47 +43,21 @@ class GgufFile:
         """Whether a tensor is quantized."""
         return self.tensors[name].tensor_type.name not in ("F32", "F16", "BF16", "F64")
 
-    def packed(self, name: str) -> tuple[Tensor, Any]:
-        """A quantized tensor's bytes (R, bytes of a row), and their kind."""
+    def packed(self, name: str, piece: Piece) -> Tensor:
+        """A piece of a quantized tensor as it is: bytes (R, bytes of a row) as diffusers' GGUFParameter."""
+        from diffusers.quantizers.gguf.utils import GGUFParameter  # needs the gguf package
+
         tensor = self.tensors[name]
-        return torch.from_numpy(tensor.data.copy()), tensor.tensor_type
+        return GGUFParameter(piece.of(torch.from_numpy(tensor.data.copy())).clone(), quant_type=tensor.tensor_type)
 
     def unpacked(self, name: str) -> Tensor:
         """A tensor as floats: float32, or as it is stored."""
+        from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
         tensor = self.tensors[name]
         if self.is_packed(name):
-            return _unpack(*self.packed(name)).float()
+            return dequantize_gguf_tensor(self.packed(name, Piece(name))).float()
         values = torch.from_numpy(tensor.data.copy())
         if tensor.tensor_type.name == "BF16":
             values = values.view(torch.bfloat16)
         return values.reshape(self.shapes()[name])
-
-
-class GgufLinear(nn.Module):
-    """A linear layer (R, C) that keeps a GGUF file's bytes and computes in its input's number type."""
-
-    bytes: Tensor
-    bias: Tensor | None
-
-    def __init__(self, packed: Tensor, kind: object, in_features: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, packed.shape[0]
-        self.register_buffer("bytes", packed.contiguous())
-        self.register_buffer("bias", None)
-        self.kind = kind
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight as it counts, float32."""
-        return _unpack(self.bytes, self.kind).float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (…, C) → (…, R)."""
-        weight = _unpack(self.bytes, self.kind).to(x.dtype)
-        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
-
-
-def _unpack(packed: Tensor, kind: object) -> Tensor:
-    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor  # needs the gguf package
-
-    return dequantize_gguf_tensor(GGUFParameter(packed, quant_type=kind))

@@ -1,5 +1,6 @@
 """`ACEPlusPipeline` on a small random FLUX: what stays, what comes out, what is refused."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from ace.conditions.images import OpenedImage, normalise_image
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, ImageError, MaskError
 from ace.inference.pipeline_plus import ACEPlusPipeline, PlusRequest
+from ace.inference.plus_sources import place
 from ace.model.convert_plus import checkpoint_shapes, read_adapter, widen
 from tests.random_flux import SMALL, SMALL_FFT, random_plus
 
@@ -189,17 +191,27 @@ def test_attached_adapters_act_like_merged_ones_with_their_strengths():
     assert not torch.allclose(plain.latents, m.latents, atol=1e-3)
 
 
-@pytest.mark.parametrize("way", ["model", "group"])
+@pytest.mark.parametrize("way", ["model", "group", "sequential", "disk"])
 def test_moving_weights_in_and_out_changes_nothing(way, lora):
     """The hooks are the real ones; both devices are the CPU here."""
-    moved = random_plus(SMALL)
-    if way == "model":
-        moved.enable_model_cpu_offload(device="cpu")
-    else:
-        cpu = torch.device("cpu")
-        moved.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+    moved = place(random_plus(SMALL), "cpu", way)
     photo = noise_picture(32, 32)
-    assert np.array_equal(np.asarray(make(lora, "x", photo)), np.asarray(make(moved, "x", photo)))
+    for seed in (0, 1):
+        before, after = (np.asarray(make(pipeline, "x", photo, seed=seed), np.int16) for pipeline in (lora, moved))
+        assert np.abs(before - after).max() <= (way == "disk")  # memory from a file is aligned otherwise: a last bit
+
+
+def test_weights_that_wait_on_disk_are_not_in_memory_and_go_with_the_pipeline():
+    moved = place(random_plus(SMALL), "cpu", "disk")
+    assert moved.offloaded is not None
+    folder = moved.offloaded
+    assert {path.name for path in folder.iterdir()} >= {"transformer", "text_encoder_2", "vae"}
+    weight = moved.transformer.transformer_blocks[0].attn.to_q.weight
+    kept = random_plus(SMALL).transformer.transformer_blocks[0].attn.to_q.weight
+    assert not torch.equal(weight, kept)  # an empty place until the block works
+    del moved
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_a_saved_pipeline_is_the_same_pipeline(lora, tmp_path):

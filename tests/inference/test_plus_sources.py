@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
 from ace.inference.pipeline_plus import PlusRequest
+from ace.inference.plus_convert import convert_fp8
+from ace.inference.plus_fp8 import Fp8Linear, to_fp8
 from ace.inference.plus_sources import (
     PLUS_MODELS,
     find_plus,
@@ -19,14 +21,7 @@ from ace.inference.plus_sources import (
     locate,
     read_adapter_option,
 )
-from ace.inference.plus_weights import (
-    Fp8Linear,
-    convert_fp8,
-    load_adapter,
-    load_transformer,
-    read_weight_files,
-    to_fp8,
-)
+from ace.inference.plus_weights import load_adapter, load_transformer, read_weight_files
 from ace.model.convert_plus import checkpoint_shapes
 from tests.random_flux import SMALL, SMALL_FFT, published_state, random_plus
 
@@ -277,17 +272,48 @@ def test_eight_bits_change_a_prediction_a_little_and_an_adapter_is_in_them(disk)
 
 
 @pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("4bit", "bitsandbytes")])
-def test_other_quantizations_work_with_their_package_and_name_it_without(kind, package, disk):
+def test_other_quantizations_go_through_diffusers_with_their_package_and_name_it_without(kind, package, disk):
     from importlib.util import find_spec
 
     files = find_plus("ace-plus-subject")
     if find_spec(package) is None:
         with pytest.raises(MissingDependencyError, match=package):
             load_plus(files, device="cpu", quantization=kind)
+        with pytest.raises(MissingDependencyError, match=package):
+            load_plus(files, device="cpu", text_quantization=kind)
         return
-    exact = latents_of(load_plus(files, device="cpu"))
+    exact = load_plus(files, device="cpu")
     pipeline = load_plus(files, device="cpu", quantization=kind)
-    assert 0 < float((latents_of(pipeline) - exact).norm()) < 0.5 * float(exact.norm())
+    assert 0 < float((latents_of(pipeline) - latents_of(exact)).norm()) < 0.5 * float(latents_of(exact).norm())
+    assert type(pipeline.transformer.hf_quantizer).__module__.startswith("diffusers.quantizers.")
+    changed = {
+        name
+        for name, parameter in pipeline.transformer.named_parameters()
+        if type(parameter) is not type(exact.transformer.get_parameter(name))
+    }
+    assert "single_transformer_blocks.0.proj_out.weight" in changed
+    assert all(name.startswith(("transformer_blocks", "single_transformer_blocks")) for name in changed)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])  # 4 bits on a CPU need matrices of at least 64 columns
+def test_the_text_encoder_takes_fewer_bits_as_well(kind, disk):
+    if kind == "int8":
+        pytest.importorskip("torchao")
+    files = find_plus("ace-plus-subject")
+    exact = load_plus(files, device="cpu").encode_instruction("a cat")[0]
+    small = load_plus(files, device="cpu", text_quantization=kind).encode_instruction("a cat")[0]
+    assert 0 < float((small - exact).norm()) < 0.2 * float(exact.norm())
+
+
+def test_a_configuration_of_diffusers_quantizers_is_a_quantization(disk):
+    quantization = pytest.importorskip("torchao.quantization")
+    from diffusers import TorchAoConfig
+
+    files = find_plus("ace-plus-subject")
+    config = TorchAoConfig(quantization.Float8WeightOnlyConfig())
+    exact = latents_of(load_plus(files, device="cpu"))
+    eight = latents_of(load_plus(files, device="cpu", quantization=config))
+    assert 0 < float((eight - exact).norm()) < 0.5 * float(exact.norm())
 
 
 def test_a_gguf_file_stays_packed_and_is_the_same_model_up_to_its_bits(disk, tmp_path):
@@ -311,7 +337,7 @@ def test_a_gguf_file_stays_packed_and_is_the_same_model_up_to_its_bits(disk, tmp
         error = float((latents_of(pipeline) - exact).norm() / exact.norm())
         assert 0 < error < 0.05
         kinds = {type(module).__name__ for module in pipeline.transformer.modules()}
-        assert "GgufLinear" in kinds and ("Fp8Linear" in kinds) == (name != base)
+        assert "GGUFLinear" in kinds and ("Fp8Linear" in kinds) == (name != base)
 
 
 def test_alpha_in_the_metadata_of_a_diffusers_adapter_counts(disk, tmp_path):
@@ -328,8 +354,15 @@ def test_alpha_in_the_metadata_of_a_diffusers_adapter_counts(disk, tmp_path):
     assert delta.apply(torch.zeros(64, 64), 1.0)[0, 0] == 2.0  # 4 times alpha / rank
 
 
-def test_offloading_needs_a_gpu_and_says_so(disk):
-    with pytest.raises(ConfigError, match="there is none here"):
-        load_plus(find_plus("ace-plus-subject"), device="cpu", offload="model")
-    with pytest.raises(ConfigError, match="none, model, group, sequential"):
-        load_plus(find_plus("ace-plus-subject"), device="cpu", offload="disk")
+def test_weights_wait_on_disk_where_there_is_no_gpu_and_other_places_need_one(disk):
+    files = find_plus("ace-plus-subject")
+    exact = latents_of(load_plus(files, device="cpu"))
+    waiting = load_plus(files, device="cpu", offload="disk", quantization="fp8", text_quantization="fp8")
+    eight = latents_of(load_plus(files, device="cpu", quantization="fp8", text_quantization="fp8"))
+    torch.testing.assert_close(latents_of(waiting), eight, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(latents_of(load_plus(files, device="cpu", offload="disk")), exact, atol=1e-5, rtol=1e-5)
+    for offload in ("model", "group", "sequential"):
+        with pytest.raises(ConfigError, match="there is none here: use disk"):
+            load_plus(files, device="cpu", offload=offload)
+    with pytest.raises(ConfigError, match="none, model, group, sequential, disk"):
+        load_plus(files, device="cpu", offload="tape")
