@@ -1,8 +1,8 @@
 """`ACEPlusPipeline`: ACE++ on diffusers' FLUX classes, as a diffusers pipeline.
 
 Sampling is a list of named steps, `prepare → step → … → decode`, over per-request state. The components carry
-FluxFillPipeline's names, so that a folder of FLUX.1-Fill-dev is a folder of this pipeline. Requests run one after the
-other, each as if it were alone: a canvas of 4096 tokens fills a GPU by itself.
+FluxFillPipeline's names, so that a folder of FLUX.1-Fill-dev is a folder of this pipeline. Requests whose canvases have
+one size take their steps together, up to `BATCH_CELLS` tokens, each as if it were alone.
 
 Notable choices: the number of input channels says which model it is (384: FLUX.1-Fill with or without an adapter, 448:
 ACE++ FFT with change channels); the canvas keeps the target where it was and the result has the input's own size;
@@ -43,6 +43,8 @@ from ace.inference.plus_inputs import (
 )
 from ace.inference.preserve import paste_back
 from ace.model.convert_plus import FFT_CHANNELS, LORA_CHANNELS, Adapter
+
+BATCH_CELLS = 16384  # tokens of the canvases in one pass: four of the default budget
 
 # What the published text encoders know as one token each: rows of T5's table beyond its vocabulary.
 LORA_WORDS = ("{image}",)
@@ -212,12 +214,13 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         states = self.prepare(requests)
         images, canvases = [], []
         with self.progress_bar(total=sum(state.num_steps for state in states)) as bar:
-            for state in states:
-                while not state.done:
-                    self.step(state)
-                    bar.update()
-                    if callback_on_step_end is not None:
+            while running := [state for state in states if not state.done]:
+                self.step(*running)
+                bar.update(len(running))
+                if callback_on_step_end is not None:
+                    for state in running:
                         callback_on_step_end(self, state.step_index, state)
+            for state in states:
                 canvases.append(self.decode_canvas(state))
                 images.append(self.finish(state, canvases[-1], preserve))
         self.maybe_free_model_hooks()
@@ -261,30 +264,43 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         return states
 
     @torch.no_grad()
-    def step(self, state: PlusState) -> None:
-        """One denoising step; latents change in place. Raises ConfigError if the state is already done."""
-        if state.done:
+    def step(self, *states: PlusState) -> None:
+        """One denoising step of each state, in whatever mixture; latents change in place. Canvases of one size go
+        through the network together. Raises ConfigError if a state is already done."""
+        if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
+        sizes: dict[torch.Size, list[PlusState]] = {}
+        for state in states:
+            sizes.setdefault(state.latents.shape, []).append(state)
+        for alike in sizes.values():
+            count = max(1, BATCH_CELLS // alike[0].canvas.num_cells)
+            for first in range(0, len(alike), count):
+                self._step_together(alike[first : first + count])
+
+    def _step_together(self, states: Sequence[PlusState]) -> None:
+        """The same for N states whose canvases have one size."""
         device, dtype = self._execution_device, self.transformer.dtype
-        timestep = state.scheduler.timesteps[state.step_index]
-        _, height, width = state.latents.shape
-        tokens = torch.cat([pack(state.latents), state.condition], dim=1)  # (T, 384 or 448)
+        timesteps = [state.scheduler.timesteps[state.step_index] for state in states]
+        _, height, width = states[0].latents.shape
+        tokens = torch.stack([torch.cat([pack(s.latents), s.condition], dim=1) for s in states])  # (N, T, 384 or 448)
+        text = torch.stack([state.text for state in states])  # (N, L, D)
         guidance = None
         if self.transformer.config.guidance_embeds:
-            guidance = torch.full((1,), state.guidance_scale, device=device, dtype=torch.float32)
-        velocity = self.transformer(
-            tokens[None].to(dtype),
-            encoder_hidden_states=state.text[None].to(dtype),
-            pooled_projections=state.pooled[None].to(dtype),
-            timestep=(timestep / 1000)[None],
+            guidance = torch.tensor([state.guidance_scale for state in states], device=device, dtype=torch.float32)
+        velocities = self.transformer(
+            tokens.to(dtype),
+            encoder_hidden_states=text.to(dtype),
+            pooled_projections=torch.stack([state.pooled for state in states]).to(dtype),
+            timestep=torch.stack(timesteps) / 1000,
             guidance=guidance,
             img_ids=position_ids(height, width, device),
-            txt_ids=torch.zeros(len(state.text), 3, device=device),
+            txt_ids=torch.zeros(text.shape[1], 3, device=device),
             return_dict=False,
-        )[0]  # (1, T, 64)
-        velocity = unpack(velocity[0].float(), height, width)
-        state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False)[0]  # type: ignore[arg-type]
-        state.step_index += 1
+        )[0]  # (N, T, 64)
+        for state, timestep, velocity in zip(states, timesteps, velocities, strict=True):
+            velocity = unpack(velocity.float(), height, width)
+            state.latents = state.scheduler.step(velocity, timestep, state.latents, return_dict=False)[0]  # type: ignore[arg-type]
+            state.step_index += 1
 
     def lay_out(self, request: PlusRequest) -> tuple[OpenedImage | None, Canvas]:
         """The picture to edit as it came in, and the canvas; no weights are used. Raises what `arrange` raises."""

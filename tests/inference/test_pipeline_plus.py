@@ -12,6 +12,7 @@ from ace.conditions.canvas import Reference
 from ace.conditions.images import OpenedImage, normalise_image
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, ImageError, MaskError
+from ace.inference import pipeline_plus
 from ace.inference.pipeline_plus import ACEPlusPipeline, PlusRequest
 from ace.inference.plus_sources import place
 from ace.model.convert_plus import checkpoint_shapes, read_adapter, widen
@@ -78,7 +79,47 @@ def test_the_same_seed_gives_the_same_picture_alone_and_among_others(lora):
     other = PlusRequest("another", None, size=(64, 32), references=(Reference(noise_picture(9, 9)),))
     among = lora(requests=[other, asked()]).images[1]
     np.testing.assert_array_equal(np.asarray(alone), np.asarray(among))
+    twice = lora(requests=[asked(), asked()]).images
+    assert np.abs(np.asarray(twice[0], np.int16) - np.asarray(alone, np.int16)).max() <= 1
     assert not np.array_equal(np.asarray(alone), np.asarray(make(lora, "a cat", noise_picture(48, 48), seed=6)))
+
+
+@pytest.mark.parametrize("name", ["lora", "fft"])
+def test_requests_of_one_canvas_size_go_together_and_each_is_as_if_alone(name, request, monkeypatch):
+    pipeline = request.getfixturevalue(name)
+
+    def asked(seed, steps, guidance, size=(48, 48)):
+        photo = noise_picture(*size, seed=seed)
+        return PlusRequest(
+            f"a cat, {seed}",
+            photo,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=seeded_generator(seed),
+        )
+
+    wanted = [(1, 3, 50.0), (2, 3, 4.0), (3, 2, 30.0), (4, 3, 50.0, (64, 32))]
+    alone = []
+    for arguments in wanted:
+        (state,) = pipeline.prepare([asked(*arguments)])
+        while not state.done:
+            pipeline.step(state)
+        alone.append(state.latents)
+    passes = []
+    handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    try:
+        states = pipeline.prepare([asked(*arguments) for arguments in wanted])
+        while running := [state for state in states if not state.done]:
+            pipeline.step(*running)
+        assert passes == [3, 1, 3, 1, 2, 1]
+        for state, latents in zip(states, alone, strict=True):
+            torch.testing.assert_close(state.latents, latents, atol=1e-5, rtol=1e-5)
+        monkeypatch.setattr(pipeline_plus, "BATCH_CELLS", 2 * states[0].canvas.num_cells)
+        passes.clear()
+        pipeline.step(*pipeline.prepare([asked(*arguments) for arguments in wanted[:3]]))
+        assert passes == [2, 1]
+    finally:
+        handle.remove()
 
 
 def first_latents(pipeline, *arguments):
