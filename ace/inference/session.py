@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ace.conditions.images import OpenedImage, normalise_image, open_image
+from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image, open_image
 from ace.conditions.units import ConditionUnit, Turn
 from ace.errors import InputError, OutputError, SessionError
 from ace.inference.recipe import Recipe, Sha256, encode, hash_file, sync_folder, write_atomically
@@ -41,7 +41,6 @@ from ace.inference.recipe import Recipe, Sha256, encode, hash_file, sync_folder,
 FORMAT_VERSION = 1
 _MAX_JSON_BYTES = 2_000_000
 _MAX_LATENTS_BYTES = 256 * 2**20
-MAX_ARCHIVE_BYTES = 4 * 2**30
 _NODE_ID = re.compile(r"[0-9]{4,9}")
 _ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.(?:json|png|safetensors))")
 
@@ -91,6 +90,15 @@ class _Head(_Entry):
 class _Version(BaseModel):
     model_config = ConfigDict(strict=True)
     format_version: int
+
+
+@dataclass(frozen=True)
+class ArchiveLimits:
+    """What is taken of an archive: bytes when unpacked, nodes, pixels of each picture."""
+
+    num_bytes: int = 4 * 2**30
+    num_nodes: int = 100_000
+    num_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -409,7 +417,9 @@ class Session:
                     archive.write(self._checked(node_id, stored), f"nodes/{node_id}/{stored.file}")
                 archive.write(self._folder_of(node_id) / "node.json", f"nodes/{node_id}/node.json")
 
-    def add_archive(self, stream: BinaryIO, *, name: str = "the file") -> dict[str, str]:
+    def add_archive(
+        self, stream: BinaryIO, *, name: str = "the file", limits: ArchiveLimits | None = None
+    ) -> dict[str, str]:
         """Add the nodes of a file that `write_archive` wrote, under the next free numbers.
 
         Everything is checked before the first node appears: names, sizes, hashes, pictures, parents; nothing is
@@ -417,7 +427,7 @@ class Session:
         staging = self.folder / f".import.{secrets.token_hex(6)}"
         try:
             staging.mkdir()
-            entries = _unpack(stream, staging, name)
+            entries = _unpack(stream, staging, name, limits or ArchiveLimits())
             numbers: dict[str, str] = {}
             for node_id, entry in entries.items():
 
@@ -531,7 +541,7 @@ def _files_of(entry: _NodeFile) -> list[_StoredFile]:
     return [file for file in files if isinstance(file, _StoredFile)]
 
 
-def _unpack(stream: BinaryIO, staging: Path, name: str) -> dict[str, _NodeFile]:
+def _unpack(stream: BinaryIO, staging: Path, name: str, limits: ArchiveLimits) -> dict[str, _NodeFile]:
     """Write the nodes of an archive into `staging`, a folder each, and check them; oldest first.
 
     Raises SessionError for anything that `write_archive` would not have written."""
@@ -542,8 +552,8 @@ def _unpack(stream: BinaryIO, staging: Path, name: str) -> dict[str, _NodeFile]:
     try:
         with zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
-            if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
-                raise refused("it is far too large")
+            if sum(member.file_size for member in members) > limits.num_bytes:  # no more is ever read of each
+                raise refused(f"it unpacks to more than {limits.num_bytes / 1e6:g} MB")
             if "session.json" not in archive.namelist():
                 raise refused("it has no session.json")
             if archive.getinfo("session.json").file_size > _MAX_JSON_BYTES:
@@ -557,9 +567,14 @@ def _unpack(stream: BinaryIO, staging: Path, name: str) -> dict[str, _NodeFile]:
                 if match is None or member.flag_bits & 1 or match[2] in found.get(match[1], {}):
                     raise refused(f"it holds {member.filename[:60]!r}")
                 found.setdefault(match[1], {})[match[2]] = member
+            if len(found) > limits.num_nodes:
+                raise refused(f"it has {len(found)} nodes, there is room for {limits.num_nodes}")
             entries: dict[str, _NodeFile] = {}
             for node_id in sorted(found, key=lambda node_id: (int(node_id), node_id)):
-                entries[node_id] = _unpack_node(archive, node_id, found[node_id], staging / node_id, entries, refused)
+                folder = staging / node_id
+                entries[node_id] = _unpack_node(
+                    archive, node_id, found[node_id], folder, entries, refused, limits.num_pixels
+                )
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, zlib.error):
         raise refused("it is not a ZIP file, or damaged") from None
     return entries
@@ -572,6 +587,7 @@ def _unpack_node(
     folder: Path,
     earlier: dict[str, _NodeFile],
     refused: Callable[[str], SessionError],
+    max_pixels: int,
 ) -> _NodeFile:
     """Write and check one node of an archive. Raises SessionError."""
     description = members.pop("node.json", None)
@@ -604,7 +620,7 @@ def _unpack_node(
             raise refused(f"{stored.file} of node {node_id} is not the one that was written")
         if stored.file.endswith(".png"):
             try:
-                open_image(folder / stored.file)
+                open_image(folder / stored.file, max_pixels=max_pixels)
             except InputError as error:
                 raise refused(str(error).split(":")[0]) from None
     return entry

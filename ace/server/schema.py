@@ -213,6 +213,13 @@ class SessionReply(BaseModel):
     nodes: list[NodeReply] = []
 
 
+class ArchiveReply(BaseModel):
+    """What an archive added to a session: number of each node in the archive → its number here."""
+
+    session: str
+    nodes: dict[str, str]
+
+
 class TurnReply(BaseModel):
     """The answer to a turn: its new nodes."""
 

@@ -7,6 +7,7 @@ cannot be guessed, sessions lie in a folder per client, and no name from outside
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import secrets
 import shutil
@@ -21,7 +22,7 @@ from ace.errors import BusyError, InputError, SessionError, StoppedError
 from ace.inference.chat import ChatSession, Message
 from ace.inference.edit import Job, Made
 from ace.inference.recipe import encode
-from ace.inference.session import Node, Session
+from ace.inference.session import ArchiveLimits, Node, Session
 from ace.server.engine import Engine, OnPreview, Ticket
 from ace.server.jobs import held_bytes
 from ace.server.keys import Quota
@@ -190,6 +191,17 @@ class Service:
         gone = folder.with_name(f".gone.{secrets.token_hex(6)}")
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+    def add_archive(self, session: Session, data: bytes) -> dict[str, str]:
+        """Add the nodes of an exported session; old number → new number. Raises SessionError or OutputError.
+
+        Unpacked it may be no larger than an upload, so that a small file cannot fill the disk."""
+        limits = ArchiveLimits(
+            num_bytes=self.settings.max_upload_bytes,
+            num_nodes=self.settings.max_session_nodes - len(session.node_ids()),
+            num_pixels=self.settings.max_pixels,
+        )
+        return session.add_archive(io.BytesIO(data), limits=limits)
 
     def open_turn(self, session: Session, message: Message, parent: str | None) -> Job:
         """The job of a session's next round. Raises as `ChatSession.open`."""

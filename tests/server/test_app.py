@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 
 import httpx2
 import numpy as np
@@ -199,7 +198,14 @@ def test_a_session_is_a_conversation_with_branches(server):
         assert fresh["nodes"][0]["instruction"] == "a dog"
         assert session in [entry["id"] for entry in http.get("/v1/sessions").json()["data"]]
         archive = http.get(f"/v1/sessions/{session}/archive").content
-        assert io.BytesIO(archive).read(2) == b"PK"
+        other = http.post("/v1/sessions").json()["id"]
+        http.post(f"/v1/sessions/{other}/turns", json={"prompt": "a star"})
+        added = http.post(f"/v1/sessions/{other}/archive", content=archive)
+        assert added.status_code == 201, added.text
+        assert added.json()["nodes"] == {f"{n:04d}": f"{n + 1:04d}" for n in range(1, 6)}
+        copied = http.get(f"/v1/sessions/{other}").json()["nodes"]
+        assert [node["parents"] for node in copied] == [[], [], ["0002"], ["0002"], ["0002"], []]
+        assert opened(http.get(copied[2]["image"]).content).tobytes() == stored.tobytes()
         assert http.post(turns, json={"prompt": "a", "parent": "0099"}).status_code == 400
         assert http.delete(f"/v1/sessions/{session}").status_code == 204
         assert http.get(f"/v1/sessions/{session}").status_code == 404

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
 import ipaddress
 import os
 import pickle
 import re
 import shutil
 import socket
+import stat
 import struct
 import threading
+import zipfile
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -343,6 +346,41 @@ def test_a_session_that_is_a_link_is_not_followed(server, tmp_path):
     linked.symlink_to(folder)
     with server.client() as http:
         assert http.get(f"/v1/sessions/{linked.name}").status_code == 404
+
+
+def _archive(change) -> bytes:
+    """A ZIP file that says it is a session; `change` adds what is hostile about it."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("session.json", '{"kind": "ace-session", "format_version": 1}')
+        change(archive)
+    return stream.getvalue()
+
+
+def _link(archive: zipfile.ZipFile) -> None:
+    member = zipfile.ZipInfo("nodes/0001/image.png")
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive.writestr(member, "/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda archive: archive.writestr("nodes/0001/image.png", bytes(10**8)), "unpacks to more"),
+        (lambda archive: archive.writestr("../../evil.png", b"x"), "it holds"),
+        (lambda archive: archive.writestr("/tmp/evil.png", b"x"), "it holds"),
+        (lambda archive: [archive.writestr(f"nodes/{n:04d}/a.png", b"") for n in range(1, 1100)], "there is room for"),
+        (_link, "no node.json"),
+    ],
+    ids=["bomb", "traversal", "absolute", "too many nodes", "link"],
+)
+def test_a_hostile_archive_adds_nothing_to_a_session(server, change, reason):
+    with server.client() as http:
+        session = f"/v1/sessions/{http.post('/v1/sessions').json()['id']}"
+        reply = http.post(f"{session}/archive", content=_archive(change))
+        assert refused(reply, 400, reason)
+        assert http.get(session).json()["nodes"] == []
+        assert refused(http.post(f"{session}/archive", content=b"PK no zip"), 400, "not a ZIP file")
 
 
 def _data_folder(server: Running) -> Path:

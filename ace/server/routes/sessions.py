@@ -18,8 +18,10 @@ from ace.server.front import Front, TheFront, form_or_json, read_pictures
 from ace.server.images import Upload
 from ace.server.jobs import open_mask, open_pictures, variants
 from ace.server.replies import details_of, node_reply
-from ace.server.schema import ListReply, NodeReply, SessionReply, TurnBody, TurnForm, TurnReply
+from ace.server.schema import ArchiveReply, ListReply, NodeReply, SessionReply, TurnBody, TurnForm, TurnReply
 from ace.server.service import Accepted, encode_result
+
+_ZIP_BODY = {"requestBody": {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}}
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -100,6 +102,14 @@ async def archive(front: TheFront, request: Request, session_id: str) -> Respons
                 yield chunk
 
     return StreamingResponse(chunks(), media_type="application/zip")
+
+
+@router.post("/{session_id}/archive", status_code=201, openapi_extra=_ZIP_BODY)
+async def add_archive(front: TheFront, request: Request, session_id: str) -> ArchiveReply:
+    """Add the rounds of an exported conversation to this one. The body is the ZIP file."""
+    session = await front.in_worker(front.service.session, request.state.client, session_id)
+    numbers = await front.in_worker(front.service.add_archive, session, await request.body())
+    return ArchiveReply(session=session_id, nodes=numbers)
 
 
 def _open_turn(
