@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,14 @@ class Average:
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.values = [p.detach().clone() for p in parameters]
+        self.values = [p.detach().float().clone() for p in parameters]  # a small step would vanish in bfloat16
 
     @torch.no_grad()
     def update(self, parameters: list[torch.nn.Parameter]) -> None:
         """Move towards the parameters' values of now."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.values, [p.detach() for p in parameters], 1 - decay)
+        torch._foreach_lerp_(self.values, [p.detach().float() for p in parameters], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, parameters: list[torch.nn.Parameter]) -> None:
@@ -161,13 +162,17 @@ class Average:
         for parameter, value in zip(parameters, self.values, strict=True):
             parameter.copy_(value)
 
-    @torch.no_grad()
-    def exchange(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Swap averages and parameters, for a look at what the averages draw; a second call swaps back."""
-        for parameter, value in zip(parameters, self.values, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(value)
-            value.copy_(kept)
+    @contextmanager
+    def shown_in(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+        """The parameters are the averages for a while, for a look at what those draw."""
+        kept = [p.detach().clone() for p in parameters]
+        self.copy_to(parameters)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, kept, strict=True):
+                    parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""

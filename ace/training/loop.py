@@ -1,43 +1,38 @@
-"""The one training loop, on accelerate: one device or many (DDP, FSDP2, DeepSpeed by accelerate's own settings),
-killable at any moment.
+"""The one training loop, on accelerate: one device or many, killable at any moment.
 
 A run is its folder. Sample number n of a run is the same whatever happened before, and so are its noise and its dice,
 so a run that was killed goes on from its last checkpoint exactly as if nothing had happened; `log.jsonl`, one line per
 step without any times, is then the same file to the byte. The loss is the mean over the samples of the global batch,
 however many processes share it. Weights averaged over the last steps (EMA) are what a finished run hands on.
 
-Not here: what is trained and its loss (`autoencoder.py`, `denoiser.py`, `plus.py`), reading recipes.
+Not here: what is trained and its loss (`autoencoder.py`, `denoiser.py`, `plus.py`), sharing the work among devices
+(`processes.py`), the record (`log.py`), reading recipes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ace.errors import CheckpointError
 from ace.training.checkpoint import Average, load_checkpoint, save_checkpoint
 from ace.training.config import Run, Stage
-from ace.training.optimizers import make_optimizer
+from ace.training.log import SKIPPED, Log
+from ace.training.optimizers import make_optimizer, set_lr
+from ace.training.processes import agreed, clip, piece, start_accelerator
 from ace.training.speed import Speedometer, peak_flops
 from ace.training.stream import GlobalBatch, Item, TrainingError, global_batches
 
-LOG, SPEED, SKIPPED = "log.jsonl", "speed.jsonl", "skipped.jsonl"
 SPEED_EVERY = 20
 MANY_BAD_STEPS = 20  # in a row without a finite loss: then something is wrong with the model
 
@@ -62,6 +57,30 @@ class Task:
     rebuild: Callable[[], nn.Module] | None = None
 
 
+@dataclass
+class _Training:
+    """A run under way.
+
+    progress: step, position in the data, samples left out; what a checkpoint says beside the weights. saved_step,
+    saved_at: of the last checkpoint. bad_steps: in a row, without a finite gradient."""
+
+    task: Task
+    recipe: Run
+    folder: Path
+    tell: Callable[[str], None]
+    accelerator: Accelerator
+    module: nn.Module
+    optimizer: Any
+    trained: list[nn.Parameter]
+    average: Average
+    log: Log
+    speed: Speedometer
+    progress: dict[str, Any]
+    saved_step: int
+    saved_at: float
+    bad_steps: int = 0
+
+
 def train(
     task: Task, recipe: Run, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
 ) -> nn.Module:
@@ -70,8 +89,27 @@ def train(
     folder: of the run; an earlier, unfinished run there is continued. tell: hears of what went wrong and was survived.
     Raises TrainingError if no loss is finite any more, CheckpointError if the last checkpoint cannot be written or none
     of the earlier ones is whole."""
+    run = _begin(task, recipe, folder, tell)
+    first_step = 0
+    with _bar(quiet or not run.accelerator.is_main_process) as bar:
+        for number, stage in enumerate(recipe.stages):
+            if run.progress["step"] < first_step + stage.steps:
+                done = run.progress["step"] - first_step
+                title = f"{stage.name} ({number + 1}/{len(recipe.stages)})"
+                line = bar.add_task(title, total=stage.steps, completed=done, note="")
+                _run_stage(run, stage, first_step, bar, line)
+            first_step += stage.steps
+    if run.saved_step < run.progress["step"]:
+        save_checkpoint(run.accelerator, folder, run.progress, recipe.keep_checkpoints)
+    if run.accelerator.log_with:
+        run.accelerator.end_training()
+    return _averaged_module(run)
+
+
+def _begin(task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -> _Training:
+    """Put everything on its device and go to the last checkpoint, if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = _accelerator(recipe, folder)
+    accelerator = start_accelerator(recipe, folder)
     if not accelerator.is_main_process:
         tell = lambda line: None  # noqa: E731
     optimizer = make_optimizer(task.module, recipe, task.lr_scales)
@@ -79,81 +117,55 @@ def train(
     trained = [p for p in module.parameters() if p.requires_grad]
     average = Average(trained, recipe.ema_decay)
     accelerator.register_for_checkpointing(average)
-    progress = _resume(accelerator, recipe, folder, tell)
+    progress = load_checkpoint(accelerator, folder, tell) or {"step": 0}
+    _add_missing(progress, recipe)
+    log = Log(accelerator, folder)
+    log.cut_off(progress["step"])
     speed = Speedometer(peak_flops(accelerator.device, recipe.mixed_precision) * accelerator.num_processes)
     if accelerator.log_with:
         accelerator.init_trackers("tracker")
-    saved_step, saved_at = progress["step"], time.monotonic()
-    bad_steps = 0
+    now = progress["step"], time.monotonic()
+    return _Training(
+        task, recipe, folder, tell, accelerator, module, optimizer, trained, average, log, speed, progress, *now
+    )
 
-    first_step = 0
-    with _bar(quiet or not accelerator.is_main_process) as bar:
-        for number, stage in enumerate(recipe.stages):
-            first_step, last_step = first_step + stage.steps, first_step + stage.steps
-            start = last_step - stage.steps
-            if progress["step"] >= last_step:
-                continue
-            title = f"{stage.name} ({number + 1}/{len(recipe.stages)})"
-            line = bar.add_task(title, total=stage.steps, completed=progress["step"] - start, note="")
-            dataset = task.dataset(stage)
-            batches = global_batches(dataset, stage, progress["position"], recipe.num_workers, accelerator)
-            while progress["step"] < last_step:
-                with speed.waiting():
-                    batch = next(batches)
-                lr = stage.lr_at(progress["step"] - start)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * group["lr_scale"]
-                results, operations = _backward(accelerator, task, module, batch)
-                norm = _clip(accelerator, trained, recipe.clip_norm)
-                progress["step"] += 1
-                progress["position"] = batch.position
-                if math.isfinite(norm):
-                    optimizer.step()
-                    average.update(trained)
-                    bad_steps = 0
-                else:
-                    bad_steps += 1
-                optimizer.zero_grad()
-                figures = _record(accelerator, folder, progress, stage, batch, results, lr, norm)
-                speed.add(batch.tokens, batch.num_samples, operations * accelerator.num_processes)
-                note = f"loss {figures.get('loss', math.nan):.4f}  {speed.note()}"
-                bar.update(line, advance=1, note=note + _skip_note(progress))
-                if progress["step"] % SPEED_EVERY == 0:
-                    figures |= speed.figures()
-                    if accelerator.is_main_process:
-                        _append(folder / SPEED, {"step": progress["step"]} | speed.figures())
-                    speed.restart()
-                if accelerator.log_with:
-                    accelerator.log(figures, step=progress["step"])
-                if bad_steps == MANY_BAD_STEPS:
-                    raise TrainingError(f"no finite loss for {bad_steps} steps: lower lr, see {folder.name}/{SKIPPED}")
-                wanted = recipe.preview_steps and progress["step"] % recipe.preview_steps == 0
-                if task.preview and wanted and not accelerator.is_fsdp2:  # a shard cannot draw
-                    average.exchange(trained)
-                    if accelerator.is_main_process:
-                        task.preview(progress["step"])
-                    average.exchange(trained)
-                by_steps = recipe.save_steps and progress["step"] - saved_step >= recipe.save_steps
-                by_time = not recipe.save_steps and time.monotonic() - saved_at > 60 * recipe.save_minutes
-                if _agreed(accelerator, by_steps or by_time):
-                    saved_at = time.monotonic()
-                    try:
-                        save_checkpoint(accelerator, folder, progress, recipe.keep_checkpoints)
-                        saved_step = progress["step"]
-                    except CheckpointError as error:  # the disk may have room again the next time
-                        tell(f"{error}; training goes on, the last one is of step {saved_step}")
-            batches.close()
-    if saved_step < progress["step"]:
-        save_checkpoint(accelerator, folder, progress, recipe.keep_checkpoints)
-    if accelerator.log_with:
-        accelerator.end_training()
-    average.copy_to(trained)
-    if accelerator.is_fsdp2 and task.rebuild is not None:
-        state = accelerator.get_state_dict(module)  # all processes give, the main one gets
-        module = task.rebuild()
-        if accelerator.is_main_process:
-            module.load_state_dict(state)
-    return accelerator.unwrap_model(module)
+
+def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, line: TaskID) -> None:
+    """All steps of a stage that are left. first_step: of the run, at which the stage begins."""
+    dataset = run.task.dataset(stage)
+    batches = global_batches(dataset, stage, run.progress["position"], run.recipe.num_workers, run.accelerator)
+    while run.progress["step"] < first_step + stage.steps:
+        with run.speed.waiting():
+            batch = next(batches)
+        figures = _step(run, stage, first_step, batch)
+        bar.update(line, advance=1, note=_note(run, figures))
+        _report(run, figures)
+        if run.bad_steps == MANY_BAD_STEPS:
+            why = f"no finite loss for {run.bad_steps} steps: lower lr, see {run.folder.name}/{SKIPPED}"
+            raise TrainingError(why)
+        _preview(run)
+        _save(run)
+    batches.close()
+
+
+def _step(run: _Training, stage: Stage, first_step: int, batch: GlobalBatch) -> dict[str, float]:
+    """One step of the optimiser, left out where the gradient is not finite; returns the step's figures."""
+    accelerator = run.accelerator
+    lr = stage.lr_at(run.progress["step"] - first_step)
+    set_lr(run.optimizer, lr)
+    results, operations = _backward(accelerator, run.task, run.module, batch)
+    norm = clip(accelerator, run.trained, run.recipe.clip_norm)
+    run.progress["step"] += 1
+    run.progress["position"] = batch.position
+    if math.isfinite(norm):
+        run.optimizer.step()
+        run.average.update(run.trained)
+        run.bad_steps = 0
+    else:
+        run.bad_steps += 1
+    run.optimizer.zero_grad()
+    run.speed.add(batch.tokens, batch.num_samples, operations * accelerator.num_processes)
+    return run.log.step(run.progress, stage, batch, results, lr, norm)
 
 
 def _backward(
@@ -169,7 +181,7 @@ def _backward(
         items = part or (batch.stand_in,)
         collated = task.collate(items)
         last = number == len(batch.parts) - 1
-        with nullcontext() if last else accelerator.no_sync(module):
+        with piece(accelerator, module, last):
             with accelerator.autocast():
                 losses = task.losses(module, collated)
             share = losses.float().sum() * (0.0 if stand_in else accelerator.num_processes / batch.num_samples)
@@ -180,111 +192,70 @@ def _backward(
     return results, operations
 
 
-def _accelerator(recipe: Run, folder: Path) -> Accelerator:
-    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        cpu=not torch.cuda.is_available(),
-        log_with=None if recipe.tracker == "none" else recipe.tracker,
-        project_dir=str(folder),
-    )
-    if accelerator.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        # accelerate takes its sharding settings on GPUs only; the code behind them works on CPUs as well
-        for state in (AcceleratorState, PartialState):
-            state._shared_state["distributed_type"] = DistributedType.FSDP
-        AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
-    return accelerator
+def _report(run: _Training, figures: dict[str, float]) -> None:
+    """Speed to its file now and then, everything to the tracker."""
+    step = run.progress["step"]
+    if step % SPEED_EVERY == 0:
+        speed = run.speed.figures()
+        run.log.speed(step, speed)
+        run.speed.restart()
+        figures = figures | speed
+    if run.accelerator.log_with:
+        run.accelerator.log(figures, step=step)
 
 
-def _clip(accelerator: Accelerator, trained: list[nn.Parameter], most: float) -> float:
-    """Clip the gradients' norm and return what it was (0 where DeepSpeed does both by itself)."""
-    norm = accelerator.clip_grad_norm_(trained, most or math.inf)
-    return 0.0 if norm is None else float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+def _preview(run: _Training) -> None:
+    """Draw with the averaged weights if it is time; not where weights are sharded: a shard cannot draw."""
+    every = run.recipe.preview_steps
+    if run.task.preview and every and run.progress["step"] % every == 0 and not run.accelerator.is_fsdp2:
+        with run.average.shown_in(run.trained):
+            if run.accelerator.is_main_process:
+                run.task.preview(run.progress["step"])
 
 
-def _agreed(accelerator: Accelerator, wish: bool) -> bool:
-    """What the main process wishes, on all of them: their clocks differ."""
-    if accelerator.num_processes == 1:
-        return wish
-    flag = torch.tensor(int(wish and accelerator.is_main_process), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+def _save(run: _Training) -> None:
+    """Write a checkpoint if it is time; one that finds no room is told of and tried again the next time."""
+    recipe, step = run.recipe, run.progress["step"]
+    if recipe.save_steps:
+        due = step - run.saved_step >= recipe.save_steps
+    else:
+        due = time.monotonic() - run.saved_at > 60 * recipe.save_minutes
+    if not agreed(run.accelerator, due):
+        return
+    run.saved_at = time.monotonic()
+    try:
+        save_checkpoint(run.accelerator, run.folder, run.progress, recipe.keep_checkpoints)
+        run.saved_step = step
+    except CheckpointError as error:
+        run.tell(f"{error}; training goes on, the last one is of step {run.saved_step}")
 
 
-def _record(
-    accelerator: Accelerator,
-    folder: Path,
-    progress: dict[str, Any],
-    stage: Stage,
-    batch: GlobalBatch,
-    results: list[tuple[Item, float]],
-    lr: float,
-    norm: float,
-) -> dict[str, float]:
-    """Write the step's line of the log and name what was left out; returns the finite figures."""
-    missed = [{"position": s.number, "name": s.name, "reason": s.reason} for s in batch.skipped]
-    if not math.isfinite(norm):
-        guilty = [item for item, value in results if not math.isfinite(value)]
-        missed += [{"position": i.number, "name": i.name, "reason": "its loss is not finite"} for i in guilty]
-    values = [(item.task.split("/")[0], value) for item, value in results]
-    if accelerator.num_processes > 1:
-        values, missed = gather_object(values), gather_object(missed)
-    if not math.isfinite(norm) and not any(entry["reason"].startswith("its loss") for entry in missed):
-        missed.append({"position": progress["position"], "name": "the step", "reason": "its gradient is not finite"})
-    progress["skipped"] += len(missed)
-    by_family: dict[str, list[float]] = {}
-    for family, value in values:
-        by_family.setdefault(f"loss/{family}", []).append(value)
-    figures = {"loss": sum(value for _, value in values) / len(values), "norm": norm, "lr": lr}
-    figures |= {family: sum(own) / len(own) for family, own in sorted(by_family.items())}
-    line = {"step": progress["step"], "stage": stage.name, "samples": batch.num_samples, "tokens": batch.tokens}
-    finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-    if accelerator.is_main_process:
-        _append(folder / LOG, line | finite)
-        for entry in missed:
-            _append(folder / SKIPPED, {"step": progress["step"]} | entry)
-    return {name: value for name, value in finite.items() if value is not None}
+def _averaged_module(run: _Training) -> nn.Module:
+    """The trained module with its averages as weights, put together anew if it was sharded."""
+    accelerator, module = run.accelerator, run.module
+    run.average.copy_to(run.trained)
+    if accelerator.is_fsdp2 and run.task.rebuild is not None:
+        state = accelerator.get_state_dict(module)  # all processes give, the main one gets
+        module = run.task.rebuild()
+        if accelerator.is_main_process:
+            module.load_state_dict(state)
+    return accelerator.unwrap_model(module)
 
 
-def _resume(accelerator: Accelerator, recipe: Run, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Progress of the last whole checkpoint, or of a new run; what was logged after it is cut off."""
-    progress = load_checkpoint(accelerator, folder, tell) or {"step": 0}
-    if "position" not in progress:  # written before batches could be of any length
+def _add_missing(progress: dict[str, Any], recipe: Run) -> None:
+    """What a new run has not yet, and checkpoints from before batches could be of any length do not say."""
+    if "position" not in progress:
         progress["position"], first = 0, 0
         for stage in recipe.stages:
             progress["position"] += max(0, min(progress["step"] - first, stage.steps)) * stage.batch_size
             first += stage.steps
     progress.setdefault("skipped", 0)
-    if accelerator.is_main_process:
-        for name in (LOG, SPEED, SKIPPED):
-            _cut_off(folder / name, progress["step"])
-    accelerator.wait_for_everyone()
-    return progress
 
 
-def _cut_off(path: Path, step: int) -> None:
-    """Keep the lines up to a step; a line that a kill left unfinished goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except ValueError:
-            break
-        kept.append(line + "\n")
-    new = path.with_suffix(".new")
-    new.write_text("".join(kept), encoding="utf-8")
-    new.replace(path)
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _skip_note(progress: dict[str, Any]) -> str:
-    return f"  {progress['skipped']} left out" if progress["skipped"] else ""
+def _note(run: _Training, figures: dict[str, float]) -> str:
+    skipped = run.progress["skipped"]
+    note = f"loss {figures.get('loss', math.nan):.4f}  {run.speed.note()}"
+    return f"{note}  {skipped} left out" if skipped else note
 
 
 def _bar(disable: bool) -> Progress:

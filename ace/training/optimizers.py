@@ -1,4 +1,4 @@
-"""Optimisers, from libraries: torch's fused AdamW, torchao's 8-bit AdamW, torch's Adafactor."""
+"""Optimisers, from libraries: torch's fused AdamW, bitsandbytes' 8-bit AdamW, torch's Adafactor."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def make_optimizer(module: nn.Module, recipe: Run, lr_scales: dict[str, float]) 
     settings: dict[str, Any] = {"lr": 1.0, "betas": recipe.betas, "eps": recipe.eps}
     if recipe.optimizer == "adamw_8bit":
         try:
-            from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  (extra `quant`)
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  (extra `quant`)
         except ImportError:
-            raise MissingDependencyError("adamw_8bit needs torchao: pip install 'ace-allround[quant]'") from None
+            raise MissingDependencyError("adamw_8bit needs bitsandbytes: pip install 'ace-allround[quant]'") from None
         return AdamW8bit(groups, **settings)
     return torch.optim.AdamW(groups, fused=True, **settings)
 
@@ -36,3 +36,9 @@ def parameter_groups(module: nn.Module, weight_decay: float, lr_scales: dict[str
             scale = next((s for prefix, s in lr_scales.items() if name.startswith(prefix)), 1.0)
             groups.setdefault((scale, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [{"params": ps, "lr_scale": scale, "weight_decay": decay} for (scale, decay), ps in groups.items()]
+
+
+def set_lr(optimizer: Any, lr: float) -> None:
+    """The learning rate of the step to come, for every group by its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ace.training.config import Run
-from ace.training.loop import LOG, SKIPPED, SPEED
+from ace.training.log import LOG, SKIPPED, SPEED
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }

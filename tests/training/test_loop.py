@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -115,6 +116,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     assert (tmp_path / "log.jsonl").read_bytes() == whole
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
     assert checkpoints[-1].with_suffix(".damaged").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="pip install 'ace-allround[quant]'")
+@pytest.mark.filterwarnings("ignore")  # of the library, when it is imported
+def test_eight_bit_adamw_learns_and_goes_on_exactly_from_its_checkpoint(tmp_path: Path):
+    settings = {"optimizer": "adamw_8bit", "save_steps": 15}
+    expected = run(tmp_path, **settings).state_dict()
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    log = [json.loads(line)["loss"] for line in whole.splitlines()]
+    assert log[-1] < 0.3 * log[0]
+    newest = max((tmp_path / "checkpoints").iterdir())
+    (newest / "manifest.json").write_text("{}")
+    resumed = run(tmp_path, **settings).state_dict()
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 
 def test_when_no_checkpoint_is_whole_the_run_does_not_silently_start_over(tmp_path: Path):

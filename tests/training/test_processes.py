@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -32,11 +33,23 @@ def two(folder: Path, *options: str, **environment: str) -> None:
     assert all(process.returncode == 0 for process in processes), errors
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path) -> list[float | None]:
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def zero(stage: int) -> dict[str, str]:
+    """DeepSpeed by accelerate's settings."""
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+        "DS_ACCELERATOR": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="pip install deepspeed")
 
 
 def check(tmp_path: Path, **environment: str) -> None:
@@ -59,7 +72,29 @@ def test_two_processes_with_whole_weights_have_the_losses_of_one(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["whole", "sharded"])
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes_of_deepspeed_have_the_losses_of_one(tmp_path: Path, stage: int):
+    check(tmp_path, **zero(stage))
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_a_poisoned_sample_changes_no_weight_under_deepspeed_either(tmp_path: Path):
+    two(tmp_path, "steps=10", "poisoned=30", **zero(1))
+    log = losses(tmp_path)
+    assert log.count(None) == 1, "the step of the poisoned sample, and no other"
+    assert "its loss is not finite" in (tmp_path / "skipped.jsonl").read_text()
+    state = torch.load(tmp_path / "done.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment",
+    [{}, SHARDED, pytest.param(zero(1), marks=needs_deepspeed)],
+    ids=["whole", "sharded", "deepspeed"],
+)
 def test_a_run_of_two_processes_goes_on_from_its_checkpoint(tmp_path: Path, environment: dict[str, str]):
     two(tmp_path / "whole", "steps=8", **environment)
     two(tmp_path / "stopped", "steps=8", "save_steps=4", **environment)

@@ -81,10 +81,12 @@ def run(folder: Path, dataset: Dataset | None = None, steps: int = 20, **setting
 
 
 def main(folder: Path, options: dict[str, int]) -> None:
-    """slow_ms: pause in every step; full_at: from this step on no file may grow over `full_bytes`."""
+    """slow_ms: pause in every step; full_at: from this step on no file may grow over `full_bytes`; poisoned: number of
+    a sample that is not finite."""
     pause, full_at = options.pop("slow_ms", 0), options.pop("full_at", 0)
     full_bytes = options.pop("full_bytes", 50_000)
-    task = toy_task()
+    poisoned = (options.pop("poisoned"),) if "poisoned" in options else ()
+    task = toy_task(Numbers(poisoned=poisoned))
     count = 0
 
     def slow_losses(module: nn.Module, batch: tuple[Tensor, Tensor, list[int]]) -> Tensor:
