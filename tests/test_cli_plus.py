@@ -36,6 +36,8 @@ def here(tmp_path, monkeypatch, models):
     mask = Image.new("L", (61, 45), 0)
     mask.paste(255, (10, 10, 40, 30))
     mask.save("mask.png")
+    Image.new("L", (16, 16), 255).save("small-mask.png")
+    Image.new("RGB", (20000, 40)).save("wide.png")
     return tmp_path
 
 
@@ -78,6 +80,7 @@ def test_adapters_repainting_controls_and_bits_are_options(here):
         "shown": ["--repaint", 0],
         "edges": ["--control", "canny"],
         "fp8": ["--quantize", "fp8"],
+        "disk": ["--memory", "lean", "--quantize", "fp8", "--repaint", 0],
     }.items():
         ace(*base, *extra, "-o", f"{name}.png")
         pictures[name] = np.asarray(Image.open(f"{name}.png")).tobytes()
@@ -100,6 +103,12 @@ def test_several_photos_go_to_a_folder_with_one_model_load(here):
         (["photo.png", "x", "--model", "ace-plus-subject", "--reference", "no.png"], "no.png"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--reference", "logo.png@under"], "left, right, above"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--max-seq-length", "100"], "use 1024"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--mask", "small-mask.png"], "16x16"),
+        (
+            ["photo.png", "x", "--model", "ace-plus-fft", "--reference", "wide.png", "--max-seq-length", "1024"],
+            "20000x40",
+        ),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--memory", "balanced"], "8bit (fewer bits) or lean (disk)"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--control", "magic"], "use canny"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--quantize", "2bit"], "use fp8, int8, 4bit"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--repaint", "2"], "repainting_scale 2"),
