@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ace.cli.contestants import (
+    Clip,
+    Diffusers,
+    Dino,
+    Endpoint,
+    Limit,
+    OnlyTasks,
+    Report,
+    Results,
+    RunSeed,
+    contestant,
+    encoder,
+    scorers,
+)
 from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers, tasks_named
-from ace.cli.terminal import Output, Verbs, complain, load, short
+from ace.cli.terminal import Output, Verbs, short
 from ace.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from ace.evaluation.editing import Contestant, Scorers
+    from ace.evaluation import WorldReport
 
-T = TypeVar("T")
 evaluate = typer.Typer(cls=Verbs, help="Measure a model.", no_args_is_help=True)
-
-Report = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.", show_default=False)
-]
-Limit = Annotated[int | None, typer.Option("--limit", help="Only the first so many.", show_default=False)]
-RunSeed = Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")]
-OnlyTasks = Annotated[
-    list[str] | None,
-    typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
-]
-Results = Annotated[
-    Path | None,
-    typer.Option(
-        "--results", metavar="FOLDER", help="Score these finished pictures; nothing is made.", show_default=False
-    ),
-]
-Endpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint",
-        metavar="URL",
-        help="Measure a server that speaks the OpenAI images API; --model is its name there, $OPENAI_API_KEY its key.",
-        show_default=False,
-    ),
-]
-Diffusers = Annotated[
-    str | None,
-    typer.Option(
-        "--diffusers", metavar="NAME|FOLDER", help="Measure an editing pipeline of diffusers.", show_default=False
-    ),
-]
-Clip = Annotated[
-    str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights in transformers' format; none = leave out.")
-]
-Dino = Annotated[
-    str, typer.Option("--dino", metavar="NAME|FOLDER", help="DINO weights in transformers' format; none = leave out.")
-]
 
 
 @evaluate.command("ace-world")
@@ -62,6 +37,15 @@ def world(
     folder: Report,
     limit: Annotated[int, typer.Option("--limit", help="So many samples of each task.")] = 16,
     tasks: OnlyTasks = None,
+    results: Results = None,
+    endpoint: Endpoint = None,
+    diffusers: Diffusers = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", metavar="PX", help="Of the pictures. Default: the model's, else 64.", show_default=False
+        ),
+    ] = None,
     seed: RunSeed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -74,28 +58,17 @@ def world(
     \b
     ace eval ace-world --output runs/report
     ace eval ace-world --task element_editing --limit 4 --output runs/quick
+    ace eval ace-world --results finished --output runs/scored   # TASK/00000.png, ...
     """
-    from ace.inference.sources import find_model
-
     check_numbers(steps, guidance)
     wanted = tasks_named(tasks)
-    files = find_model(model)
     from ace.evaluation import evaluate_world
 
-    report = evaluate_world(
-        load(files, device),
-        folder,
-        limit,
-        seed,
-        quiet=quiet,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        tasks=wanted,
-        model_name=files.name,
-    )
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
+    report = evaluate_world(measured, folder, limit, seed, quiet=quiet, results=results, size_px=size, tasks=wanted)
     yes = sum(group.beats_copying for group in report.families)
     Output(quiet=quiet).say(
-        f"{short(folder / 'report.md')}  {report.count} samples; better than copying the input: "
+        f"{short(folder / 'report.md')}  {report.count} samples{_lacking(report)}; better than copying the input: "
         f"{yes} of {len(report.families)} families"
     )
 
@@ -111,6 +84,9 @@ def ace_bench(
         int | None, typer.Option("--limit", help="So many samples of each task.", show_default=False)
     ] = None,
     tasks: OnlyTasks = None,
+    results: Results = None,
+    endpoint: Endpoint = None,
+    diffusers: Diffusers = None,
     seed: RunSeed = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -123,26 +99,19 @@ def ace_bench(
     \b
     ace data synthesize photos -o bench && ace eval ace-bench bench -o runs/bench
     """
-    from ace.inference.sources import find_model
-
     check_numbers(steps, guidance)
     wanted = tasks_named(tasks)
-    files = find_model(model)
     from ace.evaluation.benchmarks.ace_bench import evaluate_set
 
-    report = evaluate_set(
-        load(files, device),
-        data,
-        folder,
-        limit,
-        seed,
-        quiet,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        tasks=wanted,
-        model_name=files.name,
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
+    report = evaluate_set(measured, data, folder, limit, seed, quiet, results=results, tasks=wanted)
+    Output(quiet=quiet).say(
+        f"{short(folder / 'report.md')}  {report.count} samples of {len(report.tasks)} tasks{_lacking(report)}"
     )
-    Output(quiet=quiet).say(f"{short(folder / 'report.md')}  {report.count} samples of {len(report.tasks)} tasks")
+
+
+def _lacking(report: WorldReport) -> str:
+    return f" (PARTIAL: {len(report.missing)} without an answer)" if report.missing else ""
 
 
 @evaluate.command("magicbrush")
@@ -189,14 +158,14 @@ def magicbrush(
     from ace.evaluation.benchmarks.magicbrush import SETTINGS, unpack_hub_set
     from ace.evaluation.editing import evaluate_magicbrush
 
-    scorers = _scorers(clip, dino, device)
-    contestant = _contestant(results, endpoint, diffusers, model, device, steps, guidance)
+    encoders = scorers(clip, dino, device)
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     is_archive = (Path(data) / "edit_sessions.json").is_file()
     evaluate_magicbrush(
         Path(data) if is_archive else unpack_hub_set(data, split, folder / "data"),
-        contestant,
+        measured,
         folder,
-        scorers,
+        encoders,
         results=results,
         captions=captions,
         settings=tuple(setting) if setting else SETTINGS,
@@ -236,70 +205,10 @@ def emu_edit(
     check_numbers(steps, guidance)
     from ace.evaluation.editing import evaluate_emu_edit
 
-    scorers = _scorers(clip, dino, device)
-    contestant = _contestant(results, endpoint, diffusers, model, device, steps, guidance)
-    evaluate_emu_edit(data, split, contestant, folder, scorers, results=results, limit=limit, seed=seed, quiet=quiet)
+    encoders = scorers(clip, dino, device)
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
+    evaluate_emu_edit(data, split, measured, folder, encoders, results=results, limit=limit, seed=seed, quiet=quiet)
     Output(quiet=quiet).say(f"{short(folder / 'table.md')}  and table.tex, table.json, rows.parquet, gallery.html")
-
-
-def _scorers(clip: str, dino: str, device: str) -> Scorers:
-    """The encoders asked for; one that is missing is absent from the report, and said so."""
-    from ace.evaluation.editing import Scorers
-    from ace.evaluation.encoders import load_clip, load_dino
-
-    place = "cpu" if device == "auto" else device
-    images_and_words, images = _encoder(load_clip, clip, place), _encoder(load_dino, dino, place)
-    names = [name for name, encoder in ((clip, images_and_words), (dino, images)) if encoder is not None]
-    return Scorers(images_and_words, images, tuple(Path(n).name if Path(n).is_dir() else n for n in names))
-
-
-def _encoder(loader: Callable[[str, str], T], weights: str, place: str) -> T | None:
-    """An encoder; None if it was not asked for, or is not there, which is said."""
-    try:
-        return None if weights == "none" else loader(weights, place)
-    except MissingDependencyError as error:
-        complain(f"{error}; its scores will be absent")
-        return None
-
-
-def _contestant(
-    results: Path | None,
-    endpoint: str | None,
-    diffusers: str | None,
-    model: str | None,
-    device: str,
-    steps: int | None,
-    guidance: float | None,
-) -> Contestant:
-    """What is measured: finished pictures, an endpoint, a diffusers pipeline, or a model of ours."""
-    from ace.evaluation import systems
-    from ace.evaluation.editing import Contestant
-
-    if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
-        raise ConfigError("--results, --endpoint and --diffusers are three ways to say what is measured: give one")
-    settings: dict[str, object] = {"num_inference_steps": steps, "guidance_scale": guidance}
-    if results is not None:
-        return Contestant(results.name, None, {})
-    if endpoint is not None:
-        if model is None:
-            raise ConfigError("--endpoint needs --model: the model's name at that server")
-        edit = systems.edit_over_http(endpoint, model, os.environ.get("OPENAI_API_KEY") or "none")
-        return Contestant(model, edit, {"endpoint": endpoint})
-    if diffusers is not None:
-        from diffusers import DiffusionPipeline
-
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
-        return Contestant(Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps), settings)
-    from ace.evaluation.benchmarks.world import pipeline_sha256
-    from ace.inference.sources import find_model
-
-    files = find_model(model)
-    own = load(files, device)
-    settings["model_sha256"] = pipeline_sha256(own)
-    return Contestant(files.name, systems.edit_with_ace(own, steps, guidance), settings)
 
 
 @evaluate.command("compare")
@@ -328,7 +237,9 @@ def compare(
 def study(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Outputs of `ace eval ace-world`, one per system.", show_default=False),
+        typer.Argument(
+            metavar="RUN...", help="Outputs of one benchmark of `ace eval`, one per system.", show_default=False
+        ),
     ],
     folder: Report,
     count: Annotated[int, typer.Option("--count", help="So many items, spread over the tasks.")] = 84,
@@ -344,7 +255,7 @@ def study(
     from ace.evaluation.study import Study, answers_of_runs, as_markdown
     from ace.inference.recipe import write_atomically
 
-    asked = Study(answers_of_runs(runs, folder, count), folder)
+    asked = Study(answers_of_runs(runs, count), folder)
     if only_report:
         write_atomically(folder / "study.md", as_markdown(asked.report()).encode())
         Output().say(f"{short(folder / 'study.md')}  {len(asked.ratings)} ratings")
@@ -420,8 +331,8 @@ def ice_bench(
         scores = score_items(
             items,
             made,
-            _encoder(load_clip, clip, "cpu"),
-            _encoder(load_dinov2, dinov2, "cpu"),
+            encoder(load_clip, clip, "cpu"),
+            encoder(load_dinov2, dinov2, "cpu"),
             None
             if asked is None
             else lambda item, path: asked.ask(item.instruction, item.source or path, path, item.mask, item.reference),

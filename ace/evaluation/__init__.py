@@ -8,15 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 _DOORS = {
-    "WorldReport": "ace.evaluation.report",
+    "Contestant": "ace.evaluation.systems",
+    "WorldReport": "ace.evaluation.summary",
     "autoencoder_psnr": "ace.evaluation.benchmarks.world",
     "evaluate_world": "ace.evaluation.benchmarks.world",
+    "our_contestant": "ace.evaluation.systems",
 }
-__all__ = ["WorldReport", "autoencoder_psnr", "evaluate_world"]
+__all__ = ["Contestant", "WorldReport", "autoencoder_psnr", "evaluate_world", "our_contestant"]
 
 if TYPE_CHECKING:
     from ace.evaluation.benchmarks.world import autoencoder_psnr, evaluate_world
-    from ace.evaluation.report import WorldReport
+    from ace.evaluation.summary import WorldReport
+    from ace.evaluation.systems import Contestant, our_contestant
 
 
 def __getattr__(name: str):

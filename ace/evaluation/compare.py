@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ace.data.sample import FAMILIES, family_of
 from ace.errors import DataError, MissingDependencyError
+from ace.evaluation.cases import run_name
+from ace.evaluation.lines import read_lines
 from ace.evaluation.statistics import Difference, paired_difference
 from ace.inference.recipe import write_atomically
 
@@ -47,15 +49,14 @@ class Comparison:
 def read_run(folder: Path) -> Finished:
     """Read what `ace eval ace-world` wrote. Raises DataError."""
     try:
-        lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = read_lines(folder / "rows.jsonl")
         report = json.loads((folder / "report.json").read_bytes())
-        rows = [json.loads(line) for line in lines]
         timings = json.loads((folder / "timings.json").read_bytes()) if (folder / "timings.json").is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(f"{folder.name} is no finished run of `ace eval ace-world`: name its --output") from error
     keyed = {(row["task"], row["number"]): row for row in rows}
     return Finished(
-        f"{report['model_name']} ({folder.name})" if report["model_name"] else folder.name,
+        run_name(folder),
         {key: row["model"]["l1_changed"] for key, row in keyed.items() if row["model"]["l1_changed"] is not None},
         {key: row["sample_sha256"] for key, row in keyed.items()},
         tuple((report.get("repeated") or {}).get("target", ())),

@@ -7,24 +7,21 @@ mixes two systems.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ace.conditions.images import open_image
 from ace.errors import ConfigError, DataError
 from ace.evaluation.benchmarks import emu_edit, magicbrush
+from ace.evaluation.cases import RunCase, write_cases
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
+from ace.evaluation.folder import keep_settings
 from ace.evaluation.gallery import Case, write_gallery
 from ace.evaluation.pairs import Pair, ScoredPair, metric_names, score_pairs
-from ace.evaluation.systems import Editor
+from ace.evaluation.run import progress
+from ace.evaluation.systems import Contestant
 from ace.evaluation.tables import Table, write_parquet, write_tables
-from ace.inference.recipe import write_atomically
 
 CASES = 12  # of the gallery, worst and best each
 
@@ -36,16 +33,6 @@ class Scorers:
     clip: ClipEncoder | None
     dino: DinoEncoder | None
     names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """What is measured. edit: None = the finished pictures are there already. settings: what makes its answers what
-    they are, kept in run.json."""
-
-    name: str
-    edit: Editor | None
-    settings: dict[str, object]
 
 
 def evaluate_magicbrush(
@@ -74,8 +61,9 @@ def evaluate_magicbrush(
     _keep_run(output, "magicbrush", listed, contestant, seed)
     if contestant.edit is not None:
         total = sum(len(session.turns) for session in sessions) * len(settings)
-        with _progress("answering", total, quiet) as advance:
+        with progress("answering", total, quiet) as advance:
             magicbrush.make_answers(sessions, settings, contestant.edit, answers, seed, batch, advance)
+    write_cases(output, [case for setting in settings for case in _conversations(sessions, setting, answers)])
     tables, scored, words = [], [], {}
     for setting in settings:
         pairs, missing = magicbrush.list_pairs(sessions, setting, answers)
@@ -113,8 +101,9 @@ def evaluate_emu_edit(
     items = emu_edit.read_items(data, split, output / "inputs")[:limit]
     answers = results or output / "answers"
     if contestant.edit is not None:
-        with _progress("answering", len(items), quiet) as advance:
+        with progress("answering", len(items), quiet) as advance:
             emu_edit.make_answers(items, contestant.edit, answers, seed, batch, advance)
+    write_cases(output, [_request(item, emu_edit.made_file(answers, item.id)) for item in items])
     pairs, missing = emu_edit.list_pairs(items, answers)
     if not pairs:
         raise DataError(f"{answers.name} has no finished picture: the first would be {_first(missing)}.png")
@@ -127,9 +116,27 @@ def evaluate_emu_edit(
     return tables
 
 
+def _conversations(sessions: Sequence[magicbrush.Session], setting: str, answers: Path) -> list[RunCase]:
+    """What each scored answer of a setting was asked: one turn from its true input, or all turns from the first one."""
+    single = setting == "single-turn"
+    found = []
+    for session in sessions:
+        for turn in session.turns if single else session.turns[-1:]:
+            told = (turn,) if single else session.turns
+            words = turn.instruction if len(told) == 1 else "; ".join(f"{t.number}. {t.instruction}" for t in told)
+            made = magicbrush.made_file(answers, setting, session.id, turn.number)
+            answer = made if made.is_file() else None
+            found.append(RunCase(f"{setting}/{session.id}_{turn.number}", words, (told[0].source,), None, answer))
+    return found
+
+
+def _request(item: emu_edit.EmuItem, made: Path) -> RunCase:
+    return RunCase(f"{item.task}/{item.id}", item.instruction, (item.source,), None, made if made.is_file() else None)
+
+
 def _score(pairs: Sequence[Pair], scorers: Scorers, output: Path, name: str, quiet: bool) -> list[ScoredPair]:
     (output / "scored").mkdir(parents=True, exist_ok=True)
-    with _progress("scoring", len(pairs), quiet) as advance:
+    with progress("scoring", len(pairs), quiet) as advance:
         rows = output / "scored" / f"{name.replace(' ', '-')}.jsonl"
         return score_pairs(pairs, scorers.clip, scorers.dino, rows, scorers.names, advance)
 
@@ -175,24 +182,9 @@ def _case(pair: Pair, row: ScoredPair, words: dict[str, str]) -> Case:
 def _keep_run(output: Path, benchmark: str, data: str, contestant: Contestant, seed: int) -> None:
     """Write run.json, or check that this folder's run is the same one: system, seed and set."""
     output.mkdir(parents=True, exist_ok=True)
-    now = {"benchmark": benchmark, "data": data, "name": contestant.name, "seed": seed, **contestant.settings}
-    path = output / "run.json"
-    if path.is_file():
-        earlier = json.loads(path.read_bytes())
-        if earlier != now:
-            other = sorted(key for key in {*now, *earlier} if now.get(key) != earlier.get(key))
-            raise ConfigError(f"{output.name} holds a run with another {', '.join(other)}: choose another folder")
-    else:
-        write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
+    settings = {"benchmark": benchmark, "data": data, "name": contestant.name, "seed": seed, **contestant.settings}
+    keep_settings(output, settings)
 
 
 def _first(missing: Sequence[str]) -> str:
     return missing[0] if missing else "nothing"
-
-
-@contextmanager
-def _progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], object]]:
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-        job = bar.add_task("", total=total)
-        yield lambda count: bar.advance(job, count)

@@ -1,6 +1,6 @@
 """Scores that ask what a task asks: is the class map right, is the word written, is the thing gone?
 
-Each needs the sample and the answer only. Where a score does not apply to a task it is absent; where its reader is not
+Each needs the sample and the answer only. Where a score does not apply to a task it is absent; where its judge is not
 installed the report says so. SSIM is Wang et al. 2004 with their Gaussian window, over RGB.
 
 Not here: pixel errors (`metrics.py`), learned distances (`lpips.py`), tables (`report.py`).
@@ -9,6 +9,7 @@ Not here: pixel errors (`metrics.py`), learned distances (`lpips.py`), tables (`
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from ace.data.sample import EditSample
 from ace.evaluation.metrics import levels
+from ace.evaluation.styles import STYLES, StyleClassifier
 from ace.extract.pose import LIMBS
 from ace.extract.segments import PALETTE
 from ace.extract.text import TextReader, same_text
@@ -25,17 +27,30 @@ SUCCESS_RATIO = 0.5  # an object edit succeeded if the answer is at least twice 
 SUCCESS_MATCH = 0.5  # … and correlates with the target like this where it changes
 _LIMB_COLORS = {color: number for number, (_, _, color) in enumerate(LIMBS)}
 _SEGMENT_COLORS = np.array(list(PALETTE.values()), dtype=np.int16)
+_STYLE_TASKS = ("semantic_editing/style", "reference_generation/style_reference")
 _OBJECT_TASKS = ("element_editing/object_add", "element_editing/object_replace", "element_editing/object_remove")
 
 
+@dataclass(frozen=True)
+class Judges:
+    """The networks at hand that read an answer; None = their scores are absent."""
+
+    reader: TextReader | None = None
+    styles: StyleClassifier | None = None
+
+
+NO_JUDGES = Judges()
+
+
 def task_scores(
-    sample: EditSample, given: Image.Image, answer: Image.Image, changed: np.ndarray, reader: TextReader | None
+    sample: EditSample, given: Image.Image, answer: Image.Image, changed: np.ndarray, judges: Judges
 ) -> dict[str, float]:
     """The scores that apply, by name; `_true` and `_copy` after a name: of the true answer, of the input left as it is.
 
     given, answer: at the target's size. changed: bool (H, W), the pixels that should change. ssim: 1 = equal.
     iou: mean over classes. depth_error: mean, 0 to 1. limb_distance: of limbs' centres, in sides of the picture, 1 for
-    a limb that is not there. text_read, text_gone, object_success: 0 or 1. text_similarity: 1 = the same word."""
+    a limb that is not there. text_read, text_gone, object_success, style_right: 0 or 1. text_similarity: 1 = the same
+    word."""
     made, target, before = levels(answer), levels(sample.target), levels(given)
     scores = {"ssim": ssim(made, target), "ssim_copy": ssim(before, target)}
     task = sample.task
@@ -47,7 +62,13 @@ def task_scores(
         scores["limb_distance"] = limb_distance(made, target)
     elif task in _OBJECT_TASKS and changed.any():
         scores["object_success"] = float(object_success(made, target, before, changed))
-    elif task.startswith("element_editing/text_") and reader is not None and changed.any():
+    elif task in _STYLE_TASKS and judges.styles is not None and sample.provenance.get("style") in STYLES:
+        found = judges.styles.classify([answer, sample.target])
+        scores |= {
+            name: float(style == sample.provenance["style"])
+            for name, style in zip(("style_right", "style_right_true"), found, strict=True)
+        }
+    elif task.startswith("element_editing/text_") and (reader := judges.reader) is not None and changed.any():
         box = _box(changed)
         if task == "element_editing/text_remove":
             scores["text_gone"] = float(not any(letter.isalnum() for letter in _read(answer, box, reader)))

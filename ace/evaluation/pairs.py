@@ -24,6 +24,7 @@ from torch import Tensor
 from ace.conditions.images import open_image
 from ace.errors import DataError
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
+from ace.evaluation.lines import append_lines, read_lines
 from ace.inference.recipe import write_atomically
 
 CHUNK = 16
@@ -106,14 +107,14 @@ def score_pairs(
     advance: Callable[[int], object] = lambda done: None,
 ) -> list[ScoredPair]:
     """Score pairs in chunks. rows: file of rows already scored; those whose pictures and captions are unchanged are not
-    scored again, unless the encoders are others; it is written after every chunk. encoders: what `clip` and `dino` were
+    scored again, unless the encoders are others; every chunk is added at its end. encoders: what `clip` and `dino` were
     loaded from. Raises DataError if two pairs have one key."""
     keys = [pair.key for pair in pairs]
     if len(set(keys)) != len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise DataError(f"{len(twice)} ids occur twice, such as {twice[0]}: every picture needs an id of its own")
     settings = f"clip {clip is not None} dino {dino is not None} {' '.join(encoders)}".strip()
-    kept = _read(rows, settings)
+    kept = _kept(rows, settings)
     done: list[ScoredPair] = []
     for start in range(0, len(pairs), CHUNK):
         part = pairs[start : start + CHUNK]
@@ -125,8 +126,7 @@ def score_pairs(
             scores = _score(part, clip, dino)
             done += [ScoredPair(p.key, p.group, own, s) for p, own, s in zip(part, hashes, scores, strict=True)]
             if rows is not None:
-                lines = [json.dumps(settings), *(json.dumps(asdict(row)) for row in done)]
-                write_atomically(rows, ("\n".join(lines) + "\n").encode())
+                append_lines(rows, [asdict(row) for row in done[start:]])
         advance(len(part))
     return done
 
@@ -173,14 +173,15 @@ def metric_names() -> tuple[str, ...]:
     return tuple(field.name for field in fields(PairScores) if field.name != "no_direction")
 
 
-def _read(rows: Path | None, settings: str) -> dict[str, ScoredPair]:
-    if rows is None or not rows.is_file():
+def _kept(rows: Path | None, settings: str) -> dict[str, ScoredPair]:
+    """The rows scored with these encoders; those of others are thrown away. The last row of a key counts."""
+    if rows is None:
         return {}
-    first, *lines = rows.read_text(encoding="utf-8").splitlines()
-    if json.loads(first) != settings:
-        return {}  # other encoders: all is scored again
-    tables = [json.loads(line) for line in lines]
-    return {t["key"]: ScoredPair(**{**t, "scores": PairScores(**t["scores"])}) for t in tables}
+    lines = read_lines(rows)
+    if not lines or lines[0] != settings:
+        write_atomically(rows, f"{json.dumps(settings)}\n".encode())
+        return {}
+    return {t["key"]: ScoredPair(**{**t, "scores": PairScores(**t["scores"])}) for t in lines[1:]}
 
 
 def _inputs_sha256(pair: Pair) -> str:

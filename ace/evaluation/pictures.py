@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ace.data.sample import EditSample
 from ace.data.world.sprites import SHIPPED_PACK
-from ace.evaluation.run import Row, edited_input
+from ace.evaluation.scores import Row, edited_input
 
 TILE_PX = 96
 GAP_PX = 8

@@ -10,17 +10,18 @@ Here: what is asked next, what is kept, what is reported. Not here: the page (`s
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from ace.errors import ConfigError, DataError
+from ace.evaluation.cases import read_cases, run_name
+from ace.evaluation.lines import append_lines, read_lines
 from ace.evaluation.metrics import NUM_RESAMPLES, Interval, bootstrap
 
 QUESTIONS = ("prompt_following", "image_quality")
@@ -30,13 +31,15 @@ MAX_RATER_LETTERS = 60
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer of one system to one item. inputs, answer: picture files. key: without a trace of the system."""
+    """One answer of one system to one item. inputs, answer: picture files; mask: of the place that may change, white,
+    None = anywhere. key: without a trace of the system."""
 
     system: str
     item: str
     instruction: str
     inputs: tuple[Path, ...]
     answer: Path
+    mask: Path | None = None
 
     @property
     def key(self) -> str:
@@ -125,10 +128,7 @@ class Study:
                 raise ConfigError("this answer is not part of the study")
             if any(r.rater == rating.rater and r.key == rating.key for r in self.ratings):
                 raise ConfigError("you have scored this answer already")
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(rating), ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_lines(self.file, [asdict(rating)])
             self.ratings.append(rating)
 
     def report(self) -> StudyReport:
@@ -144,34 +144,39 @@ def make_report(answers: Sequence[Answered], ratings: Sequence[Rating]) -> Study
     for rating in ratings:
         given[rating.key].append(rating)
     names = list(dict.fromkeys(answer.system for answer in answers))
-    systems = []
-    for name in names:
-        own = [given[answer.key] for answer in answers if answer.system == name]
-        means = {q: bootstrap([[_mean(found, q) for found in own if found]]) for q in QUESTIONS}
-        systems.append(
-            SystemScores(
-                name,
-                {q: interval for q, interval in means.items() if interval is not None},
-                sum(map(len, own)),
-                sum(len(found) < MIN_RATERS for found in own),
-            )
-        )
-    by_item = {(answer.system, answer.item): given[answer.key] for answer in answers}
-    items = list(dict.fromkeys(answer.item for answer in answers))
-    wins = []
-    for number, first in enumerate(names):
-        for second in names[number + 1 :]:
-            for question in QUESTIONS:
-                both = [(by_item.get((first, i)), by_item.get((second, i))) for i in items]
-                points = [
-                    0.5 + 0.5 * float(np.sign(_mean(a, question) - _mean(b, question))) for a, b in both if a and b
-                ]
-                rate = bootstrap([points])
-                if rate is not None:
-                    wins.append(WinRate(first, second, question, rate))
+    systems = [_scores(name, [given[answer.key] for answer in answers if answer.system == name]) for name in names]
+    by_system: dict[str, dict[str, list[Rating]]] = {name: {} for name in names}
+    for answer in answers:
+        by_system[answer.system][answer.item] = given[answer.key]
+    wins = [
+        won
+        for first, second in combinations(names, 2)
+        for question in QUESTIONS
+        if (won := _win_rate(first, second, question, by_system)) is not None
+    ]
     units = [[[getattr(r, q) for r in found] for found in given.values()] for q in QUESTIONS]
     alpha = {q: krippendorff_alpha(own) for q, own in zip(QUESTIONS, units, strict=True)}
     return StudyReport(tuple(systems), tuple(wins), alpha, len({rating.rater for rating in ratings}))
+
+
+def _scores(name: str, rated: Sequence[list[Rating]]) -> SystemScores:
+    """A system's means over its answers, each with its ratings."""
+    means = {q: bootstrap([[_mean(found, q) for found in rated if found]]) for q in QUESTIONS}
+    return SystemScores(
+        name,
+        {q: interval for q, interval in means.items() if interval is not None},
+        sum(map(len, rated)),
+        sum(len(found) < MIN_RATERS for found in rated),
+    )
+
+
+def _win_rate(first: str, second: str, question: str, rated: dict[str, dict[str, list[Rating]]]) -> WinRate | None:
+    """How the first fares against the second, over the items that both have ratings for; None if there are none."""
+    both = [(own, rated[second].get(item)) for item, own in rated[first].items()]
+    rate = bootstrap(
+        [[0.5 + 0.5 * float(np.sign(_mean(a, question) - _mean(b, question))) for a, b in both if a and b]]
+    )
+    return None if rate is None else WinRate(first, second, question, rate)
 
 
 def krippendorff_alpha(units: Sequence[Sequence[float]]) -> float | None:
@@ -217,53 +222,32 @@ def _shuffled(rater: str, key: str) -> str:
 
 
 def _read_ratings(file: Path) -> list[Rating]:
-    """The ratings on disk; a last line that a crash cut off is dropped from the file."""
-    if not file.is_file():
-        return []
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with file.open("r+b") as handle:
-            handle.truncate(len(whole))
     try:
-        return [Rating(**json.loads(line)) for line in whole.decode().splitlines()]
+        return [Rating(**row) for row in read_lines(file)]
     except (ValueError, TypeError, ConfigError) as error:
         raise DataError(f"{file.name} holds a line that is no rating: move it away, or mend it") from error
 
 
-def answers_of_runs(runs: Sequence[Path], folder: Path, count: int) -> list[Answered]:
-    """The first `count` items that every run of `ace eval ace-world` has answered, spread over the tasks; inputs are
-    drawn again into `folder/inputs`.
+def answers_of_runs(runs: Sequence[Path], count: int) -> list[Answered]:
+    """The answers to `count` requests that every one of these finished runs has answered, of any benchmark.
 
-    Raises DataError if a run cannot be read."""
-    from ace.data.world import SpriteLibrary, World
-    from ace.data.world.sprites import SHIPPED_PACK
-    from ace.evaluation.compare import read_run
-    from ace.evaluation.systems import png_bytes
-    from ace.inference.recipe import write_atomically
-
-    finished = [read_run(run) for run in runs]
-    names = [run.name for run in finished]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"two runs are called {names[0]}: rename a folder, so that the report can tell them apart")
-    common = set.intersection(*(set(run.samples.items()) for run in finished))
-    chosen = sorted((key for key, _ in common), key=lambda key: (key[1], key[0]))[:count]
-    size_px = json.loads((runs[0] / "run.json").read_bytes())["size_px"]
-    world = World(size_px, "held_out", SpriteLibrary(SHIPPED_PACK))
-    answers = []
-    for task, number in chosen:
-        sample = world.sample(number, task)
-        inputs = []
-        for place, frame in enumerate(sample.request.frames()):
-            path = folder / "inputs" / task.replace("/", "-") / f"{number}-{place}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, png_bytes(frame.image))
-            inputs.append(path)
-        item = f"{task}/{number}"
-        answers += [
-            Answered(
-                name, item, sample.request.instruction, tuple(inputs), run / "answers" / task / f"{number:05d}.png"
-            )
-            for name, run in zip(names, runs, strict=True)
-        ]
-    return answers
+    The requests are spread over the tasks: the first of each, then the second. Raises DataError if a run cannot be
+    read, ConfigError if two have one name."""
+    names = [run_name(run) for run in runs]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise ConfigError(f"two runs are called {twice[0]}: rename a folder, so that the report can tell them apart")
+    finished = [{case.asked_sha256: case for case in read_cases(run) if case.answer is not None} for run in runs]
+    common = [key for key in finished[0] if all(key in cases for cases in finished)]
+    place: Counter[str] = Counter()
+    order: dict[str, tuple[int, str]] = {}
+    for key in common:
+        task = finished[0][key].item.rpartition("/")[0]
+        order[key] = place[task], task
+        place[task] += 1
+    chosen = sorted(common, key=lambda key: order[key])[:count]
+    return [
+        Answered(name, case.item, case.instruction, case.inputs, case.answer, case.mask)
+        for key in chosen
+        for name, cases in zip(names, finished, strict=True)
+        if (case := cases[key]).answer is not None
+    ]

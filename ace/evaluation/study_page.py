@@ -86,14 +86,17 @@ def _file(answer: Answered | None, name: str) -> Path | None:
         return None
     if name == "answer":
         return answer.answer
+    if name == "mask":
+        return answer.mask
     return answer.inputs[int(name)] if name.isdecimal() and int(name) < len(answer.inputs) else None
 
 
 def _question(answer: Answered, rater: str, done: int, total: int) -> str:
     shown = [(f"input {n + 1}" if len(answer.inputs) > 1 else "input", str(n)) for n in range(len(answer.inputs))]
+    masks = [("only the white part may change", "mask")] if answer.mask else []
     figures = "".join(
         f"<figure><img alt='{label}' src='/picture/{answer.key}/{name}'><figcaption>{label}</figcaption></figure>"
-        for label, name in [*shown, ("result", "answer")]
+        for label, name in [*shown, *masks, ("result", "answer")]
     )
     return (
         f"<header><span>{html.escape(rater)}</span><span>{done} of {total}</span></header>"

@@ -6,6 +6,7 @@ from ace.data.shards import write_shards
 from ace.data.world import SpriteLibrary, World
 from ace.data.world.sprites import SHIPPED_PACK
 from ace.errors import DataError
+from ace.evaluation import our_contestant
 from ace.evaluation.benchmarks.ace_bench import evaluate_set
 from tests.random_models import random_pipeline
 
@@ -21,16 +22,16 @@ def shards(tmp_path_factory):
 
 
 def test_every_sample_of_a_set_is_answered_and_scored(shards, tmp_path):
-    report = evaluate_set(random_pipeline(), shards, tmp_path / "run", quiet=True, num_inference_steps=1)
+    report = evaluate_set(our_contestant(random_pipeline(), 1), shards, tmp_path / "run", quiet=True)
     assert report.count == 4 and {group.name for group in report.tasks} == set(TASKS)
     assert report.autoencoder_psnr is None and report.drift.violations == 0
     page = (tmp_path / "run" / "report.md").read_text()
     assert "Autoencoder" not in page and "object add" in page
     kept = (tmp_path / "run" / "rows.jsonl").read_bytes()
-    evaluate_set(random_pipeline(), shards, tmp_path / "run", quiet=True, num_inference_steps=1)
+    evaluate_set(our_contestant(random_pipeline(), 1), shards, tmp_path / "run", quiet=True)
     assert (tmp_path / "run" / "rows.jsonl").read_bytes() == kept
 
 
 def test_a_set_without_the_tasks_asked_for_is_refused(shards, tmp_path):
     with pytest.raises(DataError, match="no sample of these tasks"):
-        evaluate_set(random_pipeline(), shards, tmp_path / "run", tasks=("multi_turn/chain",), quiet=True)
+        evaluate_set(our_contestant(random_pipeline()), shards, tmp_path / "run", tasks=("multi_turn/chain",))

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ace.errors import DataError
-from ace.evaluation import evaluate_world
+from ace.evaluation import evaluate_world, our_contestant
 from ace.evaluation.compare import compare_runs, read_run, verdicts, write_comparison
 from tests.random_models import random_pipeline
 
@@ -17,9 +17,8 @@ TASKS = ("element_editing/object_add", "semantic_editing/background")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, seed in (("one", 0), ("other", 1)):
-        evaluate_world(
-            random_pipeline(), folder / name, 2, seed, quiet=True, tasks=TASKS, model_name=name, num_pictures=1
-        )
+        ours = our_contestant(random_pipeline(), 2, name=name)
+        evaluate_world(ours, folder / name, 2, seed, quiet=True, tasks=TASKS, num_pictures=1)
     return folder
 
 

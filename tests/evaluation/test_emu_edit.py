@@ -5,7 +5,8 @@ import pytest
 from PIL import ImageChops
 
 from ace.errors import ConfigError, DataError
-from ace.evaluation.editing import Contestant, Scorers, evaluate_emu_edit
+from ace.evaluation.editing import Scorers, evaluate_emu_edit
+from ace.evaluation.systems import Contestant
 
 from .random_encoders import picture, random_clip, random_dino
 

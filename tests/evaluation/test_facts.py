@@ -6,9 +6,9 @@ from PIL import Image
 
 from ace.data.world import SpriteLibrary, World
 from ace.data.world.sprites import SHIPPED_PACK
-from ace.evaluation.facts import limb_distance, mean_iou, ssim, task_scores, text_similarity
+from ace.evaluation.facts import Judges, limb_distance, mean_iou, ssim, task_scores, text_similarity
 from ace.evaluation.metrics import changed_pixels, levels
-from ace.evaluation.run import edited_input
+from ace.evaluation.scores import edited_input
 from ace.extract.pose import draw_skeleton
 from ace.extract.text import TextReader
 
@@ -23,7 +23,7 @@ def scores(world, task, number, answer, reader=None):
     given, mask = edited_input(sample)
     changed = changed_pixels(levels(given), levels(sample.target), mask)
     shown = sample.target if answer == "true" else given if answer == "copy" else answer
-    return task_scores(sample, given, shown, changed, reader)
+    return task_scores(sample, given, shown, changed, Judges(reader))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from ace import load_tiny
 from ace.conditions.images import open_image
 from ace.errors import ConfigError, DataError
 from ace.evaluation.benchmarks.magicbrush import SETTINGS, read_sessions, unpack_hub_set
-from ace.evaluation.editing import Contestant, Scorers, evaluate_magicbrush
-from ace.evaluation.systems import edit_with_ace
+from ace.evaluation.editing import Scorers, evaluate_magicbrush
+from ace.evaluation.systems import Contestant, edit_with_ace
 
 from .random_encoders import picture, random_clip, random_dino, write_magicbrush
 

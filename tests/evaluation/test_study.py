@@ -13,9 +13,13 @@ import urllib.request
 from collections import Counter
 
 import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
 
 from ace.errors import ConfigError, DataError
-from ace.evaluation.study import Answered, Rating, Study, krippendorff_alpha, make_report
+from ace.evaluation.cases import RunCase, write_cases
+from ace.evaluation.study import Answered, Rating, Study, answers_of_runs, krippendorff_alpha, make_report
+from ace.evaluation.study_page import make_app
 
 from .random_encoders import picture
 
@@ -172,3 +176,35 @@ def test_ratings_that_cannot_be_read_stop_the_study(tmp_path):
     (tmp_path / "ratings.jsonl").write_text('{"rater": "x"}\n')
     with pytest.raises(DataError, match="holds a line that is no rating"):
         Study(make_answers(tmp_path), tmp_path)
+
+
+def test_runs_of_any_benchmark_are_rated_on_what_all_have_answered(tmp_path):
+    picture(0).save(tmp_path / "in.png")
+    Image.new("L", (64, 48), 255).save(tmp_path / "mask.png")
+    runs = [tmp_path / name for name in ("one", "other")]
+    for run in runs:
+        (run / "answers").mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({"name": run.name}))
+        cases = []
+        for number in range(3):
+            answer = run / "answers" / f"{number}.png"
+            picture(number).save(answer)
+            asked = f"make it {number}" if number < 2 else f"what only {run.name} was asked"
+            mask = tmp_path / "mask.png" if number == 1 else None
+            cases.append(RunCase(f"local/{number}", asked, (tmp_path / "in.png",), mask, answer))
+        write_cases(run, [*cases, RunCase("local/3", "make it 3", (), None, None)])
+    answers = answers_of_runs(runs, 10)
+    assert [(a.system, a.instruction) for a in answers] == [
+        (f"{name} ({name})", f"make it {n}") for n in (0, 1) for name in ("one", "other")
+    ]
+    client = TestClient(make_app(Study(answers, tmp_path / "study")))
+    pages = [client.get(f"/?rater=rater{n}").text for n in range(12)]
+    masked = next(page for page in pages if answers[2].key in page or answers[3].key in page)
+    assert "only the white part may change" in masked
+    assert client.get(f"/picture/{key_on(masked)}/mask").headers["content-type"] == "image/png"
+    plain = next(page for page in pages if answers[0].key in page or answers[1].key in page)
+    assert "white part" not in plain and client.get(f"/picture/{key_on(plain)}/mask").status_code == 404
+    with pytest.raises(ConfigError, match="two runs"):
+        answers_of_runs([runs[0], runs[0]], 10)
+    with pytest.raises(DataError, match="no finished run"):
+        answers_of_runs([runs[0], tmp_path], 10)

@@ -15,12 +15,19 @@ from PIL import Image
 from ace.data.sample import FAMILIES, TASKS
 from ace.data.world import SpriteLibrary, World
 from ace.data.world.sprites import SHIPPED_PACK
-from ace.errors import ConfigError, OutputError
-from ace.evaluation import evaluate_world
-from ace.evaluation.benchmarks.world import autoencoder_psnr, frozen_hashes, make_chunks, repeat_edits
+from ace.errors import ConditionError, ConfigError, DataError, OutputError
+from ace.evaluation import Contestant, evaluate_world, our_contestant
+from ace.evaluation.benchmarks.world import autoencoder_psnr, find_judges, frozen_hashes, make_chunks
+from ace.evaluation.cases import read_cases
+from ace.evaluation.facts import task_scores
+from ace.evaluation.folder import RunFolder
 from ace.evaluation.metrics import Interval
-from ace.evaluation.report import first_of_family, make_report
-from ace.evaluation.run import Answer, RunFolder, answer_seed, edited_input, run, sample_sha256
+from ace.evaluation.report import first_of_family
+from ace.evaluation.run import answer_seed, run
+from ace.evaluation.scores import Answer, edited_input, sample_sha256
+from ace.evaluation.summary import make_report
+from ace.evaluation.systems import edit_with_ace
+from ace.evaluation.turns import follow_things, repeat_edits
 from tests.random_models import random_pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +37,8 @@ FEW = (
     "repainting/inpainting",
     "multi_turn/chain",
 )
-SETTINGS = {"limit": 2, "batch": 2, "quiet": True, "num_inference_steps": 2, "tasks": FEW, "num_pictures": 3}
+SETTINGS = {"limit": 2, "batch": 2, "quiet": True, "tasks": FEW, "num_pictures": 3, "num_talks": 1}
+STEPS = 2
 PIPELINE = {"budget": 4}  # 32 x 32 px pictures
 NO_PSNR = Interval(0.0, 0.0, 0.0, 1)
 
@@ -49,12 +57,12 @@ def pipeline():
 def finished(pipeline, tmp_path_factory):
     """A finished run and its report, to be read only."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, evaluate_world(pipeline, folder, **SETTINGS)
+    return folder, evaluate_world(our_contestant(pipeline, STEPS), folder, **SETTINGS)
 
 
 def scored(world: World, folder: Path, system, tasks=FEW, limit: int = 2):
     chunks = make_chunks(tasks, limit, 3)
-    return run(chunks, lambda t, n: world.sample(n, t), system, RunFolder(folder, {}), 0, None, quiet=True)
+    return run(chunks, lambda t, n: world.sample(n, t), system, RunFolder(folder, {}), 0, None, quiet=True).rows
 
 
 def report_of(rows):
@@ -77,7 +85,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_true_answer_scores_zero_and_beats_copying_in_every_family(world, tmp_path):
-    rows = scored(world, tmp_path, lambda samples, seeds: [Answer(s.target) for s in samples], world.tasks, limit=1)
+    rows = scored(world, tmp_path, lambda asked: [Answer(one.sample.target) for one in asked], world.tasks, limit=1)
     assert all(row.model.l1 == 0 for row in rows)
     report = report_of(rows)
     assert {group.name for group in report.families} == set(FAMILIES)
@@ -85,7 +93,7 @@ def test_the_true_answer_scores_zero_and_beats_copying_in_every_family(world, tm
 
 
 def test_copying_scores_what_the_copy_baseline_scores_and_does_not_beat_it(world, tmp_path):
-    rows = scored(world, tmp_path, lambda samples, seeds: [Answer(edited_input(s)[0]) for s in samples])
+    rows = scored(world, tmp_path, lambda asked: [Answer(edited_input(one.sample)[0]) for one in asked])
     assert all(row.model == row.copy for row in rows)
     assert {group.verdict for group in report_of(rows).families} == {"no, within chance"}
 
@@ -95,8 +103,8 @@ def test_the_mean_colour_scores_what_the_baseline_scores(world, tmp_path):
         colour = np.asarray(picture, dtype=np.float64).mean(axis=(0, 1))
         return Image.new("RGB", picture.size, tuple(round(channel) for channel in colour))
 
-    def constant(samples, seeds):
-        return [Answer(mean_of(sample.target)) for sample in samples]
+    def constant(asked):
+        return [Answer(mean_of(one.sample.target)) for one in asked]
 
     assert all(row.model == row.mean_colour for row in scored(world, tmp_path, constant))
 
@@ -132,15 +140,15 @@ def test_a_masked_answer_is_the_input_outside_the_mask_and_the_models_own_drift_
 
 
 def test_a_change_outside_the_mask_is_counted(world, tmp_path):
-    def invert(samples, seeds):
-        return [Answer(Image.eval(edited_input(s)[0], lambda v: 255 - v)) for s in samples]
+    def invert(asked):
+        return [Answer(Image.eval(edited_input(one.sample)[0], lambda v: 255 - v)) for one in asked]
 
     rows = scored(world, tmp_path, invert, ("repainting/inpainting",))
     assert report_of(rows).drift.violations == 2
 
 
 def test_answers_of_another_size_are_scored_at_the_targets_size_and_counted(world, tmp_path):
-    rows = scored(world, tmp_path, lambda samples, seeds: [Answer(Image.new("RGB", (64, 64))) for _ in samples])
+    rows = scored(world, tmp_path, lambda asked: [Answer(Image.new("RGB", (64, 64))) for _ in asked])
     black = [float(np.asarray(world.sample(row.number, row.task).target).mean() / 255) for row in rows]
     assert [row.model.l1 for row in rows] == pytest.approx(black, abs=1e-6)
     assert report_of(rows).num_resized == len(rows)
@@ -215,7 +223,7 @@ def test_running_again_makes_nothing_and_changes_nothing(pipeline, finished):
     before, calls = files_in(folder), []
     hook = pipeline.transformer.register_forward_hook(lambda *_: calls.append(1))
     try:
-        again = evaluate_world(pipeline, folder, **SETTINGS)
+        again = evaluate_world(our_contestant(pipeline, STEPS), folder, **SETTINGS)
     finally:
         hook.remove()
     assert calls == [] and again == report and files_in(folder) == before
@@ -224,8 +232,8 @@ def test_running_again_makes_nothing_and_changes_nothing(pipeline, finished):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ace.evaluation import evaluate_world
-from tests.evaluation.test_world import PIPELINE, SETTINGS
+from ace.evaluation import evaluate_world, our_contestant
+from tests.evaluation.test_world import PIPELINE, SETTINGS, STEPS
 from tests.random_models import random_pipeline
 
 pipeline = random_pipeline(**PIPELINE)
@@ -237,7 +245,7 @@ def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 pipeline.transformer.register_forward_hook(die)
-evaluate_world(pipeline, Path(sys.argv[1]), **SETTINGS)
+evaluate_world(our_contestant(pipeline, STEPS), Path(sys.argv[1]), **SETTINGS)
 """
 
 
@@ -257,19 +265,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pipeline, finished, t
     calls = []
     hook = pipeline.transformer.register_forward_hook(lambda *_: calls.append(1))
     try:
-        evaluate_world(pipeline, folder, **SETTINGS)
+        evaluate_world(our_contestant(pipeline, STEPS), folder, **SETTINGS)
     finally:
         hook.remove()
-    assert len(calls) == 4  # two steps for each of the two chunks that were missing
+    assert len(calls) == 4 + 10  # two steps for each of the two chunks that were missing, and for five turns
     assert files_in(folder) == files_in(finished[0])
 
 
 def test_a_damaged_answer_is_made_again(world, tmp_path):
     asked = []
 
-    def system(samples, seeds):
-        asked.extend(sample.task for sample in samples)
-        return [Answer(sample.target) for sample in samples]
+    def system(requests):
+        asked.extend(one.sample.task for one in requests)
+        return [Answer(one.sample.target) for one in requests]
 
     before = scored(world, tmp_path, system, FEW[:2], 1)
     asked.clear()
@@ -283,20 +291,20 @@ def test_a_folder_never_mixes_two_runs(pipeline, finished):
     folder, _ = finished
     before = files_in(folder)
     with pytest.raises(ConfigError, match="another seed"):
-        evaluate_world(pipeline, folder, **{**SETTINGS, "seed": 1})
+        evaluate_world(our_contestant(pipeline, STEPS), folder, **{**SETTINGS, "seed": 1})
     with pytest.raises(ConfigError, match="another model_sha256"):
-        evaluate_world(random_pipeline(**PIPELINE, spell_quoted=True), folder, **SETTINGS)
+        evaluate_world(our_contestant(random_pipeline(**PIPELINE, spell_quoted=True), STEPS), folder, **SETTINGS)
     assert files_in(folder) == before
 
 
 def test_wrong_requests_are_refused_before_anything_is_made(pipeline, tmp_path):
     for wrong in ({"limit": 0}, {"batch": 0}, {"tasks": ()}, {"tasks": ("painting/oil",)}):
         with pytest.raises(ConfigError):
-            evaluate_world(pipeline, tmp_path / "run", **{**SETTINGS, **wrong})
+            evaluate_world(our_contestant(pipeline, STEPS), tmp_path / "run", **{**SETTINGS, **wrong})
     assert not (tmp_path / "run").exists()
     (tmp_path / "file").write_text("taken")
     with pytest.raises(OutputError, match="choose another folder"):
-        evaluate_world(pipeline, tmp_path / "file", **SETTINGS)
+        evaluate_world(our_contestant(pipeline, STEPS), tmp_path / "file", **SETTINGS)
 
 
 def test_broken_rows_are_told_and_not_overwritten(pipeline, finished, tmp_path):
@@ -304,7 +312,7 @@ def test_broken_rows_are_told_and_not_overwritten(pipeline, finished, tmp_path):
     settings.pop("format_version")
     RunFolder(tmp_path, settings).write("rows.jsonl", b'{"task": 1}\n')
     with pytest.raises(OutputError, match=r"rows\.jsonl cannot be read"):
-        evaluate_world(pipeline, tmp_path, **SETTINGS)
+        evaluate_world(our_contestant(pipeline, STEPS), tmp_path, **SETTINGS)
     assert (tmp_path / "rows.jsonl").read_bytes() == b'{"task": 1}\n'
 
 
@@ -318,7 +326,105 @@ def test_this_machine_draws_the_frozen_list():
 
 def test_the_same_edit_again_and_again_is_measured_turn_by_turn():
     world = World(64, "held_out", SpriteLibrary(SHIPPED_PACK))
-    found = repeat_edits(random_pipeline(), world, seed=0, count=2, turns=3)
+    found = repeat_edits(edit_with_ace(random_pipeline(), 2), world, seed=0, count=2, turns=3)
     assert len(found.target) == len(found.unchanged) == 3 and found.count == 2
     assert found.unchanged[2] > 0  # random weights keep nothing
-    assert found == repeat_edits(random_pipeline(), world, seed=0, count=2, turns=3)
+    assert found == repeat_edits(edit_with_ace(random_pipeline(), 2), world, seed=0, count=2, turns=3)
+
+
+def test_a_thing_that_is_kept_is_known_again_and_one_that_is_lost_is_not():
+    world = World(64, "held_out", SpriteLibrary(SHIPPED_PACK))
+
+    def keeps(units, seeds):
+        return [unit.history[-1].answer if unit.history else unit.current.images[0] for unit in units]
+
+    def wipes(units, seeds):
+        return [Image.new("RGB", (64, 64), "gray") for _ in units]
+
+    kept, lost = (follow_things(edit, world, seed=0, count=6, turns=3) for edit in (keeps, wipes))
+    assert kept.known == (1, 1, 1) and kept.from_first == (0, 0, 0)
+    assert max(kept.error) < 0.05 < min(lost.error)  # its soft edge shows a little of the old background
+    assert sum(lost.known) < 1.5
+    forgetful = follow_things(lambda u, s: [x.current.images[0] for x in u], world, 0, 2, 2, with_history=False)
+    assert forgetful.known == (1, 1) and not forgetful.with_history
+
+
+def test_the_conversation_is_given_with_the_systems_own_answers():
+    world, asked = World(64, "held_out", SpriteLibrary(SHIPPED_PACK)), []
+
+    def edit(units, seeds):
+        asked.extend(units)
+        return [Image.new("RGB", (64, 64), (10 * len(unit.history), 0, 0)) for unit in units]
+
+    follow_things(edit, world, seed=0, count=1, turns=3)
+    assert [len(unit.history) for unit in asked] == [0, 1, 2]
+    assert [turn.answer.getpixel((0, 0))[0] for turn in asked[-1].history] == [0, 10]
+    assert len(asked[0].current.images) == 1 and not asked[2].current.images
+
+
+# Any system
+
+
+def test_finished_pictures_are_scored_and_what_is_missing_is_told(world, tmp_path):
+    results, output = tmp_path / "finished", tmp_path / "run"
+    task = FEW[1]
+    (results / task).mkdir(parents=True)
+    world.sample(0, task).target.save(results / task / "00000.png")
+    (results / task / "00001.png").write_bytes(b"no picture")
+    mine = Contestant("mine", None, {})
+    given = {"results": results, "size_px": 32, "tasks": (task,), "quiet": True}
+    report = evaluate_world(mine, output, 3, **given)
+    assert (report.count, report.overall.l1.model.mean) == (1, 0) and len(report.missing) == 2
+    page = (output / "report.md").read_text()
+    assert "PARTIAL: 1 of 3 samples" in page and f"{task}/2" in page
+    assert report.autoencoder_psnr is None and report.repeated is None
+    Image.new("RGB", (20, 20)).save(results / task / "00002.jpg")  # of a wrong size
+    Image.new("RGB", (32, 32)).save(results / task / "00000.png")  # and another picture than before
+    report = evaluate_world(mine, output, 3, **given)
+    assert (report.count, report.num_resized) == (2, 1) and report.overall.l1.model.mean > 0
+    (results / task / "00000.png").unlink()
+    assert evaluate_world(mine, output, 3, **given).count == 1
+    world.sample(0, task).target.save(results / task / "00002.png")
+    with pytest.raises(DataError, match="occurs twice"):
+        evaluate_world(mine, output, 3, **given)
+
+
+def test_without_any_answer_the_inputs_are_there_to_be_answered(tmp_path):
+    (tmp_path / "empty").mkdir()
+    given = {"results": tmp_path / "empty", "size_px": 32, "tasks": FEW[2:3], "quiet": True}
+    with pytest.raises(DataError, match=r"first would be repainting/inpainting/00000\.png in empty"):
+        evaluate_world(Contestant("mine", None, {}), tmp_path / "run", 2, **given)
+    (case, _) = read_cases(tmp_path / "run")
+    assert case.item == "repainting/inpainting/0" and case.answer is None and case.mask is not None
+    assert all(path.is_file() for path in (*case.inputs, case.mask))
+
+
+def test_an_editor_that_takes_no_history_leaves_conversations_out(tmp_path):
+    def edit(units, seeds):
+        if any(unit.history for unit in units):
+            raise ConditionError("no history")
+        return [unit.current.images[0] if unit.current.images else Image.new("RGB", (32, 32)) for unit in units]
+
+    tasks = ("element_editing/object_add", "multi_turn/chain")
+    report = evaluate_world(
+        Contestant("copier", edit, {}), tmp_path, 2, size_px=64, tasks=tasks, quiet=True, num_talks=3
+    )
+    assert report.count == 2 and report.missing == ("multi_turn/chain/0", "multi_turn/chain/1")
+    assert report.identity.with_history is False and report.identity.known[0] == 1
+
+
+# Styles
+
+
+def test_the_style_that_was_asked_for_is_recognised_in_true_answers():
+    world, judges = World(64, "held_out", SpriteLibrary(SHIPPED_PACK)), find_judges()
+    found = []
+    for number in range(24):
+        sample = world.sample(number, "semantic_editing/style")
+        given = edited_input(sample)[0]
+        for answer in (sample.target, given):
+            facts = task_scores(sample, given, answer, np.ones((64, 64), bool), judges)
+            found.append((facts["style_right"], facts["style_right_true"]))
+    right, wrong = found[::2], found[1::2]
+    assert all(own == true for own, true in right) and np.mean(right) > 0.75
+    assert np.mean([own for own, _ in wrong]) < 0.3  # the input is in another style

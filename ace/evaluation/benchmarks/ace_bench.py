@@ -14,25 +14,25 @@ from pathlib import Path
 from ace.data.sample import TASKS, EditSample
 from ace.data.shards import from_row, read_shards
 from ace.errors import ConfigError, DataError
-from ace.evaluation.benchmarks.world import absent_metrics, answers_of, find_reader, run_settings
+from ace.evaluation.benchmarks.world import absent_metrics, check_answered, find_judges, run_settings
+from ace.evaluation.folder import RunFolder
 from ace.evaluation.lpips import load_lpips, weights_file
-from ace.evaluation.report import WorldReport, make_report, write_report
-from ace.evaluation.run import RunFolder, run
-from ace.inference import ACEPipeline
+from ace.evaluation.report import write_report
+from ace.evaluation.run import run, system_of
+from ace.evaluation.summary import WorldReport, make_report
+from ace.evaluation.systems import Contestant
 
 
 def evaluate_set(
-    pipeline: ACEPipeline,
+    contestant: Contestant,
     source: Path,
     output: Path,
     limit: int | None = None,
     seed: int = 0,
     quiet: bool = False,
     *,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
+    results: Path | None = None,
     tasks: Sequence[str] = TASKS,
-    model_name: str = "",
 ) -> WorldReport:
     """Answer and score the samples of a data set, one at a time; run again on the same folder, it goes on.
 
@@ -54,21 +54,22 @@ def evaluate_set(
     settings = {
         "benchmark": "ace-bench",
         "set": [file.sha256 for file in shards.manifest.shards] if shards.manifest else source.name,
-        **run_settings(pipeline, seed, 1, num_inference_steps, guidance_scale),
+        **run_settings(contestant, seed, 1),
     }
     folder = RunFolder(output, settings)
-    lpips = load_lpips() if weights_file() is not None else None
-    reader = find_reader()
+    lpips, judges = load_lpips() if weights_file() is not None else None, find_judges()
     chunks = [[(task, n)] for task in TASKS if task in places for n in range(len(places[task]))[:limit]]
-    system = answers_of(pipeline, num_inference_steps, guidance_scale)
-    rows = run(chunks, sample_of, system, folder, seed, lpips, reader, quiet)
+    system = system_of(contestant, results)
+    finished = run(chunks, sample_of, system, folder, seed, lpips, judges, quiet, results=results)
+    check_answered(finished, folder, results)
     report = make_report(
-        rows,
-        model_name=model_name,
+        finished.rows,
+        model_name=contestant.name,
         settings=settings,
         absent_tasks=tuple(task for task in tasks if task not in places),
-        absent_metrics=absent_metrics(lpips is not None, reader is not None),
+        absent_metrics=absent_metrics(lpips is not None, judges),
         autoencoder_psnr=None,
+        missing=finished.missing,
     )
-    write_report(report, rows, folder, sample_of)
+    write_report(report, finished.rows, folder, sample_of)
     return report

@@ -22,6 +22,7 @@ from ace.data.world.tasks.semantic import restyled, time_request
 TASK = "multi_turn/chain"
 MASKED_SHARE = 0.12
 BIGGER, SMALLER = 1.3, 0.75
+SMALL = 0.42
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,22 @@ def chain(chance: Chance) -> EditSample:
             return EditSample(LongContextConditionUnit(unit, tuple(turns)), following, TASK, {"turns": count})
         turns.append(Turn(unit, following))
         state, answer = step.state, following
+
+
+def edits_around(chance: Chance, count: int) -> tuple[Scene, list[Step]]:
+    """A scene of one sprite, and so many edits of everything but that sprite: things come and go, the background, the
+    time of day and words change. It is the first object of every scene and is never covered."""
+    scene, slots = chance.scene(1, vary=False)
+    x, y = chance.place(slots[0], SMALL, scene.background)
+    assert isinstance(scene.objects[0], SpriteObject)
+    scene = with_object(scene, 0, replace(scene.objects[0], x=x, y=y, size=SMALL))  # room for others
+    state, steps = State(scene, slots), []
+    while len(steps) < count:
+        step = _EDITS[chance.weighted(_AROUND)](chance, state)
+        if step is not None and step.state.scene.objects[:1] == scene.objects:
+            steps.append(step)
+            state = step.state
+    return scene, steps
 
 
 def _start(chance: Chance) -> tuple[State, str | None]:
@@ -286,4 +303,5 @@ _WEIGHTS: dict[str, float] = {
     "put back": 0.15,
     "resize": 0.1,
 }
+_AROUND: dict[str, float] = {"add": 0.25, "remove": 0.2, "background": 0.25, "time": 0.15, "text": 0.15}
 _HOMOGENEOUS = ("add", "replace", "background", "time")

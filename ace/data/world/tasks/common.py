@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from ace.conditions import ConditionUnit, LongContextConditionUnit
 from ace.data.sample import EditSample
 from ace.data.world.chance import Chance
-from ace.data.world.scene import Scene, SceneObject, corner, draw, object_alpha, patch
+from ace.data.world.scene import Scene, SceneObject, SpriteObject, corner, draw, object_alpha, patch
 
 MaskShape = Literal["box", "ellipse", "blob"]
 
@@ -35,6 +36,12 @@ def sample(
 def scene_edit(chance: Chance, task: str, instruction: str, before: Scene, after: Scene) -> EditSample:
     """An edit of a whole scene without a mask."""
     return sample(task, instruction, (picture(chance, before),), picture(chance, after))
+
+
+def in_style(made: EditSample, scene: Scene) -> EditSample:
+    """The sample, its provenance saying in which style or look the sprites of its answer are drawn."""
+    drawn = [item.style for item in scene.objects if isinstance(item, SpriteObject)]
+    return replace(made, provenance={**made.provenance, "style": scene.look or drawn[0]})
 
 
 def mask_around(

@@ -11,7 +11,7 @@ from ace.data.world.backgrounds import Background
 from ace.data.world.chance import COLOR_STYLES, DEFAULT_STYLE, SLOTS, Chance
 from ace.data.world.scene import LOOKS, Scene, SpriteObject, draw
 from ace.data.world.sprites import HELD_OUT_STYLE
-from ace.data.world.tasks.common import picture, sample
+from ace.data.world.tasks.common import in_style, picture, sample
 from ace.data.world.tasks.signals import SIGNAL_WORDS, signal_map
 
 WHITE = Background("plain", ("white",))
@@ -65,22 +65,22 @@ def style_reference(chance: Chance) -> EditSample:
         content, _ = chance.scene()
         reference, _ = chance.scene()
         images = picture(chance, content), picture(chance, replace(reference, look=look))
-        return sample(task, chance.say(task), images, picture(chance, replace(content, look=look)))
+        after = replace(content, look=look)
+        return in_style(sample(task, chance.say(task), images, picture(chance, after)), after)
     style = HELD_OUT_STYLE if chance.held_out_style else chance.choice(COLOR_STYLES)
     reference, _ = chance.scene(style=style)
     if chance.chance(0.35):
         scene, slots = chance.scene(made=True, style=style)
         words = chance.say(f"{task}#caption", caption=chance.caption(scene, slots))
-        return sample(task, words, (picture(chance, reference),), picture(chance, scene))
+        return in_style(sample(task, words, (picture(chance, reference),), picture(chance, scene)), scene)
     after, _ = chance.scene(style=style)
     slugs = [o.slug for o in after.objects]
     other = chance.choice([s for s in COLOR_STYLES if s != style])
     if not all(other in chance.library.styles_of(slug) for slug in slugs):
         other = chance.other_style(style, slugs) or style
     content = replace(after, objects=tuple(replace(o, style=other) for o in after.objects))
-    return sample(
-        task, chance.say(task), (picture(chance, content), picture(chance, reference)), picture(chance, after)
-    )
+    images = picture(chance, content), picture(chance, reference)
+    return in_style(sample(task, chance.say(task), images, picture(chance, after)), after)
 
 
 def face_reference(chance: Chance) -> EditSample:

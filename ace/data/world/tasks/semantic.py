@@ -11,7 +11,7 @@ from ace.data.world.instructions import FACE_OLD_WORDS, FACE_WORDS, LOOK_WORDS, 
 from ace.data.world.puppet import POSE_REQUESTS, POSES
 from ace.data.world.scene import LOOKS, Camera, PuppetObject, Scene, SpriteObject
 from ace.data.world.sprites import STYLE_NAMES
-from ace.data.world.tasks.common import changed_box, picture, sample, scene_edit
+from ace.data.world.tasks.common import changed_box, in_style, picture, sample, scene_edit
 
 ZOOM = 1.5
 SHIFT = 0.2  # of the side
@@ -22,7 +22,7 @@ def style(chance: Chance) -> EditSample:
     task = "semantic_editing/style"
     before, _ = chance.scene()
     after, words = restyled(chance, before)
-    return scene_edit(chance, task, chance.say(task, style=words), before, after)
+    return in_style(scene_edit(chance, task, chance.say(task, style=words), before, after), after)
 
 
 def restyled(chance: Chance, scene: Scene) -> tuple[Scene, str]:

@@ -1,0 +1,114 @@
+"""Who is measured by `ace eval`, and with which encoders: the options that its verbs share, and what they stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from ace.cli.terminal import complain, load
+from ace.errors import ConfigError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from ace.evaluation.editing import Scorers
+    from ace.evaluation.systems import Contestant
+
+T = TypeVar("T")
+
+Report = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.", show_default=False)
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first so many.", show_default=False)]
+RunSeed = Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")]
+OnlyTasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        "--results", metavar="FOLDER", help="Score these finished pictures; nothing is made.", show_default=False
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="Measure a server that speaks the OpenAI images API; --model is its name there, $OPENAI_API_KEY its key.",
+        show_default=False,
+    ),
+]
+Diffusers = Annotated[
+    str | None,
+    typer.Option(
+        "--diffusers", metavar="NAME|FOLDER", help="Measure an editing pipeline of diffusers.", show_default=False
+    ),
+]
+Clip = Annotated[
+    str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights in transformers' format; none = leave out.")
+]
+Dino = Annotated[
+    str, typer.Option("--dino", metavar="NAME|FOLDER", help="DINO weights in transformers' format; none = leave out.")
+]
+
+
+def contestant(
+    results: Path | None,
+    endpoint: str | None,
+    diffusers: str | None,
+    model: str | None,
+    device: str,
+    steps: int | None,
+    guidance: float | None,
+) -> Contestant:
+    """What is measured: finished pictures, an endpoint, a diffusers pipeline, or a model of ours."""
+    from ace.evaluation import systems
+
+    if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
+        raise ConfigError("--results, --endpoint and --diffusers are three ways to say what is measured: give one")
+    if results is not None:
+        return systems.Contestant(results.parent.name if results.is_file() else results.name, None, {})
+    if endpoint is not None:
+        if model is None:
+            raise ConfigError("--endpoint needs --model: the model's name at that server")
+        edit = systems.edit_over_http(endpoint, model, os.environ.get("OPENAI_API_KEY") or "none")
+        return systems.Contestant(model, edit, {"endpoint": endpoint})
+    if diffusers is not None:
+        from diffusers import DiffusionPipeline
+
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+        return systems.Contestant(
+            Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps, guidance), settings
+        )
+    from ace.inference.sources import find_model
+
+    files = find_model(model)
+    return systems.our_contestant(load(files, device), steps, guidance, files.name)
+
+
+def scorers(clip: str, dino: str, device: str) -> Scorers:
+    """The encoders asked for; one that is missing is absent from the report, and said so."""
+    from ace.evaluation.editing import Scorers
+    from ace.evaluation.encoders import load_clip, load_dino
+
+    place = "cpu" if device == "auto" else device
+    images_and_words, images = encoder(load_clip, clip, place), encoder(load_dino, dino, place)
+    names = [name for name, found in ((clip, images_and_words), (dino, images)) if found is not None]
+    return Scorers(images_and_words, images, tuple(Path(n).name if Path(n).is_dir() else n for n in names))
+
+
+def encoder(loader: Callable[[str, str], T], weights: str, place: str) -> T | None:
+    """An encoder; None if it was not asked for, or is not there, which is said."""
+    try:
+        return None if weights == "none" else loader(weights, place)
+    except MissingDependencyError as error:
+        complain(f"{error}; its scores will be absent")
+        return None
