@@ -3,7 +3,7 @@
 `Segmenter.find_objects` asks it about a grid of points and keeps what it is sure of, once each;
 `Segmenter.mask_at` asks about one place. The last picture's features are kept, they are most of the work.
 
-Not here: names of objects.
+Not here: names of objects (`naming.py`).
 """
 
 from __future__ import annotations

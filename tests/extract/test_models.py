@@ -7,8 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ace.data.tasks.writing import FONTS
 from ace.errors import CheckpointError, ConfigError, ImageError, MissingDependencyError
-from ace.extract import SIGNALS, draw_signal
+from ace.extract import SIGNALS, draw_signal, naming
 from ace.extract.exact import canny, gray, mosaic
+from ace.extract.naming import Namer
 from ace.extract.text import TextReader, same_text
 from tests.extract.photographs import needs, overlap, photograph
 
@@ -214,3 +215,26 @@ def test_a_depth_model_of_transformers_is_used_like_fastdepth(tmp_path):
     assert near.shape == photograph("chelsea", 100).shape[:2] and near.min() == 0 and near.max() == 1
     with pytest.raises(MissingDependencyError, match="hf download"):
         HubDepth("nobody/nothing")
+
+
+@needs("efficientnet-lite2")
+@pytest.mark.parametrize(("name", "word"), [("chelsea", "cat"), ("coffee", "cup of coffee")])
+def test_things_are_called_by_everyday_words(name, word):
+    image = photograph(name)
+    assert Namer().name(image, np.ones(image.shape[:2], bool)) == word
+
+
+@needs("efficientnet-lite2")
+def test_what_is_no_thing_gets_no_name():
+    image = photograph("coffee")
+    corner = np.zeros(image.shape[:2], bool)
+    corner[:40, :40] = True  # wood of the table
+    assert Namer().name(image, corner) is None
+    assert Namer().name(np.full((64, 64, 3), 90, np.uint8), np.ones((64, 64), bool)) is None
+
+
+def test_every_word_belongs_to_classes_that_exist_and_no_class_has_two():
+    table, known = naming._table(), naming.words()
+    assert len(known) > 250 and set(table[table >= 0]) == set(range(len(known)))
+    covered = sorted(number for first_last, _ in naming._lines() for number in range(first_last[0], first_last[1] + 1))
+    assert len(covered) == len(set(covered)) and covered[-1] < 1000

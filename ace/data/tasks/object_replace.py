@@ -15,7 +15,7 @@ from ace.data.sample import EditSample
 from ace.data.tasks.common import GLOBAL, REGIONAL, finish, pixels, say, within
 from ace.data.tasks.describe import COLORS, name_color, name_place_of
 from ace.data.tasks.source import Rejected, Source
-from ace.data.tasks.things import candidates, remove_one
+from ace.data.tasks.things import candidates, color_and_name, remove_one
 from ace.data.tasks.tools import Tools
 
 TASK = "element_editing/object_replace"
@@ -84,8 +84,7 @@ def _from_another(image: np.ndarray, source: Source, dice: Random, tools: Tools)
     )
     mask = removal.hole.copy()
     mask[py : py + size[1], px : px + size[0]] |= alpha[..., 0] > 0
-    color = name_color(other, thing.mask)
-    new = f"{color + ' ' if color else ''}object from another picture"
+    new = f"{color_and_name(other, thing.mask, tools)} from another picture"
     return target, mask, {"old": removal.words, "new": new}, f"SAM 2, {tools.filler.name}"
 
 
@@ -99,7 +98,12 @@ def _dyed(image: np.ndarray, dice: Random, tools: Tools) -> Made | Rejected:
     new = dice.choice([dye for dye in DYES if dye != old])
     target = within(thing.mask, dye(image, COLORS[new]), image)
     place = name_place_of(thing.mask)
-    return target, thing.mask, {"old": f"{old} object {place}", "new": f"{new} one"}, "SAM 2, dyed"
+    return (
+        target,
+        thing.mask,
+        {"old": f"{old} {tools.word(image, thing.mask)} {place}", "new": f"{new} one"},
+        "SAM 2, dyed",
+    )
 
 
 def dye(image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:

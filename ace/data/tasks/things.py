@@ -1,8 +1,8 @@
 """Objects that can be taken out of a picture: chosen by area and box, removed by filling, and checked for leftovers
 (B.5.2). Used by object removal, addition and replacement, and by layer editing.
 
-The paper names objects with RAM; no package carries it, so an object is called by its colour and place ("the red object
-on the left"), which is true by construction.
+The paper names objects with RAM; no package carries it, so an object is called by its colour, by what a classifier is
+sure that it is, and by its place ("the brown dog on the left"); one that it cannot name is an "object".
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import numpy as np
 
 from ace.data.tasks.describe import name_color, name_place_of
 from ace.data.tasks.source import Rejected
-from ace.data.tasks.tools import Tools
+from ace.data.tasks.tools import PERSON, UNNAMED, Tools
 from ace.extract.faces import Face
 from ace.extract.objects import Object
-from ace.extract.weights import is_there
 
 SMALLEST, LARGEST = 0.01, 0.3  # share of the picture
 LEAST_FILL = 0.35  # share of its box: less is a tangle or a frame
@@ -26,13 +25,14 @@ LEAST_SOLID = 0.65  # share of its convex outline: less is a rim or what somethi
 MOST_BORDER = 0.04  # share of the picture's border that it may lie on
 MOST_LEFT = 0.5  # overlap with the object above which what was filled in counts as the object again
 MOST_SEAM = 1.6  # step across the filled border, in steps that the picture itself has there
+MOST_ALIKE = 0.5  # of the certainty of its name that may be left after a removal
 LEAST_CHANGE = 8.0  # mean difference, of 255, below which nothing was removed
 
 
 @dataclass(frozen=True)
 class Removal:
-    """object: what was taken out. hole: (H, W) bool, it and a margin. without: (H, W, 3) uint8, filled. words: its
-    name, such as "red object on the left"."""
+    """object: what was taken out. hole: (H, W) bool, it and a margin. without: (H, W, 3) uint8, filled. words: what it
+    is called, such as "red cup on the left"."""
 
     object: Object
     hole: np.ndarray
@@ -46,7 +46,7 @@ def candidates(image: np.ndarray, tools: Tools, smallest: float = SMALLEST, larg
     Left out are rims and remnants (a small share of their convex outline), parts that lie inside another object, and
     pieces of a face."""
     found = tools.objects(image)
-    faces = tools.faces(image) if all(map(is_there, ("mtcnn-p", "mtcnn-r", "mtcnn-o"))) else []
+    faces = tools.faces(image)
     return [
         thing
         for thing in found
@@ -94,13 +94,19 @@ def remove_one(
     reason = find_artifact(image, without, thing.mask, hole, tools)
     if reason:
         return Rejected(reason)
-    return Removal(thing, hole, without, describe(image, thing.mask))
+    return Removal(thing, hole, without, describe(image, thing.mask, tools))
 
 
-def describe(image: np.ndarray, mask: np.ndarray) -> str:
-    """An object's colour, if it has one, and place: "red object on the left"."""
-    color = name_color(image, mask)
-    return f"{color + ' ' if color else ''}object {name_place_of(mask)}"
+def describe(image: np.ndarray, mask: np.ndarray, tools: Tools) -> str:
+    """An object's colour, if it has one, name and place: "red cup on the left"."""
+    return f"{color_and_name(image, mask, tools)} {name_place_of(mask)}"
+
+
+def color_and_name(image: np.ndarray, mask: np.ndarray, tools: Tools) -> str:
+    """An object's colour, if it has one and is no person, and name: "red cup", "object"."""
+    word = tools.word(image, mask)
+    color = None if word == PERSON else name_color(image, mask)
+    return f"{color} {word}" if color else word
 
 
 def widen(mask: np.ndarray) -> np.ndarray:
@@ -115,7 +121,8 @@ def find_artifact(
 ) -> str | None:
     """Why a removal is no good, None if it is: too little changed, a visible seam, or the object still there.
 
-    The last is asked of the segmenter: at the middle of where the object was it must not find the object's outline."""
+    The last is asked of the segmenter, which must not find the object's outline at the middle of where it was, and of
+    the namer, which must not be nearly as sure as before that the object's name is there."""
     if np.abs(without[mask].astype(np.int16) - image[mask]).mean() < LEAST_CHANGE:
         return "hardly anything was removed"
     if seam(without, hole) > MOST_SEAM:
@@ -124,7 +131,13 @@ def find_artifact(
     y, x = np.unravel_index(int(distance.argmax()), mask.shape)
     again = tools.segmenter.mask_at(without, [(float(x), float(y))]).mask
     overlap = (again & mask).sum() / max((again | mask).sum(), 1)
-    return "something of the same outline came back" if overlap > MOST_LEFT else None
+    if overlap > MOST_LEFT:
+        return "something of the same outline came back"
+    word = tools.word(image, mask)
+    if word in (PERSON, UNNAMED):
+        return None
+    before, after = (tools.namer.certainty(picture, mask, word) for picture in (image, without))
+    return "something of the same name came back" if after > MOST_ALIKE * before else None
 
 
 def seam(image: np.ndarray, hole: np.ndarray) -> float:

@@ -18,11 +18,14 @@ from ace.extract.weights import is_there
 if TYPE_CHECKING:
     from ace.data.tasks.generators import Generators
     from ace.extract.faces import Face, FaceEmbedder, FaceFinder, FaceMesh
+    from ace.extract.naming import Namer
     from ace.extract.objects import Object, Segmenter
     from ace.extract.people import Person, PoseFinder
     from ace.extract.text import TextReader
 
 REMEMBERED = 16  # pictures whose objects, edges, depth, … are kept
+PERSON, UNNAMED = "person", "object"  # words for what the namer does not know
+NOSE = 0  # of a person's keypoints
 FACE_SIMILARITY = (0.8, 0.9)  # between two pictures of one person (B.4.1): alike, but not the same picture
 
 
@@ -76,12 +79,18 @@ class Tools:
         return self._once("depth", image, lambda: self._depth(image))
 
     def person(self, image: np.ndarray) -> Person | None:
-        """The person of a picture."""
-        return self._once("person", image, lambda: self._pose.find(image))
+        """The person of a picture, whose face is seen: the pose net alone takes animals and towers for people."""
+        return self._once("person", image, lambda: self._person_with_face(image))
 
     def faces(self, image: np.ndarray) -> list[Face]:
         """The faces of a picture, largest first."""
         return self._once("faces", image, lambda: self._face_finder.find(image))
+
+    def word(self, image: np.ndarray, mask: np.ndarray) -> str:
+        """What is under a mask (H, W) bool: "person" where a face is, a thing's name, "object" if none is certain."""
+        if any(mask[round(y), round(x)] for x, y in (_middle(face, mask.shape) for face in self.faces(image))):
+            return PERSON
+        return self.namer.name(image, mask) or UNNAMED
 
     def face_mesh(self, image: np.ndarray, face: Face) -> np.ndarray | None:
         """468 points of a face, (468, 2) px."""
@@ -101,6 +110,13 @@ class Tools:
         from ace.extract.objects import Segmenter
 
         return Segmenter()
+
+    @cached_property
+    def namer(self) -> Namer:
+        """EfficientNet-Lite2."""
+        from ace.extract.naming import Namer
+
+        return Namer()
 
     @cached_property
     def reader(self) -> TextReader:
@@ -165,6 +181,14 @@ class Tools:
 
         return FaceMesh()
 
+    def _person_with_face(self, image: np.ndarray) -> Person | None:
+        person = self._pose.find(image)
+        if person is None:
+            return None
+        x, y = person.keypoints[NOSE]
+        boxes = (face.box for face in self.faces(image))
+        return person if any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes) else None
+
     def _once(self, what: str, image: np.ndarray, find: Callable[[], Any]) -> Any:
         key = hash((image.shape, image.tobytes()))
         known = self._known.setdefault(what, OrderedDict())
@@ -176,9 +200,16 @@ class Tools:
         return known[key]
 
 
+def _middle(face: Face, shape: tuple[int, ...]) -> tuple[float, float]:
+    """The middle of a face, x and y in px, inside a picture of this shape."""
+    left, top, right, bottom = face.box
+    return min(max((left + right) / 2, 0), shape[1] - 1), min(max((top + bottom) / 2, 0), shape[0] - 1)
+
+
 _SAM2 = ("sam2-encoder", "sam2-decoder")
 _MTCNN = ("mtcnn-p", "mtcnn-r", "mtcnn-o")
-_POSE = ("pose-detector", "pose-landmarks")
+_POSE = ("pose-detector", "pose-landmarks", *_MTCNN)
+_OBJECTS = (*_SAM2, *_MTCNN, "efficientnet-lite2", "migan")
 _NEEDED: dict[str, tuple[str, ...]] = {
     "low_level_analysis/segmentation": _SAM2,
     "low_level_analysis/depth": ("fastdepth",),
@@ -190,12 +221,12 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "semantic_editing/background": _POSE,
     "semantic_editing/pose": (*_POSE, "migan"),
     "element_editing/text_remove": ("migan",),
-    "element_editing/object_add": (*_SAM2, "migan"),
-    "element_editing/object_remove": (*_SAM2, "migan"),
-    "element_editing/object_replace": (*_SAM2, "migan"),
-    "layer_editing/decouple": (*_SAM2, "migan"),
-    "layer_editing/fusion": (*_SAM2, "migan"),
-    "reference_generation/multi_condition": (*_SAM2, "hed", "fastdepth"),
+    "element_editing/object_add": _OBJECTS,
+    "element_editing/object_remove": _OBJECTS,
+    "element_editing/object_replace": _OBJECTS,
+    "layer_editing/decouple": _OBJECTS,
+    "layer_editing/fusion": _OBJECTS,
+    "reference_generation/multi_condition": (*_SAM2, "hed", "fastdepth", *_POSE),
     "reference_generation/face_reference": (*_MTCNN, "face-mesh"),
 }
 

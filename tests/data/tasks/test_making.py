@@ -10,7 +10,8 @@ from ace.data.tasks.common import say
 from ace.data.tasks.describe import name_color, name_place_of
 from ace.data.tasks.stylers import STYLERS
 from ace.data.tasks.things import is_part, seam, solidity
-from tests.extract.photographs import photograph
+from ace.data.tasks.tools import Tools
+from tests.extract.photographs import needs, photograph
 
 
 def test_only_templates_with_exactly_these_slots_are_used():
@@ -108,3 +109,17 @@ def test_an_instruction_editor_of_diffusers_makes_the_styled_side(tmp_path):
     sample = style.make(source, Random(0), tools)
     assert isinstance(sample, EditSample) and sample.provenance["made_by"] == "instruction editor"
     assert check(sample, tools) is None
+
+
+POSE_AND_NAMES = ("pose-detector", "pose-landmarks", "mtcnn-p", "mtcnn-r", "mtcnn-o", "efficientnet-lite2")
+
+
+@needs(*POSE_AND_NAMES)
+def test_an_animal_is_no_person_and_is_called_by_its_name():
+    tools = Tools()
+    assert tools.person(photograph("astronaut")) is not None
+    assert tools.person(photograph("chelsea")) is None
+    cat = photograph("chelsea")
+    assert tools.word(cat, np.ones(cat.shape[:2], bool)) == "cat"
+    astronaut = photograph("astronaut")
+    assert tools.word(astronaut, np.ones(astronaut.shape[:2], bool)) == "person"
