@@ -58,6 +58,25 @@ def extractors():
 
         return FaceFinder().find
 
+    def face_mesh():
+        from ace.extract.faces import FaceFinder, FaceMesh
+
+        face, mesh = FaceFinder().find(data.astronaut())[0], FaceMesh()
+        return lambda image: mesh.points(image, face)
+
+    def names():
+        from ace.extract.naming import Namer
+
+        name = Namer().name
+        return lambda image: name(image, MASK)
+
+    def sketches():
+        from ace.extract import sketch
+        from ace.extract.hed import SoftEdges
+
+        edges = SoftEdges()(data.astronaut())
+        return lambda image: [draw(edges) for draw in (sketch.draw_doodle, sketch.draw_contour, sketch.draw_scribble)]
+
     def ocr():
         from ace.extract.text import TextReader
 
@@ -76,6 +95,9 @@ def extractors():
         "FastDepth": fastdepth,
         "BlazePose": blazepose,
         "MTCNN": mtcnn,
+        "face mesh": face_mesh,
+        "names": names,
+        "3 sketches": sketches,
         "PP-OCRv6": ocr,
         "MI-GAN": migan,
         "HED": hed,
