@@ -161,7 +161,7 @@ def test_a_damaged_table_is_rejected_and_the_others_are_used(tmp_path):
 def test_a_line_of_captions_that_says_nothing_is_rejected(tmp_path):
     source = a_folder_with_metadata(tmp_path)
     with (tmp_path / "metadata.jsonl").open("ab") as file:
-        file.write(b'\nnot json\n{"text": "whose?"}\n{"file_name": "deep/cat.png", "text": "caf\xe9"}')
+        file.write(b'\nnot json\n{"text": "whose?"}\n{"file_name": "deep/cat.png", "text": "r\xe9sum\xe9"}')
     pointers = list_pictures(source)
     assert [p.name for p in pointers if p.part] == ["metadata.jsonl#line 4", "metadata.jsonl#line 5"]
     count, dropped = outcome(source, tmp_path.parent / f"{tmp_path.name}-set")
