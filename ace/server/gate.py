@@ -4,6 +4,9 @@ In this order: is it meant for this server (on loopback without keys any web pag
 `Host` or `Origin` is refused), does it show a key, is it too large (by its header, and again as it arrives), does it
 arrive in time, and is there memory for it. Everything that passes has an id and a client in `scope["state"]`.
 
+A refusal may be ready before the request has arrived whole. Then the connection is not closed at once, which would
+reset it and could lose the answer: the rest is read and thrown away first, for a moment.
+
 A plain ASGI middleware: the framework's own read the body first.
 """
 
@@ -33,6 +36,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health", "/ready", "/docs", "/redoc", "/openapi.json")
 OPEN_BELOW = "/files/"
 _RECEIVING_BYTES = 512 * 2**20  # of all requests that are being read at once
+_LINGER_S = 2.0  # for the rest of a request that has been answered already
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -73,9 +77,13 @@ class Gate:
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
+            elif status >= 400 and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await body.discard()
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        body = _Body(receive, self, scope["path"])
+        body = _Body(receive, self)
         try:
             client = self._check(scope["path"], headers)
             scope.setdefault("state", {}).update(client=client, request_id=request_id)
@@ -121,7 +129,7 @@ class Gate:
 class _Body:
     """A request's body as it arrives, counted and timed."""
 
-    def __init__(self, receive: Receive, gate: Gate, path: str) -> None:
+    def __init__(self, receive: Receive, gate: Gate) -> None:
         self._receive, self._gate = receive, gate
         self._until = time.monotonic() + gate.settings.upload_timeout_s
         self._complete = False
@@ -144,6 +152,13 @@ class _Body:
             self._complete = not message.get("more_body", False)
         return message
 
+    async def discard(self) -> None:
+        """Read what is still to come and forget it, for `_LINGER_S` at most."""
+        with anyio.move_on_after(_LINGER_S):
+            while not self._complete:
+                message = await self._receive()
+                self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+
 
 def _name_of(host: str) -> str:
     """The name in a Host header, without its port."""
@@ -156,7 +171,8 @@ def _name_of(host: str) -> str:
 async def _refuse(send: Send, refused: Refused) -> None:
     kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
     error = {"message": refused.detail, "type": kind, "param": None, "code": refused.code}
-    named = {"content-type": "application/json", **(refused.headers or {})}
+    body = json.dumps({"error": error}).encode()
+    named = {"content-type": "application/json", "content-length": str(len(body)), **(refused.headers or {})}
     headers = [(name.encode(), value.encode()) for name, value in named.items()]
     await send({"type": "http.response.start", "status": refused.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
+    await send({"type": "http.response.body", "body": body})

@@ -127,6 +127,19 @@ def test_on_loopback_other_web_pages_and_names_are_refused(keyless):
         assert http.get("/v1/models", headers={"host": "localhost:8000"}).status_code == 200
 
 
+def test_a_refusal_reaches_who_is_still_sending(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    lines = ("POST /v1/images/generations HTTP/1.1", "Host: a", "Authorization: Bearer wrong", "Content-Length: 100000")
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
+        connection.sendall("\r\n".join((*lines, "", "")).encode())
+        first = connection.recv(1)  # the answer is there before the body is
+        for _ in range(10):
+            connection.sendall(bytes(10_000))
+        answer = first + b"".join(iter(lambda: connection.recv(65536), b""))
+    assert b" 401 " in answer.splitlines()[0]
+    assert b"invalid_api_key" in answer
+
+
 # Uploads
 
 
