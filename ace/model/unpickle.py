@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ace.errors import CheckpointError, ShapeError
 
-WRAPPERS = ("state_dict", "model", "module")
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "params")
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NUMBER_TYPES = {
     torch.float64: "F64",
