@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,34 @@ Clip = Annotated[
 Dino = Annotated[
     str, typer.Option("--dino", metavar="NAME|FOLDER", help="DINO weights in transformers' format; none = leave out.")
 ]
+FaceWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--face-weights", metavar="FILE", help="ArcFace-class ONNX file; there is no default.", show_default=False
+    ),
+]
+AcceptNoncommercial = Annotated[
+    bool, typer.Option("--accept-noncommercial", help="Use weights that allow non-commercial use only.")
+]
+NONCOMMERCIAL_FACES = {  # SHA-256 of embeddings whose weights are for non-commercial research only
+    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": "w600k_mbf (InsightFace buffalo_s)",
+}
+
+
+def allowed_faces(file: Path, accept: bool) -> Path:
+    """The file of a face embedding. Raises ConfigError if it is not there, or is for non-commercial use and nobody said
+    that this is."""
+    if not file.is_file():
+        raise ConfigError(f"no file {file}: name an ArcFace ONNX file with --face-weights")
+    known = noncommercial(file)
+    if known and not accept:
+        raise ConfigError(f"{known} is for non-commercial use: add --accept-noncommercial if yours is")
+    return file
+
+
+def noncommercial(file: Path) -> str | None:
+    """What a face embedding is called that is known to be for non-commercial use; None for any other."""
+    return NONCOMMERCIAL_FACES.get(hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def contestant(

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ace.cli.contestants import (
+    AcceptNoncommercial,
     Clip,
     Diffusers,
     Dino,
     Endpoint,
+    FaceWeights,
     Limit,
     OnlyTasks,
     Report,
     Results,
     RunSeed,
+    allowed_faces,
     contestant,
     encoder,
+    noncommercial,
     scorers,
 )
 from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers, tasks_named
 from ace.cli.terminal import Output, Verbs, short
-from ace.errors import ConfigError, MissingDependencyError
+from ace.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from ace.evaluation import WorldReport
@@ -277,11 +281,19 @@ def ice_bench(
     data: Annotated[
         Path, typer.Argument(metavar="DATA", help="The benchmark's data.jsonl; pictures beside it.", show_default=False)
     ],
-    results: Annotated[
-        Path,
-        typer.Option("--results", metavar="FILE", help="gen_info.json: picture by ItemID.", show_default=False),
-    ],
     folder: Report,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            metavar="FILE",
+            help="gen_info.json: finished pictures by ItemID; nothing is made.",
+            show_default=False,
+        ),
+    ] = None,
+    endpoint: Endpoint = None,
+    diffusers: Diffusers = None,
+    limit: Limit = None,
     raw: Annotated[
         Path | None,
         typer.Option(
@@ -295,63 +307,74 @@ def ice_bench(
         ),
     ] = None,
     judge_model: Annotated[str, typer.Option("--judge-model", help="Its name there.")] = "Qwen2.5-VL-72B-Instruct",
+    judge_language: Annotated[str, typer.Option("--judge-language", help="Of its question: en or zh.")] = "en",
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            metavar="FOLDER",
+            help="The benchmark's unpacked models: aesthetic, MUSIQ, CSD, depth; those that are there.",
+            show_default=False,
+        ),
+    ] = None,
+    face_weights: FaceWeights = None,
+    accept: AcceptNoncommercial = False,
     clip: Annotated[str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights; none = leave out.")] = (
         "openai/clip-vit-large-patch14-336"
     ),
     dinov2: Annotated[
         str, typer.Option("--dinov2", metavar="NAME|FOLDER", help="DINOv2 weights; none = leave out.")
     ] = "facebook/dinov2-giant",
+    seed: RunSeed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    model: Model = None,
+    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """ICE-Bench: score finished pictures on its 31 tasks.
+    """ICE-Bench: answer and score its 31 tasks, or score finished pictures.
 
     \b
-    ace eval ice-bench ICE-Bench/data.jsonl --results mine/gen_info.json -o runs/ice
+    ace eval ice-bench ICE-Bench/data.jsonl --model ace-0.6b-512 --models ICE-Bench/models -o runs/ice
     ace eval ice-bench ICE-Bench/data.jsonl --results mine/gen_info.json --raw mine/eval_result.txt -o runs/ice
     """
-    import json
+    check_numbers(steps, guidance)
+    weights = None if face_weights is None else allowed_faces(face_weights, accept)
+    from dataclasses import replace
 
-    from ace.errors import DataError
-    from ace.evaluation.benchmarks.ice_bench import make_table, read_items, read_raw, score_items, write_raw
+    from ace.evaluation.benchmarks.ice_bench import read_items, read_raw
+    from ace.evaluation.benchmarks.ice_metrics import load_networks
     from ace.evaluation.encoders import load_clip, load_dinov2
+    from ace.evaluation.folder import keep_settings
+    from ace.evaluation.ice import make_answers, read_gen_info, score_items, write_results
     from ace.evaluation.judge import Judge
-    from ace.evaluation.tables import write_tables
+    from ace.evaluation.run import progress
 
-    items = read_items(data)
-    try:
-        named = json.loads(results.read_bytes())
-        made = {key: results.parent / path for key, path in named.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{results.name} is not a gen_info.json: {error}") from error
-    more = None if raw is None else read_raw(raw)
-    asked = None if judge is None else Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY") or "none")
-    output = Output(quiet=quiet)
-    with output.progress("scoring") as tell:
-        done = iter(range(1, len(items) + 1))
-        scores = score_items(
-            items,
-            made,
-            encoder(load_clip, clip, "cpu"),
-            encoder(load_dinov2, dinov2, "cpu"),
-            None
-            if asked is None
-            else lambda item, path: asked.ask(item.instruction, item.source or path, path, item.mask, item.reference),
-            more,
-            lambda count: tell(next(done), len(items)),
-        )
+    items = read_items(data)[:limit]
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     folder.mkdir(parents=True, exist_ok=True)
-    write_raw(folder / "eval_result.txt", items, scores)
-    table = make_table(results.parent.name, items, scores)
+    keep_settings(folder, {"benchmark": "ice-bench", "name": measured.name, "seed": seed, **measured.settings})
+    if results is not None:
+        made = read_gen_info(results)
+    else:
+        assert measured.edit is not None
+        with progress("answering", len(items), quiet) as advance:
+            made = make_answers(items, measured.edit, folder, seed, advance)
+    networks, absent = load_networks(models, weights)
+    networks = replace(networks, clip=encoder(load_clip, clip, "cpu"), dino=encoder(load_dinov2, dinov2, "cpu"))
+    asked = None
+    if judge is not None:
+        asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY") or "none", language=judge_language)
+    used = [*networks.names, *([f"judge {judge_model} in {judge_language}"] if asked else [])]
+    named = f"{', '.join(used)}; clip {clip}, dinov2 {dinov2}"
+    with progress("scoring", len(items), quiet) as advance:
+        more = None if raw is None else read_raw(raw)
+        scores = score_items(items, made, networks, asked, more, folder / "scored.jsonl", named, advance)
+    notes = [f"Measured by: {named}.", *(f"Absent: {line}." for line in absent)]
     if asked is not None:
-        note = f"vllmqa: {asked.model}, {asked.repeats} times each, {asked.num_unclear} unclear, {asked.interval()}."
-        table = type(table)(table.title, table.columns, table.rows, (*table.notes, note))
-    write_tables(folder, [table])
-    output.say(f"{short(folder / 'table.md')}  {table.rows[-1].source}; and eval_result.txt")
-
-
-NONCOMMERCIAL_FACES = {  # SHA-256 of embeddings whose weights are for non-commercial research only
-    "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": "w600k_mbf (InsightFace buffalo_s)",
-}
+        notes.append(f"vllmqa: {asked.repeats} times each, {asked.num_unclear} unclear, {asked.interval()}.")
+    table = write_results(folder, measured.name, items, made, scores, notes)
+    Output(quiet=quiet).say(f"{short(folder / 'table.md')}  {table.rows[-1].source}; and eval_result.txt")
 
 
 @evaluate.command("text")
@@ -375,17 +398,17 @@ def text(
     from ace.evaluation.tables import write_parquet, write_tables
     from ace.extract.text import TextReader
 
-    lines = read_text_lines(data)
+    lines, missing = read_text_lines(data)
     output = Output(quiet=quiet)
     with output.progress("reading") as tell:
         done = iter(range(1, len(lines) + 1))
         scores = score_lines(lines, TextReader(), lambda count: tell(next(done), len(lines)))
     folder.mkdir(parents=True, exist_ok=True)
-    write_tables(folder, [make_table(name, scores)])
+    write_tables(folder, [make_table(name, scores, missing)])
     columns = ("read", "similarity", "exact")
     rows = [{"id": line.id, "text": line.text, **dict(zip(columns, scores[line.id], strict=True))} for line in lines]
     write_parquet(folder / "rows.parquet", rows)
-    output.say(f"{short(folder / 'table.md')}  {len(lines)} lines")
+    output.say(f"{short(folder / 'table.md')}  {len(lines)} lines{f', {len(missing)} missing' if missing else ''}")
 
 
 @evaluate.command("faces")
@@ -397,15 +420,8 @@ def faces(
         ),
     ],
     folder: Report,
-    face_weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--face-weights", metavar="FILE", help="ArcFace-class ONNX file; there is no default.", show_default=False
-        ),
-    ] = None,
-    accept: Annotated[
-        bool, typer.Option("--accept-noncommercial", help="Use weights that allow non-commercial use only.")
-    ] = False,
+    face_weights: FaceWeights = None,
+    accept: AcceptNoncommercial = False,
     name: Annotated[str, typer.Option("--name", help="Of the system, for the table.")] = "measured",
     quiet: Quiet = False,
 ) -> None:
@@ -414,26 +430,23 @@ def faces(
     \b
     ace eval faces pictures/faces.jsonl --face-weights arcface.onnx -o runs/faces
     """
-    import hashlib
+    weights = None if face_weights is None else allowed_faces(face_weights, accept)
+    from ace.evaluation.benchmarks.faces import make_absent_table, make_table, read_pairs, similarities
+    from ace.evaluation.tables import write_parquet, write_tables
 
-    from ace.evaluation.benchmarks.faces import make_table, read_pairs, similarities
-    from ace.evaluation.tables import write_tables
-
-    pairs = read_pairs(data)
+    pairs, missing = read_pairs(data)
     output = Output(quiet=quiet)
-    if face_weights is None:
-        raise ConfigError("Face Similarity is absent without --face-weights: name an ArcFace ONNX file you may use")
-    if not face_weights.is_file():
-        raise ConfigError(f"no file {face_weights}: name an ArcFace ONNX file with --face-weights")
-    known = NONCOMMERCIAL_FACES.get(hashlib.sha256(face_weights.read_bytes()).hexdigest())
-    if known and not accept:
-        raise ConfigError(f"{known} is for non-commercial use: add --accept-noncommercial if yours is")
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is None:
+        write_tables(folder, [make_absent_table(name, len(pairs) + len(missing))])
+        output.say(f"{short(folder / 'table.md')}  Face Similarity is absent: name an ArcFace file (--face-weights)")
+        return
     from ace.extract.faces import FaceEmbedder, FaceFinder
 
-    finder, embedder = FaceFinder(), FaceEmbedder(face_weights)
+    finder, embedder = FaceFinder(), FaceEmbedder(weights)
     with output.progress("comparing faces") as tell:
         done = iter(range(1, len(pairs) + 1))
         cosines = similarities(pairs, finder, embedder, lambda count: tell(next(done), len(pairs)))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tables(folder, [make_table(name, pairs, cosines, known or face_weights.name)])
-    output.say(f"{short(folder / 'table.md')}  {len(pairs)} pairs")
+    write_tables(folder, [make_table(name, pairs, cosines, noncommercial(weights) or weights.name, missing)])
+    write_parquet(folder / "rows.parquet", [{"id": p.id, "cosine": cosines[p.id], "met": p.is_met} for p in pairs])
+    output.say(f"{short(folder / 'table.md')}  {len(pairs)} pairs{f', {len(missing)} missing' if missing else ''}")

@@ -3,7 +3,7 @@
 Any endpoint of the OpenAI chat API, asked several times at temperature 0 (endpoints differ in how far that makes them
 repeatable, so the spread is kept). A reply without a 0 or 1 counts as 0 and is reported. Another judge, or other words,
 make another metric: print the judge's name beside the number. The wording is ours and follows the four cases of
-ICE-Bench's own question (with or without mask, with or without reference).
+ICE-Bench's own question (with or without mask, with or without reference), in English or, as there, in Chinese.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from ace.conditions.images import open_image
-from ace.errors import MissingDependencyError
+from ace.errors import ConfigError, MissingDependencyError
 from ace.evaluation.metrics import Interval, bootstrap
 
 LARGEST_SIDE_PX = 1024
@@ -25,7 +25,7 @@ LARGEST_SIDE_PX = 1024
 
 @dataclass
 class Judge:
-    """base_url, model, api_key: of the endpoint. repeats: times each question is asked.
+    """base_url, model, api_key: of the endpoint. repeats: times each question is asked. language: "en" or "zh".
 
     verdicts: every score so far; num_unclear: replies without a 0 or 1."""
 
@@ -34,10 +34,13 @@ class Judge:
     api_key: str = "none"
     repeats: int = 3
     timeout_s: float = 120.0
+    language: str = "en"
     verdicts: list[float] = field(default_factory=list)
     num_unclear: int = 0
 
     def __post_init__(self) -> None:
+        if self.language not in ("en", "zh"):
+            raise ConfigError(f"the judge's question is in en or zh, not {self.language!r}")
         try:
             from openai import OpenAI
         except ImportError as error:
@@ -50,7 +53,8 @@ class Judge:
         """Mean verdict over the repeats, 0 to 1."""
         pictures = [path for path in (source, result, mask, reference) if path is not None]
         content: list = [{"type": "image_url", "image_url": {"url": _data_url(path)}} for path in pictures]
-        content.append({"type": "text", "text": question(instruction, mask is not None, reference is not None)})
+        ask = question if self.language == "en" else question_in_chinese
+        content.append({"type": "text", "text": ask(instruction, mask is not None, reference is not None)})
         scores = []
         for _ in range(self.repeats):
             reply = self._client.chat.completions.create(
@@ -83,6 +87,21 @@ def question(instruction: str, has_mask: bool, has_reference: bool) -> str:
     elif not has_reference:
         told.append("Also answer 0 if anything else changed.")
     return " ".join([*told, "Answer with that one digit only."])
+
+
+def question_in_chinese(instruction: str, has_mask: bool, has_reference: bool) -> str:
+    """`question` in Chinese."""
+    told = ["第一张图片是原图,第二张图片是对原图编辑后的结果。"]
+    if has_mask:
+        told.append("第三张图片是掩码:只允许修改其中的白色区域。")
+    if has_reference:
+        told.append(f"第{'四' if has_mask else '三'}张图片是指令中提到的参考图。")
+    told.append(f"编辑指令是:{instruction}。如果修改符合指令,请回答1,否则回答0。")
+    if has_mask:
+        told.append("如果掩码以外的区域发生了变化,也回答0。")
+    elif not has_reference:
+        told.append("如果其他部分也发生了变化,也回答0。")
+    return "".join([*told, "只回答这一个数字,不要解释。"])
 
 
 def _data_url(path: Path) -> str:

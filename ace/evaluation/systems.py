@@ -64,6 +64,7 @@ def our_contestant(
         "guidance_rescale": config.guidance_rescale,
         "scheduler": type(pipeline.scheduler).__name__,
     }
+    pipeline.set_progress_bar_config(disable=True)  # runs have their own
     answer = _answer_with_ace(pipeline, num_inference_steps, guidance_scale)
     return Contestant(name, edit_with_ace(pipeline, num_inference_steps, guidance_scale), settings, answer, pipeline)
 

@@ -1,6 +1,7 @@
 """Face scores by the paper's definitions, on a real photograph with the real detector and an embedding of random
 weights."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
 from ace.cli import app
+from ace.cli.contestants import NONCOMMERCIAL_FACES
 from ace.errors import DataError
 from ace.evaluation.benchmarks.faces import FacePair, make_table, read_pairs, similarities
 from tests.extract.photographs import needs, photograph
@@ -57,17 +59,39 @@ def test_effective_score_is_the_share_above_the_papers_threshold(tmp_path):
     assert table.rows[0].count == 4 and "1 originals show no face" in table.notes[1]
 
 
-def test_without_weights_the_command_says_what_is_absent_and_writes_nothing(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "faces.jsonl").write_text(json.dumps({"id": 1, "original": "a.png", "made": "a.png"}) + "\n")
-    result = CliRunner().invoke(app, ["eval", "faces", str(tmp_path / "faces.jsonl"), "-o", str(tmp_path / "run")])
-    assert result.exit_code == 2 and "--face-weights" in result.output
-    assert not (tmp_path / "run").exists()
+def listed(folder, *rows):
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    lines = [{"id": key, "original": "a.png", "made": made} for key, made in rows]
+    (folder / "faces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "faces.jsonl"
+
+
+def test_without_weights_the_metric_is_listed_as_absent(tmp_path):
+    file = listed(tmp_path, (1, "a.png"))
+    result = CliRunner().invoke(app, ["eval", "faces", str(file), "-o", str(tmp_path / "run")])
+    assert result.exit_code == 0 and "absent" in result.output
+    page = (tmp_path / "run" / "table.md").read_text()
+    assert "--face-weights" in page and "1 pairs are listed, 0 were scored" in page and "0.6700" in page
+
+
+def test_weights_for_noncommercial_use_must_be_accepted(tmp_path, monkeypatch):
+    file, weights = listed(tmp_path, (1, "a.png")), tmp_path / "arcface.onnx"
+    weights.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setitem(NONCOMMERCIAL_FACES, digest, "somebody's weights")
+    command = ["eval", "faces", str(file), "-o", str(tmp_path / "run"), "--face-weights", str(weights)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "--accept-noncommercial" in result.output and not (tmp_path / "run").exists()
+
+
+def test_missing_and_damaged_results_are_counted(tmp_path):
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    pairs, missing = read_pairs(listed(tmp_path, (1, "a.png"), (2, "gone.png"), (3, "damaged.png")))
+    assert [pair.id for pair in pairs] == ["1"] and missing == ["2", "3"]
+    table = make_table("mine", pairs, {"1": 0.5}, "random", missing)
+    assert table.notes[-1] == "PARTIAL: 2 of 3 results are missing: 2, 3."
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    line = json.dumps({"id": 1, "original": "a.png", "made": "a.png"}) + "\n"
-    (tmp_path / "faces.jsonl").write_text(line * 2)
     with pytest.raises(DataError, match="twice"):
-        read_pairs(tmp_path / "faces.jsonl")
+        read_pairs(listed(tmp_path, (1, "a.png"), (1, "a.png")))

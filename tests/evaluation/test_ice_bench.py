@@ -11,22 +11,22 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import Dinov2Config, Dinov2Model
 
-from ace.errors import DataError
+from ace.errors import ConditionError, ConfigError, DataError
 from ace.evaluation.benchmarks.ice_bench import (
     TASKS,
     IceItem,
-    colorfulness,
     make_table,
-    pixel_metrics,
     raw_metrics,
     read_items,
     read_raw,
-    score_items,
     task_score,
     write_raw,
 )
+from ace.evaluation.benchmarks.ice_metrics import IceNetworks, colorfulness, load_networks, pixel_metrics
+from ace.evaluation.cases import read_cases
 from ace.evaluation.encoders import DINO_FRAMING, DinoEncoder, frame
-from ace.evaluation.judge import Judge, question
+from ace.evaluation.ice import make_answers, read_gen_info, request_of, score_items, write_results
+from ace.evaluation.judge import Judge, question, question_in_chinese
 
 from .random_encoders import picture, random_clip, random_dino
 
@@ -109,7 +109,7 @@ def bench(tmp_path):
 def test_raw_metrics_are_those_of_the_protocol(bench):
     items = read_items(bench / "data.jsonl")
     made = {item.id: bench / "made.png" for item in items}
-    scores = score_items(items, made, random_clip(), random_dino())
+    scores = score_items(items, made, IceNetworks(random_clip(), random_dino()))
     assert scores["2"]["l1_raw"] == 0  # outside the mask nothing changed
     left = np.asarray(picture(1, (64, 64)), dtype=float)[:, :32] / 255
     assert scores["1"]["l1_raw"] == pytest.approx((1 - left).sum() / (64 * 64 * 3), abs=1e-6)
@@ -122,7 +122,9 @@ def test_raw_metrics_are_those_of_the_protocol(bench):
 def test_an_overall_score_says_of_how_many_tasks_it_is(bench):
     items = read_items(bench / "data.jsonl")
     more = {item.id: {"aes_v2.5": 5.0, "musiq_koniq": 60.0} for item in items}
-    scores = score_items(items, {i.id: bench / "made.png" for i in items if i.id != "1"}, random_clip(), more=more)
+    scores = score_items(
+        items, {i.id: bench / "made.png" for i in items if i.id != "1"}, IceNetworks(random_clip()), more=more
+    )
     table = make_table("mine", items, scores)
     by_name = {row.name: row for row in table.rows}
     assert by_name["Text2Image"].values[0] is not None and by_name["Local Subject Addition"].values[0] is None
@@ -219,11 +221,95 @@ def test_controls_are_scored_against_the_control_itself(bench):
     edges = cv2.Canny(np.asarray(colour), 100, 200)
     Image.fromarray(edges).save(bench / "edges.png")
     items = [
-        IceItem("1", "Image Colorize", "", "", bench / "gray.png", None, None),
-        IceItem("2", "Edge-guided Generation", "", "", bench / "edges.png", None, None),
-        IceItem("3", "Image Deblur", "", "", bench / "colour.png", None, None),
+        IceItem("1", "Image Colorize", "", "", bench / "gray.png", None),
+        IceItem("2", "Edge-guided Generation", "", "", bench / "edges.png", None),
+        IceItem("3", "Image Deblur", "", "", bench / "colour.png", None),
     ]
     right = [pixel_metrics(item, colour) for item in items]
     assert right[0]["l1_colorize"] > 0.99 and right[1]["l1_canny"] == 1 and right[2]["ssim"] == pytest.approx(1)
     wrong = [pixel_metrics(item, Image.new("RGB", (64, 64), "white")) for item in items]
     assert wrong[0]["l1_colorize"] < 0.8 and wrong[1]["l1_canny"] < 1 and wrong[2]["ssim"] < 0.9
+
+
+def test_an_item_becomes_a_request_with_its_pictures_named(bench):
+    (_, _, guided, alone) = read_items(bench / "data.jsonl")
+    item = IceItem("5", guided.task, "put <REF_1> into <SOURCE>", "", guided.source, guided.mask, guided.references)
+    unit = request_of(item).current
+    assert unit.instruction == "put {image1} into {image}" and len(unit.images) == 2
+    assert unit.masks[0] is not None and unit.masks[1] is None
+    only_reference = IceItem("6", "Style Reference Generation", "as <REF_1>", "", None, None, guided.references)
+    assert request_of(only_reference).current.instruction == "as {image}"
+    assert not request_of(alone).current.images
+
+
+def test_answers_are_made_once_scored_once_and_a_killed_run_ends_with_the_same_files(bench, tmp_path):
+    items, asked = read_items(bench / "data.jsonl"), []
+
+    def edit(units, seeds):
+        asked.extend(units)
+        if units[0].current.images and units[0].current.masks[0] is not None:
+            raise ConditionError("no masks")
+        return [picture(seeds[0] % 100, (64, 64))]
+
+    class Counting:
+        calls = 0
+
+        def score(self, shown):
+            self.calls += 1
+            if self.calls == 2 and self.stops:
+                raise KeyboardInterrupt
+            return 5.0
+
+    def whole(folder, stops=False):
+        aesthetic = Counting()
+        aesthetic.stops = stops
+        made = make_answers(items, edit, folder, 0)
+        networks = IceNetworks(random_clip(), aesthetic=aesthetic)
+        scores = score_items(items, made, networks, rows=folder / "scored.jsonl", measured_by="x")
+        write_results(folder, "mine", items, made, scores, ["Measured by: x."])
+        return aesthetic.calls
+
+    with pytest.raises(KeyboardInterrupt):
+        whole(tmp_path / "killed", stops=True)
+    assert whole(tmp_path / "killed") == 1 and len(asked) == 4 + 2  # only what has no form is asked again
+    assert whole(tmp_path / "whole") == 2
+    for name in (
+        "table.md",
+        "table.json",
+        "table.tex",
+        "rows.parquet",
+        "gallery.html",
+        "gen_info.json",
+        "scored.jsonl",
+    ):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    page = (tmp_path / "whole" / "table.md").read_text()
+    assert "PARTIAL: 2 items have no picture, such as 2, 3." in page and "mean of 0 of 31 tasks" in page
+    assert [case.answer is not None for case in read_cases(tmp_path / "whole")] == [True, False, False, True]
+
+
+def test_damaged_pictures_and_ids_twice_in_gen_info_are_told(bench):
+    items = read_items(bench / "data.jsonl")
+    (bench / "damaged.png").write_bytes(b"no picture")
+    scores = score_items(items, {"1": bench / "made.png", "4": bench / "damaged.png"}, IceNetworks())
+    assert set(scores) == {"1"}
+    (bench / "gen_info.json").write_text('{"1": "made.png", "1": "made.png"}')
+    with pytest.raises(DataError, match="1 ids occur twice, such as 1"):
+        read_gen_info(bench / "gen_info.json")
+
+
+def test_weights_that_are_not_there_are_listed(tmp_path):
+    networks, absent = load_networks(tmp_path)
+    assert networks.aesthetic is networks.imaging is networks.style is networks.depth is networks.faces is None
+    told = " ".join(absent)
+    for name in ("aesthetic_predictor_v2_5", "musiq_koniq", "csd_vit_l", "dpt-hybrid-midas", "--face-weights"):
+        assert name in told
+
+
+def test_the_question_is_asked_in_chinese_as_well():
+    told = question_in_chinese("add a cat", True, True)
+    assert "add a cat" in told and "第四张" in told and "掩码以外" in told
+    assert "其他部分" in question_in_chinese("x", False, False)
+    assert "也回答0" not in question_in_chinese("x", False, True)
+    with pytest.raises(ConfigError, match="en or zh"):
+        Judge("http://127.0.0.1:9/v1", "judge", language="fr")

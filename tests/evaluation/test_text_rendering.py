@@ -32,7 +32,7 @@ def listed(tmp_path):
 
 
 def test_right_lines_are_read_and_wrong_ones_score_by_their_letters(listed):
-    scores = score_lines(read_text_lines(listed), TextReader())
+    scores = score_lines(read_text_lines(listed)[0], TextReader())
     assert scores["1:0"] == ("Harbour", pytest.approx(1), 1)
     assert scores["1:1"][0] == "Sunday" and scores["1:1"][2] == 0
     assert scores["1:1"][1] == pytest.approx(1 - 2 / 6, abs=1e-4)
@@ -40,9 +40,22 @@ def test_right_lines_are_read_and_wrong_ones_score_by_their_letters(listed):
     assert row.count == 3 and row.values[1].mean <= 2 / 3
 
 
-@pytest.mark.parametrize("image", ["../sheet.png", "gone.png"])
-def test_pictures_elsewhere_are_refused(listed, image):
+def test_pictures_elsewhere_are_refused(listed):
     row = json.loads(listed.read_text())
-    listed.write_text(json.dumps(row | {"image": image}))
+    listed.write_text(json.dumps(row | {"image": "../sheet.png"}))
     with pytest.raises(DataError, match="not a file below"):
+        read_text_lines(listed)
+
+
+def test_missing_and_damaged_pictures_are_counted_and_twice_the_same_id_is_refused(listed):
+    row = json.loads(listed.read_text())
+    (listed.parent / "damaged.png").write_bytes(b"no picture")
+    others = [row | {"id": "2", "image": "gone.png"}, row | {"id": "3", "image": "damaged.png"}]
+    listed.write_text("".join(json.dumps(line) + "\n" for line in (row, *others)))
+    lines, missing = read_text_lines(listed)
+    assert len(lines) == 3 and missing == ["2", "3"]
+    table = make_table("mine", {line.id: ("x", 0.0, 0.0) for line in lines}, missing)
+    assert "PARTIAL: 2 pictures are missing, such as 2, 3." in table.notes
+    listed.write_text("".join(json.dumps(line) + "\n" for line in (row, row)))
+    with pytest.raises(DataError, match="twice, such as 1"):
         read_text_lines(listed)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ace.conditions.images import open_image
-from ace.errors import DataError
+from ace.errors import DataError, InputError
 from ace.evaluation.metrics import bootstrap
 from ace.evaluation.tables import Table, TableRow
 from ace.extract.faces import FaceEmbedder, FaceFinder
@@ -53,19 +53,26 @@ class FacePair:
     is_met: bool | None = None
 
 
-def read_pairs(file: Path) -> list[FacePair]:
-    """Lines of {"id", "original", "made", "met" (optional)}; files beside the list. Raises DataError."""
+def read_pairs(file: Path) -> tuple[list[FacePair], list[str]]:
+    """Lines of {"id", "original", "made", "met" (optional)}, files beside the list; and the ids whose result is missing
+    or cannot be read. Raises DataError."""
     pairs: dict[str, FacePair] = {}
+    missing: list[str] = []
     for number, row in read_lines(file):
         try:
-            paths = [beside(file, row[name]) for name in ("original", "made")]
-            pair = FacePair(str(row["id"]), *paths, row.get("met"))
+            key, original = str(row["id"]), beside(file, row["original"])
+            made = beside(file, row["made"], must_exist=False)
         except KeyError as error:
             raise DataError(f"{file.name}, line {number} lacks {error}") from error
-        if pair.id in pairs:
-            raise DataError(f"{file.name}, line {number}: id {pair.id!r} occurs twice")
-        pairs[pair.id] = pair
-    return list(pairs.values())
+        if key in pairs or key in missing:
+            raise DataError(f"{file.name}, line {number}: id {key!r} occurs twice")
+        if is_picture(made):
+            pairs[key] = FacePair(key, original, made, row.get("met"))
+        else:
+            missing.append(key)
+    if not pairs:
+        raise DataError(f"{file.name}: no result is there, the first would be that of {(missing or ['nothing'])[0]}")
+    return list(pairs.values()), missing
 
 
 def similarities(
@@ -91,8 +98,23 @@ def similarities(
     return found
 
 
-def make_table(name: str, pairs: Sequence[FacePair], cosines: dict[str, float | None], weights: str) -> Table:
-    """What was measured beside ACE's table 6."""
+def make_absent_table(name: str, count: int) -> Table:
+    """The table without an embedding: the paper's rows, and what is absent."""
+    note = (
+        "Face Similarity and Effective Score are absent: name an ArcFace ONNX file that you may use (--face-weights)."
+    )
+    empty = TableRow(name, (None,) * len(COLUMNS), "absent")
+    return Table("Facial editing", COLUMNS, (empty, *_published()), (note, f"{count} pairs are listed, 0 were scored."))
+
+
+def make_table(
+    name: str,
+    pairs: Sequence[FacePair],
+    cosines: dict[str, float | None],
+    weights: str,
+    missing: Sequence[str] = (),
+) -> Table:
+    """What was measured beside ACE's table 6. missing: ids of pairs whose result is not there."""
     scored = [(value, pair.is_met) for pair in pairs if (value := cosines[pair.id]) is not None]
     values = [value for value, _ in scored]
     judged = [float(value > THRESHOLD and met) for value, met in scored if met is not None]
@@ -108,14 +130,6 @@ def make_table(name: str, pairs: Sequence[FacePair], cosines: dict[str, float | 
         "measured",
         len(values),
     )
-    published = tuple(
-        TableRow(
-            f"{label}: FS {similarity}, on a scale the paper does not name",
-            (None, None, None, None, effective),
-            "ACE, table 6",
-        )
-        for label, (similarity, effective) in PUBLISHED.items()
-    )
     without = len(pairs) - len(values)
     lost = sum(value == 0 for value in values)
     notes = (
@@ -123,7 +137,24 @@ def make_table(name: str, pairs: Sequence[FacePair], cosines: dict[str, float | 
         f"{without} originals show no face and are left out; {lost} results show none and count as 0.",
         f"The last column is of {len(judged)} results that somebody judged.",
     )
-    return Table("Facial editing", COLUMNS, (own, *published), notes)
+    if missing:
+        notes += (f"PARTIAL: {len(missing)} of {len(pairs) + len(missing)} results are missing: {_some(missing)}.",)
+    return Table("Facial editing", COLUMNS, (own, *_published()), notes)
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+
+
+def _published() -> tuple[TableRow, ...]:
+    return tuple(
+        TableRow(
+            f"{label}: FS {similarity}, on a scale the paper does not name",
+            (None, None, None, None, effective),
+            "ACE, table 6",
+        )
+        for label, (similarity, effective) in PUBLISHED.items()
+    )
 
 
 def read_lines(file: Path) -> list[tuple[int, dict]]:
@@ -140,10 +171,18 @@ def read_lines(file: Path) -> list[tuple[int, dict]]:
     return rows
 
 
-def beside(file: Path, name: str) -> Path:
+def beside(file: Path, name: str, *, must_exist: bool = True) -> Path:
     """A file named relative to the list it stands in, and below its folder. Raises DataError."""
     base = file.parent.resolve()
     path = (base / name).resolve()
-    if not path.is_relative_to(base) or not path.is_file():
+    if not path.is_relative_to(base) or (must_exist and not path.is_file()):
         raise DataError(f"{name!r} is not a file below {base.name}")
     return path
+
+
+def is_picture(path: Path) -> bool:
+    """True if a picture is there and can be read."""
+    try:
+        return path.is_file() and bool(open_image(path))
+    except InputError:
+        return False

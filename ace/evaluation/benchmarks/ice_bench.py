@@ -1,29 +1,22 @@
 """ICE-Bench: 31 tasks, raw metrics per item, one score per task, and their mean.
 
 Files are the benchmark's own: `data.jsonl`, `gen_info.json` ({ItemID: picture}), `eval_result.txt` (a line
-`ItemID#;#Task#;#{json}` per item). Raw metrics that need no rare weights are computed here; those of other models
-(aesthetic, MUSIQ, faces, style, depth, pose) are read from an `eval_result.txt` that somebody else's tool wrote, and
-merged. A task whose score lacks a raw metric is absent, and the overall score says of how many tasks it is.
+`ItemID#;#Task#;#{json}` per item; one that another tool wrote can be merged). A task whose score lacks a raw metric is
+absent, and the overall score says of how many tasks it is.
 
-Not here: the judge's endpoint (`judge.py`), the encoders (`encoders.py`).
+Not here: raw metrics (`ice_metrics.py`), making answers and scoring them (`../ice.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ace.conditions.images import open_image
-from ace.errors import DataError, MissingDependencyError
-from ace.evaluation.encoders import ClipEncoder, DinoEncoder
-from ace.evaluation.facts import ssim
-from ace.evaluation.metrics import levels
-from ace.evaluation.pairs import cosines, pixel_errors
+from ace.errors import DataError
 from ace.evaluation.tables import Table, TableRow
 from ace.inference.recipe import write_atomically
 
@@ -51,12 +44,11 @@ _CONTROLS = {
 }
 TASKS = ("Text2Image", *_REFERENCES, *_EDITS, *_REFERENCE_EDITS, *_CONTROLS, "Image Deblur", "Image Colorize")
 AESTHETIC, IMAGING = "aes_v2.5", "musiq_koniq"
-MASK_LEVEL = 128  # above it a pixel belongs to the mask
 
 
 @dataclass(frozen=True)
 class IceItem:
-    """One line of data.jsonl; files that are not given are None. Only the first reference is scored."""
+    """One line of data.jsonl; files that are not given are None. Only the first reference is scored, all are shown."""
 
     id: str
     task: str
@@ -64,7 +56,12 @@ class IceItem:
     caption: str
     source: Path | None
     mask: Path | None
-    reference: Path | None
+    references: tuple[Path, ...] = ()
+
+    @property
+    def reference(self) -> Path | None:
+        """The reference that is scored."""
+        return self.references[0] if self.references else None
 
 
 def raw_metrics(task: str) -> tuple[str, ...]:
@@ -129,13 +126,13 @@ def read_items(file: Path, root: Path | None = None) -> list[IceItem]:
             continue
         try:
             row = json.loads(line)
-            references = row["ReferenceImages"] or []
             item = IceItem(
                 str(row["ItemID"]),
                 row["Task"],
                 row["Instruction"],
                 row["TargetCaption"],
-                *(_below(base, name) for name in (row["SourceImage"], row["SourceMask"], (references or [""])[0])),
+                *(_below(base, name) for name in (row["SourceImage"], row["SourceMask"])),
+                tuple(path for name in row["ReferenceImages"] or () if (path := _below(base, name))),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file.name}, line {number} is no item: {error}") from error
@@ -144,64 +141,6 @@ def read_items(file: Path, root: Path | None = None) -> list[IceItem]:
             raise DataError(f"{file.name}, line {number}: id {item.id!r} occurs twice, or holds the separator #;#")
         items[item.id] = item
     return list(items.values())
-
-
-def pixel_metrics(item: IceItem, made: Image.Image) -> dict[str, float]:
-    """The raw metrics of a finished picture that need no network, of those its task is scored with.
-
-    `l1_raw` is a distance, the other L1 are 1 − distance. Raises DataError for a mask of another size than the source,
-    or one that covers everything."""
-    wanted = raw_metrics(item.task)
-    scores: dict[str, float] = {}
-    if item.source is None:
-        return scores
-    source = open_image(item.source).stored
-    shown = made.convert("RGB")
-    if shown.size != source.size:
-        shown = shown.resize(source.size, Image.Resampling.BICUBIC)
-    if "l1_raw" in wanted:
-        scores["l1_raw"] = _l1_raw(item, shown, source)
-    if "ssim" in wanted:
-        scores["ssim"] = ssim(levels(shown), levels(source))
-    if "colorfulness" in wanted:
-        scores["colorfulness"] = colorfulness(shown)
-    true = np.asarray(source.convert("L"), dtype=np.float64)
-    if "l1_colorize" in wanted:
-        scores["l1_colorize"] = 1 - float(np.abs(np.asarray(shown.convert("L"), np.float64) - true).mean()) / 255
-    if "l1_canny" in wanted:
-        try:
-            import cv2
-        except ImportError as error:
-            raise MissingDependencyError("l1_canny needs OpenCV: pip install 'ace-allround[data]'") from error
-        edges = cv2.Canny(np.asarray(shown), 100, 200).astype(np.float64)
-        scores["l1_canny"] = 1 - float(np.abs(edges - true).mean()) / 255
-    return scores
-
-
-def colorfulness(picture: Image.Image) -> float:
-    """Colourfulness with absolute opponents, pictures in [0, 1]."""
-    r, g, b = np.moveaxis(levels(picture).astype(np.float64) / 255, 2, 0)
-    red_green, yellow_blue = np.abs(r - g), np.abs((r + g) / 2 - b)
-    spread = np.sqrt(red_green.std() ** 2 + yellow_blue.std() ** 2)
-    return float(spread + 0.3 * np.sqrt(red_green.mean() ** 2 + yellow_blue.mean() ** 2))
-
-
-def feature_metrics(item: IceItem, made: Image.Image, clip: ClipEncoder | None, dino: DinoEncoder | None) -> dict:
-    """clip_cap, clip_src, clip_ref and dino_ref, those that the encoders and files at hand allow.
-
-    dino: DINOv2 with the mean of all tokens (`load_dinov2`)."""
-    scores: dict[str, float] = {}
-    if clip is not None:
-        own = clip.images([made])
-        scores["clip_cap"] = cosines(own, clip.texts([item.caption]))[0]
-        for name, path in (("clip_src", item.source), ("clip_ref", item.reference)):
-            if path is not None:
-                scores[name] = cosines(own, clip.images([open_image(path).stored]))[0]
-    if dino is not None and item.reference is not None and "dino_ref" in raw_metrics(item.task):
-        scores["dino_ref"] = cosines(
-            dino.images([_only_masked(item, made)]), dino.images([open_image(item.reference).stored])
-        )[0]
-    return scores
 
 
 def write_raw(path: Path, items: Sequence[IceItem], scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -227,20 +166,14 @@ def make_table(name: str, items: Sequence[IceItem], scores: Mapping[str, Mapping
     rows, absent, total = [], [], []
     for task in TASKS:
         own = [scores[item.id] for item in items if item.task == task and item.id in scores]
-        listed = sum(item.task == task for item in items)
-        if not listed:
+        if not any(item.task == task for item in items):
             absent.append(f"{task} (no items)")
             continue
-        wanted = raw_metrics(task)
-        means = {m: float(np.mean([s[m] for s in own if m in s])) for m in wanted if any(m in s for s in own)}
-        score = task_score(task, means)
-        lacking = [m for m in wanted if m not in means or any(m not in s for s in own)]
-        if score is None:
-            absent.append(f"{task} (lacks {', '.join(m for m in wanted if m not in means)})")
-        else:
-            total.append(score)
-        note = f"measured; partial: {', '.join(lacking)}" if lacking else "measured"
-        rows.append(TableRow(task, (score,), note, len(own)))
+        row, lacking = _task_row(task, own)
+        rows.append(row)
+        if lacking:
+            absent.append(f"{task} (lacks {', '.join(lacking)})")
+        total += [value for value in row.values if isinstance(value, float)]
     overall = float(np.mean(total)) if total else None
     rows.append(TableRow("overall", (overall,), f"mean of {len(total)} of {len(TASKS)} tasks", len(scores)))
     missing = [item.id for item in items if item.id not in scores]
@@ -250,49 +183,13 @@ def make_table(name: str, items: Sequence[IceItem], scores: Mapping[str, Mapping
     return Table("ICE-Bench", ("score ↑",), tuple(rows), tuple(notes))
 
 
-def score_items(
-    items: Sequence[IceItem],
-    made: Mapping[str, Path],
-    clip: ClipEncoder | None = None,
-    dino: DinoEncoder | None = None,
-    judge: Callable[[IceItem, Path], float] | None = None,
-    more: Mapping[str, Mapping[str, float]] | None = None,
-    advance: Callable[[int], object] = lambda done: None,
-) -> dict[str, dict[str, float]]:
-    """Raw metrics of every item with a finished picture. judge: the vision-language question, 0 to 1. more: metrics
-    that other tools computed, by id; they do not replace ours."""
-    scores: dict[str, dict[str, float]] = {}
-    for item in items:
-        path = made.get(item.id)
-        if path is not None and path.is_file():
-            picture = open_image(path).stored
-            own = {**pixel_metrics(item, picture), **feature_metrics(item, picture, clip, dino)}
-            if judge is not None and "vllmqa" in raw_metrics(item.task):
-                own["vllmqa"] = judge(item, path)
-            scores[item.id] = {**(more or {}).get(item.id, {}), **own}
-        advance(1)
-    return scores
-
-
-def _l1_raw(item: IceItem, shown: Image.Image, source: Image.Image) -> float:
-    if item.mask is None:
-        return pixel_errors(shown, source)[0]
-    mask = open_image(item.mask).stored.convert("L")
-    if mask.size != source.size:
-        raise DataError(f"{item.id}: the mask is {mask.size}, the source {source.size}; they must be equal")
-    kept = np.asarray(mask) <= MASK_LEVEL
-    if not kept.any():
-        raise DataError(f"{item.id}: the mask covers everything, so l1_raw has nothing to compare")
-    return float(np.abs(levels(shown)[kept] - levels(source)[kept]).mean()) / 255
-
-
-def _only_masked(item: IceItem, made: Image.Image) -> Image.Image:
-    if item.mask is None:
-        return made
-    mask = open_image(item.mask).stored.convert("L").resize(made.size)
-    white = Image.new("RGB", made.size, "white")
-    inside = Image.fromarray(np.where(np.asarray(mask) > MASK_LEVEL, np.uint8(255), np.uint8(0)))
-    return Image.composite(made.convert("RGB"), white, inside)
+def _task_row(task: str, scores: Sequence[Mapping[str, float]]) -> tuple[TableRow, list[str]]:
+    """A task's row, and the raw metrics that no item has, without which there is no score."""
+    wanted = raw_metrics(task)
+    means = {m: float(np.mean([s[m] for s in scores if m in s])) for m in wanted if any(m in s for s in scores)}
+    partial = [m for m in wanted if m not in means or any(m not in s for s in scores)]
+    note = f"measured; partial: {', '.join(partial)}" if partial else "measured"
+    return TableRow(task, (task_score(task, means),), note, len(scores)), [m for m in wanted if m not in means]
 
 
 def _below(base: Path, name: str) -> Path | None:

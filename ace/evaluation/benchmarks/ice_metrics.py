@@ -1,0 +1,201 @@
+"""ICE-Bench's raw metrics of one finished picture, by the names of its result file.
+
+SSIM is ours, over RGB (pyiqa, which the benchmark calls, may differ). DINO is DINOv2 with the mean of all tokens, class
+token included. Faces are found by MTCNN instead of InsightFace's detector; poses are BlazePose's instead of OpenPose's,
+so l1_pose is on another scale than the benchmark's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from ace.conditions.images import open_image
+from ace.errors import DataError, MissingDependencyError
+from ace.evaluation.benchmarks.ice_bench import AESTHETIC, IMAGING, IceItem, raw_metrics
+from ace.evaluation.encoders import ClipEncoder, DinoEncoder
+from ace.evaluation.facts import ssim
+from ace.evaluation.metrics import levels
+from ace.evaluation.networks.aesthetic import load_aesthetic
+from ace.evaluation.networks.controls import Annotator, load_depth, load_pose
+from ace.evaluation.networks.csd import StyleEncoder, load_csd
+from ace.evaluation.networks.musiq import load_musiq
+from ace.evaluation.pairs import cosines, pixel_errors
+from ace.extract.faces import FaceEmbedder, FaceFinder
+
+MASK_LEVEL = 128  # above it a pixel belongs to the mask
+
+
+class Scorer(Protocol):
+    """Anything that gives a picture one number."""
+
+    def score(self, picture: Image.Image) -> float: ...
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Who finds faces and who compares them."""
+
+    finder: FaceFinder
+    embedder: FaceEmbedder
+
+
+@dataclass(frozen=True)
+class IceNetworks:
+    """The networks at hand; None = its metric is absent. dino: with the mean of all tokens (`load_dinov2`)."""
+
+    clip: ClipEncoder | None = None
+    dino: DinoEncoder | None = None
+    aesthetic: Scorer | None = None
+    imaging: Scorer | None = None
+    style: StyleEncoder | None = None
+    faces: Faces | None = None
+    depth: Annotator | None = None
+    pose: Annotator | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which ones are there."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+
+def load_networks(folder: Path | None, face_weights: Path | None = None) -> tuple[IceNetworks, list[str]]:
+    """The networks besides CLIP and DINO whose weights are in a folder of ICE-Bench's models, under the names there,
+    and what is absent and why. face_weights: an ArcFace-class ONNX file. Raises CheckpointError for damaged ones."""
+    makers: dict[str, Callable[[], object]] = {"pose": load_pose}
+    if folder is not None:
+        makers |= {
+            "aesthetic": lambda: load_aesthetic(folder),
+            "imaging": lambda: load_musiq(folder),
+            "style": lambda: load_csd(folder),
+            "depth": lambda: load_depth(folder),
+        }
+    if face_weights is not None:
+        makers["faces"] = lambda: Faces(FaceFinder(), FaceEmbedder(face_weights))
+    networks, absent = IceNetworks(), []
+    for name in ("aesthetic", "imaging", "style", "depth", "faces", "pose"):
+        try:
+            if name in makers:
+                networks = replace(networks, **{name: makers[name]()})
+            else:
+                absent.append(f"{name}: name its weights ({'--face-weights' if name == 'faces' else '--models'})")
+        except MissingDependencyError as error:
+            absent.append(f"{name}: {error}")
+    return networks, absent
+
+
+def pixel_metrics(item: IceItem, made: Image.Image) -> dict[str, float]:
+    """The raw metrics of a finished picture that need no network, of those its task is scored with.
+
+    `l1_raw` is a distance, the other L1 are 1 − distance. Raises DataError for a mask of another size than the source,
+    or one that covers everything."""
+    wanted = raw_metrics(item.task)
+    scores: dict[str, float] = {}
+    if item.source is None:
+        return scores
+    source = open_image(item.source).stored
+    shown = _fitted(made, source)
+    if "l1_raw" in wanted:
+        scores["l1_raw"] = _l1_raw(item, shown, source)
+    if "ssim" in wanted:
+        scores["ssim"] = ssim(levels(shown), levels(source))
+    if "colorfulness" in wanted:
+        scores["colorfulness"] = colorfulness(shown)
+    true = np.asarray(source.convert("L"), dtype=np.float64)
+    if "l1_colorize" in wanted:
+        scores["l1_colorize"] = 1 - float(np.abs(np.asarray(shown.convert("L"), np.float64) - true).mean()) / 255
+    if "l1_canny" in wanted:
+        try:
+            import cv2
+        except ImportError as error:
+            raise MissingDependencyError("l1_canny needs OpenCV: pip install 'ace-allround[data]'") from error
+        edges = cv2.Canny(np.asarray(shown), 100, 200).astype(np.float64)
+        scores["l1_canny"] = 1 - float(np.abs(edges - true).mean()) / 255
+    return scores
+
+
+def colorfulness(picture: Image.Image) -> float:
+    """Colourfulness with absolute opponents, pictures in [0, 1]."""
+    r, g, b = np.moveaxis(levels(picture).astype(np.float64) / 255, 2, 0)
+    red_green, yellow_blue = np.abs(r - g), np.abs((r + g) / 2 - b)
+    spread = np.sqrt(red_green.std() ** 2 + yellow_blue.std() ** 2)
+    return float(spread + 0.3 * np.sqrt(red_green.mean() ** 2 + yellow_blue.mean() ** 2))
+
+
+def network_metrics(item: IceItem, made: Image.Image, networks: IceNetworks) -> dict[str, float]:
+    """The raw metrics that need networks, of those its task is scored with, as far as networks and files allow."""
+    wanted = raw_metrics(item.task)
+    scores = _feature_metrics(item, made, networks)
+    if networks.aesthetic is not None:
+        scores[AESTHETIC] = networks.aesthetic.score(made)
+    if networks.imaging is not None:
+        scores[IMAGING] = networks.imaging.score(made)
+    if networks.faces is not None and item.reference is not None and "face_ref" in wanted:
+        scores["face_ref"] = _face_likeness(networks.faces, made, open_image(item.reference).stored)
+    for name, annotate in (("l1_depth", networks.depth), ("l1_pose", networks.pose)):
+        if annotate is not None and item.source is not None and name in wanted:
+            true = open_image(item.source).stored
+            found = annotate(_fitted(made, true))
+            scores[name] = 1 - float(np.abs(found - np.asarray(true.convert("L"), np.float64)).mean()) / 255
+    return scores
+
+
+def _feature_metrics(item: IceItem, made: Image.Image, networks: IceNetworks) -> dict[str, float]:
+    """clip_cap, clip_src, clip_ref, dino_ref and style_ref."""
+    clip, dino, style = networks.clip, networks.dino, networks.style
+    scores: dict[str, float] = {}
+    if clip is not None:
+        own = clip.images([made])
+        scores["clip_cap"] = cosines(own, clip.texts([item.caption]))[0]
+        for name, path in (("clip_src", item.source), ("clip_ref", item.reference)):
+            if path is not None:
+                scores[name] = cosines(own, clip.images([open_image(path).stored]))[0]
+    if dino is not None and item.reference is not None and "dino_ref" in raw_metrics(item.task):
+        scores["dino_ref"] = cosines(
+            dino.images([_only_masked(item, made)]), dino.images([open_image(item.reference).stored])
+        )[0]
+    if style is not None and item.reference is not None and "style_ref" in raw_metrics(item.task):
+        scores["style_ref"] = cosines(style.images([made]), style.images([open_image(item.reference).stored]))[0]
+    return scores
+
+
+def _face_likeness(faces: Faces, made: Image.Image, reference: Image.Image) -> float:
+    """The largest cosine of any face of a picture with the reference's largest one; 0 if either shows none."""
+    own, other = (np.asarray(picture.convert("RGB")) for picture in (made, reference))
+    found, true = faces.finder.find(own), faces.finder.find(other)
+    if not found or not true:
+        return 0.0
+    feature = faces.embedder.embed(other, true[0])
+    return max(float(np.dot(faces.embedder.embed(own, face), feature)) for face in found)
+
+
+def _fitted(made: Image.Image, source: Image.Image) -> Image.Image:
+    """The picture, RGB, at the source's size."""
+    shown = made.convert("RGB")
+    return shown if shown.size == source.size else shown.resize(source.size, Image.Resampling.BICUBIC)
+
+
+def _l1_raw(item: IceItem, shown: Image.Image, source: Image.Image) -> float:
+    if item.mask is None:
+        return pixel_errors(shown, source)[0]
+    mask = open_image(item.mask).stored.convert("L")
+    if mask.size != source.size:
+        raise DataError(f"{item.id}: the mask is {mask.size}, the source {source.size}; they must be equal")
+    kept = np.asarray(mask) <= MASK_LEVEL
+    if not kept.any():
+        raise DataError(f"{item.id}: the mask covers everything, so l1_raw has nothing to compare")
+    return float(np.abs(levels(shown)[kept] - levels(source)[kept]).mean()) / 255
+
+
+def _only_masked(item: IceItem, made: Image.Image) -> Image.Image:
+    if item.mask is None:
+        return made
+    mask = open_image(item.mask).stored.convert("L").resize(made.size)
+    white = Image.new("RGB", made.size, "white")
+    inside = Image.fromarray(np.where(np.asarray(mask) > MASK_LEVEL, np.uint8(255), np.uint8(0)))
+    return Image.composite(made.convert("RGB"), white, inside)
