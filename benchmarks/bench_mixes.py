@@ -60,7 +60,8 @@ class Moved:
 
     def __str__(self) -> str:
         return (
-            f"{min(self.together)} to {max(self.together)} together; latents at most {max(self.latents):.1e}, median {np.median(self.latents):.1e} of the largest value; "
+            f"{min(self.together)} to {max(self.together)} together; latents at most {max(self.latents):.1e}, "
+            f"median {np.median(self.latents):.1e} of the largest value; "
             f"PNG the same to the byte {self.same_png} of {len(self.levels)}, values that differ "
             f"{np.mean(self.pixels):.2%}, by at most {max(self.levels)} of 255 levels"
         )
