@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -379,6 +380,35 @@ def test_a_session_continues_branches_and_remembers(here):
         "   0002  now add a hat",
         "   0003  no, a scarf",
     ]
+
+
+def test_a_session_travels_as_one_file_and_goes_on_elsewhere(here):
+    ace("edit", "photo.png", "make it blue", "--session", "talk", "--steps", 1)
+    ace("edit", "add a hat", "--session", "talk", "--steps", 1)
+    assert ace_json("session", "export", "talk", "talk.zip")["nodes"] == 2
+    assert "0001 to 0002" in ace("session", "import", "talk.zip", "copy")
+    assert ace("session", "copy") == ace("session", "talk") == ace("session", "show", "talk")
+    assert ace_json("session", "import", "talk.zip", "copy")["nodes"] == {"0001": "0003", "0002": "0004"}
+    ace("edit", "bigger", "--session", "copy", "--from", "0004", "--steps", 1)
+    assert [node.parents for node in Session.open("copy").nodes()] == [(), ("0001",), (), ("0003",), ("0004",)]
+    os.rename("talk", "before")
+    assert ace_json("session", "import", "talk.zip")["session"] == "talk"
+    assert ace("session", "talk") == ace("session", "before")
+
+
+@pytest.mark.parametrize("member", ["../evil.png", "/tmp/evil.png", "nodes/0001/run.sh"])
+def test_a_hostile_session_file_is_refused_and_leaves_nothing(here, member):
+    ace("edit", "photo.png", "make it blue", "--session", "talk", "--steps", 1)
+    ace("session", "export", "talk", "talk.zip")
+    with zipfile.ZipFile("talk.zip", "a") as archive:
+        archive.writestr(member, b"evil")
+    before = sorted(here.rglob("*"))
+    for target in ("talk", "new"):
+        assert member in ace("session", "import", "talk.zip", target, code=2)
+    assert sorted(here.rglob("*")) == before
+    assert "not a ZIP file" in ace("session", "import", "photo.png", "new", code=2)
+    assert "cannot be read" in ace("session", "import", "nothing.zip", code=2)
+    assert "cannot be written" in ace("session", "export", "talk", "nowhere/talk.zip", code=2)
 
 
 def test_rounds_that_no_longer_fit_are_left_out_and_the_result_says_so(here):

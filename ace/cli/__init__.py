@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli import about, again, chat, data, evaluate, pictures, serve, signals, training, weights, workshop
+from ace.cli import about, again, chat, data, evaluate, pictures, serve, sessions, signals, training, weights, workshop
 from ace.cli.terminal import STOPPED, Verbs
 
 __all__ = ["app", "main"]
@@ -26,7 +26,6 @@ app.command()(pictures.generate)
 app.command()(pictures.edit)
 app.command()(chat.chat)
 app.command()(signals.extract)
-app.command("session")(again.show_session)
 app.command()(again.replay)
 app.command()(about.demo)
 app.command()(about.models)
@@ -36,6 +35,7 @@ app.command("mcp")(serve.mcp)
 app.command()(workshop.convert)
 app.command()(weights.quantize)
 app.command()(training.train)
+app.add_typer(sessions.session, name="session")
 app.add_typer(data.data, name="data")
 app.add_typer(evaluate.evaluate, name="eval")
 

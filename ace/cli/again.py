@@ -1,4 +1,4 @@
-"""`ace session` and `ace replay`: what was made, and making it again."""
+"""`ace replay`: making a picture again."""
 
 from __future__ import annotations
 
@@ -21,45 +21,6 @@ if TYPE_CHECKING:
     from ace.inference.sources import ModelFiles
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".avif")
-
-
-def show_session(
-    folder: Annotated[Path, typer.Argument(help="A session folder.")],
-    json: Json = False,
-) -> None:
-    """Show the edits of a session as a tree: number, instruction, seed.
-
-    \b
-    ace session talk
-    """
-    from ace.inference.session import Session
-
-    output = Output(json)
-    nodes = Session.open(folder).nodes()
-    output.data(
-        [
-            {
-                "node": n.id,
-                "parents": n.parents,
-                "instruction": n.instruction,
-                "seed": n.recipe.seed,
-                "file": str(n.image_path),
-            }
-            for n in nodes
-        ]
-    )
-    depths: dict[str, int] = {}
-    children: dict[str | None, list] = {}
-    for node in nodes:
-        children.setdefault(node.parents[0] if node.parents else None, []).append(node)
-    todo = list(reversed(children.get(None, [])))
-    while todo:
-        node = todo.pop()
-        depths[node.id] = depths.get(node.parents[0], 0) + 1 if node.parents else 0
-        output.say(f"{'   ' * depths[node.id]}{node.id}  {node.instruction}  (seed {node.recipe.seed})")
-        todo += reversed(children.get(node.id, []))
-    if not nodes:
-        output.say("no edits yet")
 
 
 def replay(
