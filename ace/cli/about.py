@@ -29,7 +29,7 @@ def models(json: Json = False) -> None:
     \b
     ace models
     """
-    from ace.inference.plus_sources import BASE_VARIABLE, PLUS_MODELS
+    from ace.inference.plus_models import BASE_VARIABLE, PLUS_MODELS
     from ace.inference.sources import DEFAULT_MODEL, known_models
 
     output = Output(json)

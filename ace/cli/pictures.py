@@ -221,7 +221,7 @@ def edit(
     from ace.conditions.prompt import check_references
     from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Settings, open_job
-    from ace.inference.plus_sources import is_plus
+    from ace.inference.plus_models import is_plus
 
     check_fast(fast)
     *photos, instruction = words

@@ -213,7 +213,7 @@ def edit_plus(
 
 
 def _load(files: PlusFiles, device: str, dtype: str, memory: str, options: PlusOptions, progress):
-    from ace.inference.plus_sources import load_plus
+    from ace.inference.plus_load import load_plus
 
     offload, tiling, quantization = _memory_of(memory, device)
     with quiet_libraries():

@@ -302,13 +302,13 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
         layer.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def check_channels(files: WeightFiles, sizes: FluxSizes, channels: int, model: str) -> None:
+def check_channels(file: str, sizes: FluxSizes, channels: int, model: str) -> None:
     """Raise ConfigError, naming the file and what to give instead, for a transformer of the other kind."""
     if sizes.in_channels == channels:
         return
     kinds = {LORA_CHANNELS: "FLUX.1-Fill-dev", FFT_CHANNELS: "ACE++ FFT"}
     what = kinds.get(sizes.in_channels, "FLUX.1-dev or another FLUX" if sizes.in_channels == 64 else "another model")
     raise ConfigError(
-        f"{files.name} has {sizes.in_channels} input channels ({what}), {model} needs {channels}: give "
+        f"{file} has {sizes.in_channels} input channels ({what}), {model} needs {channels}: give "
         f"{kinds[channels]}" + (" or use --model ace-plus-fft" if sizes.in_channels == FFT_CHANNELS else "")
     )

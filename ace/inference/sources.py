@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
 from ace.inference.adapters import AdapterChoice, attach_adapters
 from ace.inference.memory import TILE_PX, MemoryPlan, plan_memory
-from ace.inference.plus_sources import PLUS_MODELS
+from ace.inference.plus_models import PLUS_MODELS
 from ace.inference.recipe import hash_model
 
 if TYPE_CHECKING:

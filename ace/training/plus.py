@@ -28,7 +28,8 @@ from ace.errors import ConfigError
 from ace.inference.latents import encode_pictures
 from ace.inference.pipeline_plus import ACEPlusPipeline
 from ace.inference.plus_inputs import condition_tokens, pack, position_ids
-from ace.inference.plus_sources import find_plus, load_plus
+from ace.inference.plus_load import load_plus
+from ace.inference.plus_sources import find_plus
 from ace.model.convert_plus import FluxSizes, flux_sizes, pieces, widen
 from ace.training.adapters import COMFYUI_FILE, add_lora, lora_state, save_lora, to_comfyui
 from ace.training.batches import BROKEN

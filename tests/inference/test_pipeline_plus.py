@@ -14,7 +14,7 @@ from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, ImageError, MaskError
 from ace.inference import pipeline_plus
 from ace.inference.pipeline_plus import ACEPlusPipeline, PlusRequest
-from ace.inference.plus_sources import place
+from ace.inference.plus_load import place
 from ace.model.convert_plus import checkpoint_shapes, read_adapter, widen
 from tests.random_flux import SMALL, SMALL_FFT, random_plus
 

@@ -1,6 +1,8 @@
 """ACE++ models by name, address and layout; what does not fit together is refused before weights are loaded."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +13,12 @@ from safetensors.torch import load_file, save_file
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
 from ace.inference.pipeline_plus import PlusRequest
+from ace.inference.plus_addresses import locate
 from ace.inference.plus_convert import convert_fp8
 from ace.inference.plus_fp8 import Fp8Linear, to_fp8
-from ace.inference.plus_sources import (
-    PLUS_MODELS,
-    find_plus,
-    is_plus,
-    load_plus,
-    locate,
-    read_adapter_option,
-)
+from ace.inference.plus_load import load_plus
+from ace.inference.plus_models import PLUS_MODELS, is_plus
+from ace.inference.plus_sources import find_plus, read_adapter_option
 from ace.inference.plus_weights import load_adapter, load_transformer, read_weight_files
 from ace.model.convert_plus import checkpoint_shapes
 from tests.random_flux import SMALL, SMALL_FFT, published_state, random_plus
@@ -131,6 +129,7 @@ def test_addresses_lead_to_paths_mirrors_or_one_clear_error(disk, tmp_path, monk
     monkeypatch.setenv("ACE_MODELSCOPE_MIRROR", str(tmp_path))
     doubled = "ms://iic/ACE_Plus@ace_plus_fft.safetensors.safetensors"  # as the published instructions have it
     assert locate(doubled, "it") == mirror / "ace_plus_fft.safetensors"
+    monkeypatch.setitem(sys.modules, "modelscope", None)  # not installed
     for source, words in (
         ("ms://iic/ACE_Plus@portrait/x.safetensors", r"hf://ali-vilab/ACE_Plus@portrait/x\.safetensors"),
         ("hf://black-forest-labs/FLUX.1-Fill-dev", "FLUX_FILL_PATH"),
@@ -141,6 +140,46 @@ def test_addresses_lead_to_paths_mirrors_or_one_clear_error(disk, tmp_path, monk
         with pytest.raises(ModelNotFoundError, match=words) as caught:
             locate(source, "the model")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        (
+            "import modelscope_hub_that_is_not_here",
+            "pip install modelscope-hub-that-is-not-here, or use hf://ali-vilab",
+        ),
+        (
+            "def model_file_download(repository, file): raise ConnectionError('no route')",
+            r"ms://iic/ACE_Plus@a\.safetensors was not fetched \(no route\): try again, or use hf://ali-vilab",
+        ),
+    ],
+)
+def test_a_modelscope_client_that_fails_ends_in_one_line_with_the_hubs_counterpart(
+    client, words, tmp_path, monkeypatch
+):
+    (tmp_path / "modelscope.py").write_text(client)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "modelscope", raising=False)
+    with pytest.raises(ModelNotFoundError, match=words) as caught:
+        locate("ms://iic/ACE_Plus@a.safetensors", "the model")
+    assert "\n" not in str(caught.value)
+    monkeypatch.delitem(sys.modules, "modelscope", raising=False)
+
+
+def test_a_modelscope_client_fetches_files_and_repositories(tmp_path, monkeypatch):
+    client = (
+        "def model_file_download(repository, file): return f'/copies/{repository}/{file}'\n"
+        "def snapshot_download(repository, allow_patterns): return f'/copies/{repository}/{allow_patterns[0]}'\n"
+    )
+    (tmp_path / "modelscope.py").write_text(client)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "modelscope", raising=False)
+    assert locate("ms://iic/ACE_Plus@a/b.safetensors", "it") == Path(
+        "/copies/iic/ACE_Plus/a/b.safetensors"
+    )
+    assert locate("ms://iic/ACE_Plus", "it", ["vae"]) == Path("/copies/iic/ACE_Plus/vae")
+    monkeypatch.delitem(sys.modules, "modelscope", raising=False)
 
 
 def test_a_gated_repository_says_where_to_accept_and_log_in(monkeypatch):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ace.inference.plus_sources import find_plus, load_plus
+from ace.inference.plus_load import load_plus
+from ace.inference.plus_sources import find_plus
 from ace.inference.plus_weights import load_adapter
 from ace.model.convert_plus import FLUX_FILL, pieces
 from ace.training.config import Lora, PlusRecipe, Source, Stage
