@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -15,6 +16,8 @@ from ace.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
     from ace.evaluation.editing import Scorers
+    from ace.evaluation.ice import IceScorers
+    from ace.evaluation.judge import Judge
     from ace.evaluation.systems import Contestant
 
 T = TypeVar("T")
@@ -132,6 +135,27 @@ def scorers(clip: str, dino: str, device: str) -> Scorers:
     images_and_words, images = encoder(load_clip, clip, place), encoder(load_dino, dino, place)
     names = [name for name, found in ((clip, images_and_words), (dino, images)) if found is not None]
     return Scorers(images_and_words, images, tuple(Path(n).name if Path(n).is_dir() else n for n in names))
+
+
+def ice_scorers(
+    models: Path | None, face_weights: Path | None, clip: str, dinov2: str, judge: Judge | None, raw: Path | None
+) -> IceScorers:
+    """ICE-Bench's networks as far as their weights are there, with what is absent and why."""
+    from ace.evaluation.benchmarks.ice_bench import read_raw
+    from ace.evaluation.benchmarks.ice_metrics import load_networks
+    from ace.evaluation.encoders import load_clip, load_dinov2
+    from ace.evaluation.ice import IceScorers
+
+    networks, absent = load_networks(models, face_weights)
+    names = list(networks.names)
+    encoders = {"clip": encoder(load_clip, clip, "cpu"), "dino": encoder(load_dinov2, dinov2, "cpu")}
+    for (name, found), weights in zip(encoders.items(), (clip, dinov2), strict=True):
+        if found is None:
+            absent.append(f"{name}: name its weights (--{'clip' if name == 'clip' else 'dinov2'})")
+        else:
+            names.append(f"{name} {Path(weights).name if Path(weights).is_dir() else weights}")
+    more = {} if raw is None else read_raw(raw)
+    return IceScorers(replace(networks, **encoders), tuple(names), tuple(absent), judge, more)
 
 
 def encoder(loader: Callable[[str, str], T], weights: str, place: str) -> T | None:

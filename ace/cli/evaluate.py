@@ -22,7 +22,7 @@ from ace.cli.contestants import (
     RunSeed,
     allowed_faces,
     contestant,
-    encoder,
+    ice_scorers,
     noncommercial,
     scorers,
 )
@@ -339,41 +339,23 @@ def ice_bench(
     ace eval ice-bench ICE-Bench/data.jsonl --results mine/gen_info.json --raw mine/eval_result.txt -o runs/ice
     """
     check_numbers(steps, guidance)
-    weights = None if face_weights is None else allowed_faces(face_weights, accept)
-    from dataclasses import replace
-
-    from ace.evaluation.benchmarks.ice_bench import read_items, read_raw
-    from ace.evaluation.benchmarks.ice_metrics import load_networks
-    from ace.evaluation.encoders import load_clip, load_dinov2
-    from ace.evaluation.folder import keep_settings
-    from ace.evaluation.ice import make_answers, read_gen_info, score_items, write_results
+    from ace.evaluation.ice import evaluate_ice_bench
     from ace.evaluation.judge import Judge
-    from ace.evaluation.run import progress
 
-    items = read_items(data)[:limit]
-    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_settings(folder, {"benchmark": "ice-bench", "name": measured.name, "seed": seed, **measured.settings})
-    if results is not None:
-        made = read_gen_info(results)
-    else:
-        assert measured.edit is not None
-        with progress("answering", len(items), quiet) as advance:
-            made = make_answers(items, measured.edit, folder, seed, advance)
-    networks, absent = load_networks(models, weights)
-    networks = replace(networks, clip=encoder(load_clip, clip, "cpu"), dino=encoder(load_dinov2, dinov2, "cpu"))
     asked = None
     if judge is not None:
         asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY") or "none", language=judge_language)
-    used = [*networks.names, *([f"judge {judge_model} in {judge_language}"] if asked else [])]
-    named = f"{', '.join(used)}; clip {clip}, dinov2 {dinov2}"
-    with progress("scoring", len(items), quiet) as advance:
-        more = None if raw is None else read_raw(raw)
-        scores = score_items(items, made, networks, asked, more, folder / "scored.jsonl", named, advance)
-    notes = [f"Measured by: {named}.", *(f"Absent: {line}." for line in absent)]
-    if asked is not None:
-        notes.append(f"vllmqa: {asked.repeats} times each, {asked.num_unclear} unclear, {asked.interval()}.")
-    table = write_results(folder, measured.name, items, made, scores, notes)
+    weights = None if face_weights is None else allowed_faces(face_weights, accept)
+    table = evaluate_ice_bench(
+        data,
+        contestant(results, endpoint, diffusers, model, device, steps, guidance),
+        folder,
+        ice_scorers(models, weights, clip, dinov2, asked, raw),
+        results=results,
+        limit=limit,
+        seed=seed,
+        quiet=quiet,
+    )
     Output(quiet=quiet).say(f"{short(folder / 'table.md')}  {table.rows[-1].source}; and eval_result.txt")
 
 

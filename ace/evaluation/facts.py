@@ -81,8 +81,15 @@ def task_scores(
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean structural similarity of two pictures, (H, W, 3) levels: Gaussian window of 1.5 px, 11 px wide, constants
-    0.01 and 0.03 of 255; borders of 5 px are left out where the picture is larger than that."""
+    """Mean structural similarity of two pictures, levels (H, W, C): the product of `ssim_terms`."""
+    luminance, structure = ssim_terms(first, second)
+    return float((luminance * structure).mean())
+
+
+def ssim_terms(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two factors of SSIM for each pixel and channel, of pictures (H, W, C) in levels: luminance, and contrast with
+    structure. Gaussian window of 1.5 px, 11 px wide, constants 0.01 and 0.03 of 255; borders of 5 px are left out where
+    the picture is larger than that."""
     a, b = first.astype(np.float64), second.astype(np.float64)
 
     def blurred(x: np.ndarray) -> np.ndarray:
@@ -92,11 +99,10 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     var_a, var_b = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2
     covariance = blurred(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    values = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
-        (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    )
-    inner = values[5:-5, 5:-5] if min(values.shape[:2]) > 10 else values
-    return float(inner.mean())
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    inner = slice(5, -5) if min(a.shape[:2]) > 10 else slice(None)
+    return luminance[inner, inner], structure[inner, inner]
 
 
 def mean_iou(first: np.ndarray, second: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -17,20 +18,80 @@ from PIL import Image
 from ace.conditions.images import open_image
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.errors import ConditionError, DataError, InputError
-from ace.evaluation.benchmarks.ice_bench import IceItem, make_table, raw_metrics, write_raw
+from ace.evaluation.benchmarks.ice_bench import IceItem, make_table, raw_metrics, read_items, write_raw
 from ace.evaluation.benchmarks.ice_metrics import IceNetworks, network_metrics, pixel_metrics
 from ace.evaluation.cases import RunCase, write_cases
+from ace.evaluation.folder import keep_settings
 from ace.evaluation.gallery import Case, write_gallery
 from ace.evaluation.judge import Judge
 from ace.evaluation.lines import append_lines, read_lines
-from ace.evaluation.run import answer_seed
-from ace.evaluation.systems import Editor, png_bytes
+from ace.evaluation.metrics import bootstrap
+from ace.evaluation.run import answer_seed, progress
+from ace.evaluation.systems import Contestant, Editor, png_bytes
 from ace.evaluation.tables import Table, write_parquet, write_tables
 from ace.inference.recipe import write_atomically
 
 CASES = 12  # of the gallery, worst and best each
+UNCLEAR = "vllmqa_unclear"  # replies of the judge without a 0 or 1; enters no score
 Advance = Callable[[int], object]
 Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class IceScorers:
+    """What ICE-Bench's items are scored with.
+
+    names: what networks were loaded from; other names, and all is scored again. absent: which are not there, and why.
+    raw: metrics that other tools computed, by id; they do not replace ours."""
+
+    networks: IceNetworks
+    names: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    judge: Judge | None = None
+    raw: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def measured_by(self) -> str:
+        """All of them in one line."""
+        asked = [] if self.judge is None else [f"judge {self.judge.model} in {self.judge.language}"]
+        return ", ".join((*self.names, *asked)) or "no network"
+
+
+def evaluate_ice_bench(
+    data: Path,
+    contestant: Contestant,
+    output: Path,
+    scorers: IceScorers,
+    *,
+    results: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Table:
+    """Score ICE-Bench.
+
+    data: its data.jsonl. results: gen_info.json of finished pictures; None = the contestant answers. limit: first so
+    many items. Raises DataError, or ConfigError for a folder with another run."""
+    items = read_items(data)[:limit]
+    output.mkdir(parents=True, exist_ok=True)
+    listed = hashlib.sha256(data.read_bytes()).hexdigest()
+    settings = {"benchmark": "ice-bench", "data": listed, "name": contestant.name, "seed": seed, **contestant.settings}
+    keep_settings(output, settings)
+    if contestant.edit is not None:
+        with progress("answering", len(items), quiet) as advance:
+            made = make_answers(items, contestant.edit, output, seed, advance)
+    elif results is not None:
+        made = read_gen_info(results)
+    else:
+        raise DataError(f"{contestant.name} makes no pictures: name the gen_info.json of its finished ones")
+    with progress("scoring", len(items), quiet) as advance:
+        scores = score_items(items, made, scorers, output / "scored.jsonl", advance)
+    notes = [f"Measured by: {scorers.measured_by}.", *(f"Absent: {line}." for line in scorers.absent)]
+    asked = [own for own in scores.values() if UNCLEAR in own]
+    if scorers.judge is not None and asked:
+        unclear, mean = sum(int(own[UNCLEAR]) for own in asked), bootstrap([[own["vllmqa"] for own in asked]])
+        notes.append(f"vllmqa: {scorers.judge.repeats} times each, {unclear} replies unclear, mean {mean}.")
+    return write_results(output, contestant.name, items, made, scores, notes)
 
 
 def make_answers(
@@ -94,37 +155,46 @@ def read_gen_info(file: Path) -> dict[str, Path]:
 def score_items(
     items: Sequence[IceItem],
     made: Mapping[str, Path],
-    networks: IceNetworks,
-    judge: Judge | None = None,
-    more: Mapping[str, Mapping[str, float]] | None = None,
+    scorers: IceScorers,
     rows: Path | None = None,
-    measured_by: str = "",
     advance: Advance = lambda done: None,
 ) -> Scores:
-    """Raw metrics of every item with a readable picture. more: metrics that other tools computed, by id; they do not
-    replace ours. rows: file of what was scored already. measured_by: names of networks and judge; with others, all is
-    scored again."""
-    kept = _kept(rows, measured_by)
+    """Raw metrics of every item with a readable picture. rows: file of what was scored already; an item is scored again
+    if its answer, any of its own files or the scorers are others."""
+    kept = _kept(rows, scorers.measured_by)
     scores: Scores = {}
     for item in items:
         advance(1)
         path = made.get(item.id)
         if path is None or not path.is_file():
             continue
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = _inputs_sha256(item, path)
         own = kept.get((item.id, digest))
         if own is None:
             try:
-                picture = open_image(path).stored
+                own = _score(item, path, scorers)
             except InputError:
                 continue  # damaged: counted with the missing ones
-            own = {**pixel_metrics(item, picture), **network_metrics(item, picture, networks)}
-            if judge is not None and "vllmqa" in raw_metrics(item.task):
-                own["vllmqa"] = judge.ask(item.instruction, item.source or path, path, item.mask, item.reference)
             if rows is not None:
-                append_lines(rows, [{"id": item.id, "answer_sha256": digest, "scores": own}])
-        scores[item.id] = {**(more or {}).get(item.id, {}), **own}
+                append_lines(rows, [{"id": item.id, "inputs_sha256": digest, "scores": own}])
+        scores[item.id] = {**scorers.raw.get(item.id, {}), **own}
     return scores
+
+
+def _score(item: IceItem, path: Path, scorers: IceScorers) -> dict[str, float]:
+    picture = open_image(path).stored
+    scores = {**pixel_metrics(item, picture), **network_metrics(item, picture, scorers.networks)}
+    if scorers.judge is not None and "vllmqa" in raw_metrics(item.task):
+        source = item.source or path
+        verdict = scorers.judge.ask(item.instruction, source, path, item.mask, item.reference)
+        scores |= {"vllmqa": verdict.score, UNCLEAR: verdict.num_unclear}
+    return scores
+
+
+def _inputs_sha256(item: IceItem, made: Path) -> str:
+    files = [made, *(path for path in (item.source, item.mask, item.reference) if path is not None)]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return hashlib.sha256(json.dumps([*digests, item.task, item.instruction, item.caption]).encode()).hexdigest()
 
 
 def _kept(rows: Path | None, measured_by: str) -> dict[tuple[str, str], dict[str, float]]:
@@ -132,10 +202,9 @@ def _kept(rows: Path | None, measured_by: str) -> dict[tuple[str, str], dict[str
         return {}
     lines = read_lines(rows)
     if not lines or lines[0] != measured_by:
-        rows.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(rows, f"{json.dumps(measured_by, ensure_ascii=False)}\n".encode())
         return {}
-    return {(line["id"], line["answer_sha256"]): line["scores"] for line in lines[1:]}
+    return {(line["id"], line["inputs_sha256"]): line["scores"] for line in lines[1:]}
 
 
 def write_results(

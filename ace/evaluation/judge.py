@@ -11,23 +11,28 @@ from __future__ import annotations
 import base64
 import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from ace.conditions.images import open_image
-from ace.errors import ConfigError, MissingDependencyError
-from ace.evaluation.metrics import Interval, bootstrap
+from ace.errors import ConfigError, DataError, MissingDependencyError
 
 LARGEST_SIDE_PX = 1024
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """score: mean over the repeats, 0 to 1. num_unclear: replies without a 0 or 1."""
+
+    score: float
+    num_unclear: int
+
+
 @dataclass
 class Judge:
-    """base_url, model, api_key: of the endpoint. repeats: times each question is asked. language: "en" or "zh".
-
-    verdicts: every score so far; num_unclear: replies without a 0 or 1."""
+    """base_url, model, api_key: of the endpoint. repeats: times each question is asked. language: "en" or "zh"."""
 
     base_url: str
     model: str
@@ -35,8 +40,6 @@ class Judge:
     repeats: int = 3
     timeout_s: float = 120.0
     language: str = "en"
-    verdicts: list[float] = field(default_factory=list)
-    num_unclear: int = 0
 
     def __post_init__(self) -> None:
         if self.language not in ("en", "zh"):
@@ -49,27 +52,26 @@ class Judge:
 
     def ask(
         self, instruction: str, source: Path, result: Path, mask: Path | None = None, reference: Path | None = None
-    ) -> float:
-        """Mean verdict over the repeats, 0 to 1."""
+    ) -> Verdict:
+        """Did the result follow the instruction, and nothing else change? Raises DataError if the endpoint fails."""
         pictures = [path for path in (source, result, mask, reference) if path is not None]
         content: list = [{"type": "image_url", "image_url": {"url": _data_url(path)}} for path in pictures]
         ask = question if self.language == "en" else question_in_chinese
         content.append({"type": "text", "text": ask(instruction, mask is not None, reference is not None)})
-        scores = []
-        for _ in range(self.repeats):
+        replies = [re.search(r"[01]", self._reply(content)) for _ in range(self.repeats)]
+        score = sum(found is not None and found[0] == "1" for found in replies) / self.repeats
+        return Verdict(score, sum(found is None for found in replies))
+
+    def _reply(self, content: list) -> str:
+        from openai import OpenAIError
+
+        try:
             reply = self._client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=512
             )
-            found = re.search(r"[01]", reply.choices[0].message.content or "")
-            self.num_unclear += found is None
-            scores.append(0.0 if found is None else float(found[0]))
-        verdict = sum(scores) / len(scores)
-        self.verdicts.append(verdict)
-        return verdict
-
-    def interval(self) -> Interval | None:
-        """Mean of all verdicts with its bootstrap interval."""
-        return bootstrap([self.verdicts])
+        except OpenAIError as error:
+            raise DataError(f"the judge at {self.base_url}: {error}; what it said so far is kept") from error
+        return reply.choices[0].message.content or ""
 
 
 def question(instruction: str, has_mask: bool, has_reference: bool) -> str:

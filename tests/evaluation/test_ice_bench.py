@@ -22,11 +22,12 @@ from ace.evaluation.benchmarks.ice_bench import (
     task_score,
     write_raw,
 )
-from ace.evaluation.benchmarks.ice_metrics import IceNetworks, colorfulness, load_networks, pixel_metrics
+from ace.evaluation.benchmarks.ice_metrics import IceNetworks, colorfulness, load_networks, luma_ssim, pixel_metrics
 from ace.evaluation.cases import read_cases
 from ace.evaluation.encoders import DINO_FRAMING, DinoEncoder, frame
-from ace.evaluation.ice import make_answers, read_gen_info, request_of, score_items, write_results
+from ace.evaluation.ice import IceScorers, evaluate_ice_bench, read_gen_info, request_of, score_items
 from ace.evaluation.judge import Judge, question, question_in_chinese
+from ace.evaluation.systems import Contestant
 
 from .random_encoders import picture, random_clip, random_dino
 
@@ -109,7 +110,7 @@ def bench(tmp_path):
 def test_raw_metrics_are_those_of_the_protocol(bench):
     items = read_items(bench / "data.jsonl")
     made = {item.id: bench / "made.png" for item in items}
-    scores = score_items(items, made, IceNetworks(random_clip(), random_dino()))
+    scores = score_items(items, made, IceScorers(IceNetworks(random_clip(), random_dino())))
     assert scores["2"]["l1_raw"] == 0  # outside the mask nothing changed
     left = np.asarray(picture(1, (64, 64)), dtype=float)[:, :32] / 255
     assert scores["1"]["l1_raw"] == pytest.approx((1 - left).sum() / (64 * 64 * 3), abs=1e-6)
@@ -122,9 +123,8 @@ def test_raw_metrics_are_those_of_the_protocol(bench):
 def test_an_overall_score_says_of_how_many_tasks_it_is(bench):
     items = read_items(bench / "data.jsonl")
     more = {item.id: {"aes_v2.5": 5.0, "musiq_koniq": 60.0} for item in items}
-    scores = score_items(
-        items, {i.id: bench / "made.png" for i in items if i.id != "1"}, IceNetworks(random_clip()), more=more
-    )
+    scorers = IceScorers(IceNetworks(random_clip()), raw=more)
+    scores = score_items(items, {i.id: bench / "made.png" for i in items if i.id != "1"}, scorers)
     table = make_table("mine", items, scores)
     by_name = {row.name: row for row in table.rows}
     assert by_name["Text2Image"].values[0] is not None and by_name["Local Subject Addition"].values[0] is None
@@ -178,22 +178,54 @@ class _Model(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_judge_is_asked_several_times_and_unclear_replies_count_as_no(bench):
+@pytest.fixture
+def endpoint():
+    """A chat endpoint that answers yes, no and something else in turn."""
+    _Model.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Model)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    try:
-        judge = Judge(f"http://127.0.0.1:{server.server_port}/v1", "judge", repeats=3)
-        verdict = judge.ask("make it red", bench / "source.png", bench / "made.png", mask=bench / "mask.png")
-        judge._client.close()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-    assert verdict == pytest.approx(1 / 3) and judge.num_unclear == 1
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_judge_is_asked_several_times_and_unclear_replies_count_as_no(bench, endpoint):
+    judge = Judge(endpoint, "judge", repeats=3)
+    verdict = judge.ask("make it red", bench / "source.png", bench / "made.png", mask=bench / "mask.png")
+    judge._client.close()
+    assert verdict.score == pytest.approx(1 / 3) and verdict.num_unclear == 1
     content = _Model.asked[0]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["image_url"] * 3 + ["text"]
     assert "make it red" in content[-1]["text"] and "outside the mask" in content[-1]["text"]
+
+
+def test_a_judged_run_keeps_its_verdicts_and_tells_their_interval(bench, endpoint, tmp_path):
+    (bench / "gen_info.json").write_text(json.dumps({str(n): "made.png" for n in (1, 2, 3, 4)}))
+
+    def run():
+        judge = Judge(endpoint, "judge", repeats=3)
+        scorers = IceScorers(IceNetworks(), judge=judge)
+        finished = Contestant("mine", None, {})
+        evaluate_ice_bench(
+            bench / "data.jsonl", finished, tmp_path / "run", scorers, results=bench / "gen_info.json", quiet=True
+        )
+        judge._client.close()
+        return (tmp_path / "run" / "table.md").read_text()
+
+    first = run()
+    assert "Measured by: judge judge in en." in first
+    assert "vllmqa: 3 times each, 3 replies unclear, mean 0.333 [0.333, 0.333]." in first  # text2image is not asked
+    assert len(_Model.asked) == 9
+    assert run() == first and len(_Model.asked) == 9
+
+
+def test_a_judge_that_cannot_be_reached_is_told_in_one_line(bench):
+    judge = Judge("http://127.0.0.1:9/v1", "judge")
+    with pytest.raises(DataError, match="the judge at http"):
+        judge.ask("make it red", bench / "source.png", bench / "made.png")
+    judge._client.close()
 
 
 def test_only_requests_without_a_reference_or_with_a_mask_forbid_other_changes():
@@ -231,6 +263,24 @@ def test_controls_are_scored_against_the_control_itself(bench):
     assert wrong[0]["l1_colorize"] < 0.8 and wrong[1]["l1_canny"] < 1 and wrong[2]["ssim"] < 0.9
 
 
+def test_ssim_is_over_rounded_luma_with_structure_not_below_zero():
+    first, second = picture(1, (64, 48)), picture(2, (64, 48))
+    window = torch.exp(-(torch.arange(-5.0, 6, dtype=torch.float64) ** 2) / (2 * 1.5**2))
+    kernel = (window / window.sum())[:, None] * (window / window.sum())
+    luma = [torch.tensor(np.asarray(p, int)) @ torch.tensor([299, 587, 114]) / 1000 for p in (first, second)]
+    x, y = (part.double().round()[None, None] for part in luma)
+
+    def mean(values):
+        return torch.nn.functional.conv2d(values, kernel[None, None])
+
+    mx, my = mean(x), mean(y)
+    c1, c2 = 2.55**2, 7.65**2
+    structure = (2 * (mean(x * y) - mx * my) + c2) / (mean(x * x) - mx**2 + mean(y * y) - my**2 + c2)
+    expected = ((2 * mx * my + c1) / (mx**2 + my**2 + c1) * structure.relu()).mean().item()
+    assert (structure < 0).any()
+    assert luma_ssim(first, second) == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_item_becomes_a_request_with_its_pictures_named(bench):
     (_, _, guided, alone) = read_items(bench / "data.jsonl")
     item = IceItem("5", guided.task, "put <REF_1> into <SOURCE>", "", guided.source, guided.mask, guided.references)
@@ -242,8 +292,19 @@ def test_an_item_becomes_a_request_with_its_pictures_named(bench):
     assert not request_of(alone).current.images
 
 
-def test_answers_are_made_once_scored_once_and_a_killed_run_ends_with_the_same_files(bench, tmp_path):
-    items, asked = read_items(bench / "data.jsonl"), []
+class _Counting:
+    """A network that counts what it has scored."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def score(self, shown):
+        self.calls += 1
+        return 5.0
+
+
+def test_answers_are_made_once_and_scored_again_only_with_other_networks(bench, tmp_path):
+    asked, aesthetic = [], _Counting()
 
     def edit(units, seeds):
         asked.extend(units)
@@ -251,47 +312,28 @@ def test_answers_are_made_once_scored_once_and_a_killed_run_ends_with_the_same_f
             raise ConditionError("no masks")
         return [picture(seeds[0] % 100, (64, 64))]
 
-    class Counting:
-        calls = 0
+    def run(*names):
+        scorers = IceScorers(IceNetworks(random_clip(), aesthetic=aesthetic), names, ("style: gone",))
+        evaluate_ice_bench(bench / "data.jsonl", Contestant("mine", edit, {}), tmp_path, scorers, quiet=True)
+        return len(asked), aesthetic.calls
 
-        def score(self, shown):
-            self.calls += 1
-            if self.calls == 2 and self.stops:
-                raise KeyboardInterrupt
-            return 5.0
-
-    def whole(folder, stops=False):
-        aesthetic = Counting()
-        aesthetic.stops = stops
-        made = make_answers(items, edit, folder, 0)
-        networks = IceNetworks(random_clip(), aesthetic=aesthetic)
-        scores = score_items(items, made, networks, rows=folder / "scored.jsonl", measured_by="x")
-        write_results(folder, "mine", items, made, scores, ["Measured by: x."])
-        return aesthetic.calls
-
-    with pytest.raises(KeyboardInterrupt):
-        whole(tmp_path / "killed", stops=True)
-    assert whole(tmp_path / "killed") == 1 and len(asked) == 4 + 2  # only what has no form is asked again
-    assert whole(tmp_path / "whole") == 2
-    for name in (
-        "table.md",
-        "table.json",
-        "table.tex",
-        "rows.parquet",
-        "gallery.html",
-        "gen_info.json",
-        "scored.jsonl",
-    ):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    page = (tmp_path / "whole" / "table.md").read_text()
+    assert run("one") == (4, 2)
+    assert run("one") == (4 + 2, 2)  # only what the system has no form for is asked again
+    assert run("other") == (4 + 4, 4)
+    page = (tmp_path / "table.md").read_text()
     assert "PARTIAL: 2 items have no picture, such as 2, 3." in page and "mean of 0 of 31 tasks" in page
-    assert [case.answer is not None for case in read_cases(tmp_path / "whole")] == [True, False, False, True]
+    assert "Measured by: other." in page and "Absent: style: gone." in page
+    assert [case.answer is not None for case in read_cases(tmp_path)] == [True, False, False, True]
+    with pytest.raises(ConfigError, match="another name"):
+        evaluate_ice_bench(
+            bench / "data.jsonl", Contestant("other", edit, {}), tmp_path, IceScorers(IceNetworks()), quiet=True
+        )
 
 
 def test_damaged_pictures_and_ids_twice_in_gen_info_are_told(bench):
     items = read_items(bench / "data.jsonl")
     (bench / "damaged.png").write_bytes(b"no picture")
-    scores = score_items(items, {"1": bench / "made.png", "4": bench / "damaged.png"}, IceNetworks())
+    scores = score_items(items, {"1": bench / "made.png", "4": bench / "damaged.png"}, IceScorers(IceNetworks()))
     assert set(scores) == {"1"}
     (bench / "gen_info.json").write_text('{"1": "made.png", "1": "made.png"}')
     with pytest.raises(DataError, match="1 ids occur twice, such as 1"):

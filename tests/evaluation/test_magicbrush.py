@@ -71,21 +71,6 @@ def test_tables_hold_all_turns_or_the_last_one_beside_the_published_rows(data, t
     assert "make it red" in (tmp_path / "run" / "gallery.html").read_text()
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data, tmp_path):
-    def stopping(units, seeds):
-        if len(units[0].history) == 2:
-            raise KeyboardInterrupt
-        return inverting([])(units, seeds)
-
-    for folder, edit in (("killed", stopping), ("killed", inverting([])), ("whole", inverting([]))):
-        try:
-            evaluate_magicbrush(data, Contestant("x", edit, {}), tmp_path / folder, SCORERS, quiet=True)
-        except KeyboardInterrupt:
-            assert folder == "killed"
-    for name in ("table.json", "table.md", "rows.parquet", "gallery.html"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
 def test_missing_pictures_are_counted_and_the_score_says_that_it_is_partial(data, tmp_path):
     results = tmp_path / "finished"
     (results / "101").mkdir(parents=True)

@@ -1,8 +1,8 @@
 """ICE-Bench's raw metrics of one finished picture, by the names of its result file.
 
-SSIM is ours, over RGB (pyiqa, which the benchmark calls, may differ). DINO is DINOv2 with the mean of all tokens, class
-token included. Faces are found by MTCNN instead of InsightFace's detector; poses are BlazePose's instead of OpenPose's,
-so l1_pose is on another scale than the benchmark's own.
+SSIM is that of pyiqa's defaults: over rounded luma, structure not below zero. DINO is DINOv2 with the mean of all
+tokens, class token included. Faces are found by MTCNN instead of InsightFace's detector; poses are BlazePose's instead
+of OpenPose's, so l1_pose is on another scale than the benchmark's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ace.conditions.images import open_image
 from ace.errors import DataError, MissingDependencyError
 from ace.evaluation.benchmarks.ice_bench import AESTHETIC, IMAGING, IceItem, raw_metrics
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
-from ace.evaluation.facts import ssim
+from ace.evaluation.facts import ssim_terms
 from ace.evaluation.metrics import levels
 from ace.evaluation.networks.aesthetic import load_aesthetic
 from ace.evaluation.networks.controls import Annotator, load_depth, load_pose
@@ -103,7 +103,7 @@ def pixel_metrics(item: IceItem, made: Image.Image) -> dict[str, float]:
     if "l1_raw" in wanted:
         scores["l1_raw"] = _l1_raw(item, shown, source)
     if "ssim" in wanted:
-        scores["ssim"] = ssim(levels(shown), levels(source))
+        scores["ssim"] = luma_ssim(shown, source)
     if "colorfulness" in wanted:
         scores["colorfulness"] = colorfulness(shown)
     true = np.asarray(source.convert("L"), dtype=np.float64)
@@ -117,6 +117,14 @@ def pixel_metrics(item: IceItem, made: Image.Image) -> dict[str, float]:
         edges = cv2.Canny(np.asarray(shown), 100, 200).astype(np.float64)
         scores["l1_canny"] = 1 - float(np.abs(edges - true).mean()) / 255
     return scores
+
+
+def luma_ssim(first: Image.Image, second: Image.Image) -> float:
+    """SSIM of two RGB pictures of one size as pyiqa's defaults compute it: over luma rounded to levels, with negative
+    structure counted as 0."""
+    luma = [np.round(levels(picture) @ np.array([299, 587, 114]) / 1000)[..., None] for picture in (first, second)]
+    luminance, structure = ssim_terms(*luma)
+    return float((luminance * structure.clip(min=0)).mean())
 
 
 def colorfulness(picture: Image.Image) -> float:
