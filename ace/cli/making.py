@@ -196,11 +196,12 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
 
 def _speed_up(pipeline: ACEPipeline, run: Run) -> None:
     """Set what `--fast` and `--compile` ask for, and say what the first costs in exactness."""
-    from ace.inference.accelerate import compile_blocks, fast_by_name, known_error
+    from ace.inference.accelerate import compile_blocks, fast_by_name
+    from ace.inference.fast_error import known_error
     from ace.inference.sources import cache_folder
 
     if run.compile_network:
-        compile_blocks(pipeline)
+        compile_blocks(pipeline.transformer)
     if run.fast is not None:
         pipeline.fast = fast_by_name(run.fast)
         error = known_error(pipeline, run.model.sha256, cache_folder() / "fast")

@@ -11,9 +11,9 @@ Not here: file handling, sessions, recipes.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from ace.conditions.images import aspect_size, normalise_image, prepare_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.diffusion import guide, sample_noise, seeded_generator
 from ace.errors import ConditionError, ConfigError, ShapeError
-from ace.inference.accelerate import Fast, Reuse, reused_prediction
+from ace.inference.accelerate import Fast, continue_series, end_series, set_step_cache
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
 from ace.inference.latents import LatentCache, decode_latents, scale_factor
 from ace.inference.preserve import paste_back
@@ -86,8 +86,8 @@ class RequestState:
     """A request on its way: everything fixed, and the latents at the current step.
 
     latents: (C, h, w) float32. denoised: the clean latents predicted by the last step, None before the first.
-    branches: the conditional one and, with guidance, the unconditional one. fast, reuse: approximations that were asked
-    for (`accelerate.py`). num_runs: branches that the network has computed so far."""
+    branches: the conditional one and, with guidance, the unconditional one. fast: the approximation that was asked for
+    (`accelerate.py`). num_runs: branches that the network has computed so far. number: unlike any other request's."""
 
     request: Request
     inputs: Inputs
@@ -99,8 +99,8 @@ class RequestState:
     step_index: int = 0
     denoised: Tensor | None = None
     fast: Fast | None = None
-    reuse: Reuse | None = None
     num_runs: int = 0
+    number: int = field(default_factory=itertools.count().__next__)
 
     @property
     def num_steps(self) -> int:
@@ -112,6 +112,11 @@ class RequestState:
         """The branches that the next step computes."""
         guided = self.fast is None or self.fast.guides(self.step_index, self.num_steps)
         return self.branches if guided else self.branches[:1]
+
+    @property
+    def series(self) -> str:
+        """The name of its predictions in a step cache; with another number of branches they are another series."""
+        return f"request {self.number}, {len(self.active_branches)} branches"
 
     @property
     def done(self) -> bool:
@@ -185,10 +190,21 @@ class ACEPipeline(DiffusionPipeline):
         self.published = published
         self.float16_attention = published
         self.adapters = ""  # what `attach_adapters` stacked, for recipes
-        self.fast: Fast | None = None  # approximate sampling of what is prepared from now on
+        self._fast: Fast | None = None
         self.latent_cache = LatentCache()
         self._packed: _Packed | None = None
         self._colours: tuple[AutoencoderKL | AutoencoderDC, LatentColours] | None = None
+
+    @property
+    def fast(self) -> Fast | None:
+        """Approximate sampling of what is prepared from now on; None = exact."""
+        return self._fast
+
+    @fast.setter
+    def fast(self, fast: Fast | None) -> None:
+        if fast != self._fast:
+            set_step_cache(self.transformer, fast)
+            self._fast = fast
 
     @property
     def geometry(self) -> Geometry:
@@ -298,7 +314,6 @@ class ACEPipeline(DiffusionPipeline):
                     guidance_rescale=self._or_default(request.guidance_rescale, "guidance_rescale"),
                     latents=noise * getattr(scheduler, "init_noise_sigma", 1.0),  # flow schedulers have none
                     fast=self.fast,
-                    reuse=Reuse(self.fast.reuse) if self.fast is not None and self.fast.reuse else None,
                 )
             )
         return prepared
@@ -307,23 +322,24 @@ class ACEPipeline(DiffusionPipeline):
     def step(self, states: Sequence[RequestState]) -> None:
         """One denoising step of every state, whatever mixture they are, in one packed pass; latents change in place.
 
-        Raises ConfigError if a state is already done."""
+        With a step cache every state has a pass of its own. Raises ConfigError if a state is already done, or was
+        prepared with another `fast` than the pipeline's."""
         if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
-        reused = [reused_prediction(state) for state in states]
-        computed = [state for state, prediction in zip(states, reused, strict=True) if prediction is None]
-        predictions = iter(self._predict(computed) if computed else ())
-        for state, prediction in zip(states, reused, strict=True):
+        if any(state.fast != self.fast for state in states):
+            raise ConfigError(
+                "a request is stepped as it was prepared: set the pipeline's `fast` back, or prepare it again"
+            )
+        passes = [[state] for state in states] if self.transformer.is_cache_enabled else [states]
+        predictions = [prediction for own in passes for prediction in self._predict(own)]
+        for state, prediction in zip(states, predictions, strict=True):
             timestep = state.scheduler.timesteps[state.step_index]
-            if prediction is None:
-                prediction = next(predictions)
-                state.num_runs += len(state.active_branches)
-                if state.reuse is not None:
-                    state.reuse.computed(state.latents, prediction)
             state.denoised = predicted_clean(prediction, state.latents, timestep, state.scheduler)
             (latents, *_) = state.scheduler.step(prediction[None], timestep, state.latents[None], return_dict=False)
             state.latents = latents[0]
-            state.step_index += 1
+            series, state.step_index = state.series, state.step_index + 1
+            if self.transformer.is_cache_enabled and (state.done or state.series != series):
+                end_series(self.transformer, series)
 
     def _predict(self, states: Sequence[RequestState]) -> list[Tensor]:
         """The guided prediction of every state, (C, h, w), in one packed pass."""
@@ -331,14 +347,23 @@ class ACEPipeline(DiffusionPipeline):
         timesteps = [state.scheduler.timesteps[state.step_index] for state in states]
         noisy = [_scaled(state.scheduler, state.latents, t) for state, t in zip(states, timesteps, strict=True)]
         config = self.transformer.config
-        predicted = self.transformer(
-            pack_latents(noisy, packed.patches, config.patch_size).to(self.transformer.dtype),
-            torch.stack(timesteps),
-            packed.layout,
-            text_keys_values=packed.text,
-        )
+        tokens = pack_latents(noisy, packed.patches, config.patch_size).to(self.transformer.dtype)
+
+        def compute() -> Tensor:
+            return self.transformer(tokens, torch.stack(timesteps), packed.layout, text_keys_values=packed.text)
+
+        predicted, computed = self._in_series(states, compute)
+        for state in states:
+            state.num_runs += len(state.active_branches) if computed else 0
         outputs = iter(unpack_latents(predicted.float(), packed.layout, config.patch_size, config.latent_channels))
         return self._guided(states, [[next(outputs) for _ in state.active_branches] for state in states])
+
+    def _in_series(self, states: Sequence[RequestState], compute: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+        """What the transformer answers, continued from its earlier answers if a step cache says so; and whether not."""
+        if not self.transformer.is_cache_enabled:
+            return compute(), True
+        (state,) = states
+        return continue_series(self.transformer, state.series, compute, last=state.step_index == state.num_steps - 1)
 
     @torch.no_grad()
     def decode(self, states: Sequence[RequestState], preserve: bool = True) -> list[Image.Image]:
@@ -476,7 +501,7 @@ class ACEPipeline(DiffusionPipeline):
         active = tuple(state.active_branches for state in states)
         kept = self._packed
         if kept is not None and len(kept.branches) == len(active):
-            pairs = [pair for own in zip(kept.branches, active, strict=True) for pair in zip_longest(*own)]
+            pairs = [pair for own in zip(kept.branches, active, strict=True) for pair in itertools.zip_longest(*own)]
             if all(first is second for first, second in pairs):
                 return kept
         branches = [branch for own in active for branch in own]

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook  # offloading watches `forward` only
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ BlockText = tuple[Tensor, Tensor, Tensor]
 TextKeysValues = tuple[BlockText, ...]
 
 
-class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     """One diffusion transformer for creation and editing.
 
     The arguments are those of `ACEConfig`, plus indicator_states: (10, text_channels) text states of the image names

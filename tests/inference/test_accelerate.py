@@ -12,16 +12,8 @@ from ace.cli.options import FAST_NAMES
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.diffusion import seeded_generator
 from ace.errors import ConfigError
-from ace.inference.accelerate import (
-    FAST,
-    Fast,
-    Reuse,
-    compile_blocks,
-    fast_again,
-    fast_by_name,
-    known_error,
-    measure_error,
-)
+from ace.inference.accelerate import FAST, WARM_UP, Fast, compile_blocks, fast_again, fast_by_name
+from ace.inference.fast_error import known_error, measure_error
 from ace.inference.pipeline import ACEPipeline, Request
 from tests.inference.test_pipeline import furthest, mixture, picture
 from tests.random_models import PUBLISHED_LIKE, random_pipeline
@@ -83,25 +75,28 @@ def test_guidance_is_left_out_outside_its_interval(pipeline):
     assert state.num_runs == sum(branches)
 
 
-def test_more_reuse_is_less_work_and_more_error(pipeline):
+def test_more_steps_continued_is_less_work_and_more_error(pipeline):
     runs, errors = [], []
-    for limit in (0.02, 0.2, 0.9):
-        error = measure_error(pipeline, [edit(num_inference_steps=20)], Fast(reuse=limit))
+    for interval in (2, 4, 8):
+        error = measure_error(pipeline, [edit(num_inference_steps=20)], Fast(cache_interval=interval))
         runs.append(error.runs[1])
         errors.append(error.latents)
-    assert runs[0] >= runs[1] > runs[2] >= 2 * 4  # the first three steps and the last are always computed
-    assert errors[0] <= errors[1] < errors[2]
+    assert runs[0] > runs[1] > runs[2] >= 2 * (WARM_UP + 1)  # the first steps and the last are always computed
+    assert 0 < errors[0] < errors[1] < errors[2]
 
 
-def test_a_prediction_is_used_again_only_while_little_has_moved():
-    reuse = Reuse(limit=0.5)
-    first, second = torch.zeros(1, 2, 2), torch.ones(1, 2, 2)
-    assert reuse.again(first) is None
-    reuse.computed(first, second)
-    assert reuse.again(second) is None  # no rate is known yet
-    reuse.computed(second, 1.1 * second)  # moved by 1, changed by 0.1
-    assert torch.equal(reuse.again(1.5 * second), 1.1 * second)
-    assert reuse.again(99 * second) is None
+def test_a_step_cache_forgets_finished_requests_and_is_gone_without(pipeline):
+    pipeline.fast = FAST["cache"]
+    first, second = pipeline.prepare([edit(), edit(6, num_inference_steps=6)])
+    while not second.done:
+        pipeline.step([first, second])
+    hook = pipeline.transformer._diffusers_hook.get_hook("taylorseer_cache")
+    assert list(hook.state_manager._state_cache) == [first.series]
+    pipeline.fast = None
+    with pytest.raises(ConfigError, match="as it was prepared"):
+        pipeline.step([first])
+    assert not pipeline.transformer.is_cache_enabled
+    assert measure_error(pipeline, [edit()], Fast()).latents == 0
 
 
 def test_an_error_is_measured_once_per_model_and_acceleration(pipeline, tmp_path):
@@ -130,6 +125,8 @@ def test_impossible_accelerations_are_refused(pipeline):
         Fast(solver="euler")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="between"):
         Fast(guided=(0.5, 0.5))
+    with pytest.raises(ConfigError, match="use 1"):
+        Fast(cache_interval=0)
     with pytest.raises(ConfigError, match="one of"):
         fast_by_name("warp")
     with pytest.raises(ConfigError, match="nothing to measure"):
@@ -139,7 +136,7 @@ def test_impossible_accelerations_are_refused(pipeline):
 def test_compiled_blocks_make_the_same_pictures(pipeline):
     expected = pipeline(requests=[edit(num_inference_steps=2)]).latents[0]
     torch._dynamo.utils.counters.clear()
-    compile_blocks(pipeline, backend="eager")  # traced as for the real one, but run as it is
+    compile_blocks(pipeline.transformer, backend="eager")  # traced as for the real one, but run as it is
     assert furthest(pipeline(requests=[edit(num_inference_steps=2)]).latents[0], expected) <= 1e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -150,6 +147,6 @@ def test_compiled_blocks_make_the_same_pictures(pipeline):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a C++ compiler")
 def test_blocks_compiled_to_machine_code_make_the_same_pictures(pipeline):
     expected = [pipeline(requests=[one]).latents[0] for one in (edit(), edit(6))]
-    compile_blocks(pipeline)
+    compile_blocks(pipeline.transformer)
     for one, own in zip((edit(), edit(6)), expected, strict=True):
         assert furthest(pipeline(requests=[one]).latents[0], own) <= 1e-4
