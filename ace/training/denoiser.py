@@ -218,7 +218,7 @@ def start_text_encoder(folder: Path, layers: int) -> tuple[PreTrainedTokenizerBa
     tokenizer.add_special_tokens({"additional_special_tokens": list(IMAGE_NAMES)})
     if AutoConfig.from_pretrained(folder).model_type == "t5":
         return tokenizer, T5EncoderModel.from_pretrained(folder)
-    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)  # attention as inference has it
     if layers:
         encoder.encoder.layer = encoder.encoder.layer[:layers]
         encoder.config.num_hidden_layers = layers

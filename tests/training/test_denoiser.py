@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from ace.diffusion import seeded_generator
 from ace.errors import ConfigError, DataError, MissingDependencyError
 from ace.inference.inputs import Geometry
+from ace.inference.pipeline import ACEPipeline, Request
 from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
 from ace.training.adapters import read_lora
 from ace.training.batches import Samples, make_batch
@@ -59,6 +63,24 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def latents_of(pipeline: ACEPipeline, requests: list[Request]) -> list[bytes]:
+    """To the last bit: pictures may agree where these do not."""
+    seeded = [dataclasses.replace(r, generator=seeded_generator(n)) for n, r in enumerate(requests)]
+    states = pipeline.prepare(seeded)
+    pipeline.step(states)
+    return [state.latents.numpy().tobytes() for state in states]
+
+
 def test_dropped_text_empties_the_current_round_and_keeps_the_history(text_encoder: Path):
     chains = {"multi_turn/chain": 1.0}
     kept, dropped = samples(0.0, tasks=chains), samples(1.0, tasks=chains)
@@ -83,7 +105,7 @@ def test_samples_with_more_images_than_the_stage_takes_are_left_out_by_name():
 def test_a_recipe_ends_in_a_pipeline_that_loads_draws_and_was_previewed(tmp_path: Path, text_encoder: Path):
     stage = Stage("only", steps=4, lr=1e-3, batch_tokens=512, micro_tokens=300)
     wanted = recipe(text_encoder, stages=(stage,), preview_steps=4, tracker="tensorboard")
-    train_model(wanted, tmp_path, quiet=True)
+    trained = train_model(wanted, tmp_path, quiet=True)
     pipeline = load_pipeline(find_model(str(tmp_path / "model")), device="cpu")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a red apple").images[0].size == (64, 64)
@@ -94,6 +116,10 @@ def test_a_recipe_ends_in_a_pipeline_that_loads_draws_and_was_previewed(tmp_path
     again = draw_previews(pipeline, mixture, tmp_path / "again.png")
     (preview,) = (tmp_path / "previews").iterdir()
     assert Image.open(again).tobytes() == Image.open(preview).tobytes(), "previews are what inference draws"
+    requests = [Request(sample.request) for _, sample in map(mixture.__getitem__, range(2))]
+    for threads in (1, 2):  # sums of one kernel may be rounded as those of another by chance, under one of them
+        with num_threads(threads):
+            assert latents_of(trained, requests) == latents_of(pipeline, requests)
     assert list((tmp_path / "tracker").rglob("events.out.tfevents.*"))
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
