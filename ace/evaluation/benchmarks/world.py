@@ -24,7 +24,7 @@ from ace.data.world.sprites import SHIPPED_PACK
 from ace.errors import ConfigError, DataError, MissingDependencyError
 from ace.evaluation.facts import Judges
 from ace.evaluation.folder import RunFolder
-from ace.evaluation.lpips import HOW_TO_GET, load_lpips, weights_file
+from ace.evaluation.lpips import HOW_TO_GET, find_lpips
 from ace.evaluation.metrics import Interval, bootstrap, levels, psnr
 from ace.evaluation.report import write_report
 from ace.evaluation.run import Finished, run, system_of
@@ -78,7 +78,7 @@ def evaluate_world(
     batch = batch if contestant.answer else 1
     settings = {"benchmark": "world", "size_px": world.size_px, **run_settings(contestant, seed, batch)}
     folder = RunFolder(output, settings)
-    lpips, judges = load_lpips() if weights_file() is not None else None, find_judges()
+    lpips, judges = find_lpips(), find_judges()
     chunks = make_chunks(shown, limit, batch)
     finished = run(chunks, lambda t, n: world.sample(n, t), system, folder, seed, lpips, judges, quiet, results=results)
     check_answered(finished, folder, results)
