@@ -129,7 +129,7 @@ def run(
                 _score(asked, answers, folder, lpips, judges)
             cases += [folder.case(one.sample, one.number) for one in asked]
             advance(len(chunk))
-    if made:
+    if made and results is None:  # finished pictures are only read
         speed = {"pictures": made, "seconds": round(seconds, 2), "pictures_per_second": round(made / seconds, 2)}
         folder.write("timings.json", (json.dumps(speed) + "\n").encode())
     folder.finish()

@@ -37,14 +37,14 @@ def test_a_better_run_is_named(runs):
     worse = read_run(runs / "one")
     many = {(task, n + 100 * i): 0.3 for task, n in worse.errors for i in range(20)}
     samples = dict.fromkeys(many, "x")
-    a = type(worse)("worse", many, samples, (), None)
-    b = type(worse)("better", dict.fromkeys(many, 0.1), samples, (), None)
+    a = type(worse)("worse", many, samples)
+    b = type(worse)("better", dict.fromkeys(many, 0.1), samples)
     assert verdicts(compare_runs(a, b))[0] == "all: better is better"
 
 
 def test_samples_that_only_one_run_has_are_counted(runs):
     whole = read_run(runs / "one")
-    part = type(whole)("part", dict(list(whole.errors.items())[:2]), whole.samples, (), None)
+    part = type(whole)("part", dict(list(whole.errors.items())[:2]), whole.samples)
     found = compare_runs(whole, part)
     assert found.num_left_out == 2
 
