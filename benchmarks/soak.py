@@ -27,6 +27,7 @@ import platform
 import random
 import re
 import socket
+import stat
 import statistics
 import struct
 import subprocess
@@ -34,6 +35,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -89,7 +91,24 @@ def bomb() -> bytes:
     )
 
 
+def archive(name: str, data: bytes, mode: int = 0o644) -> bytes:
+    """A ZIP file that says it is a session, with one hostile member."""
+    member = zipfile.ZipInfo(name)
+    member.external_attr = mode << 16
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("session.json", '{"kind": "ace-session", "format_version": 1}')
+        file.writestr(member, data, zipfile.ZIP_DEFLATED)
+    return stream.getvalue()
+
+
 PHOTO, MASK, BOMB = png(photo()), png(left_half()), bomb()
+ARCHIVES = (
+    archive("nodes/0001/image.png", bytes(10**8)),  # 100 kB that unpack to 100 MB
+    archive("../../evil.png", PHOTO),
+    archive("nodes/0001/image.png", b"/etc/passwd", stat.S_IFLNK | 0o777),
+    b"PK\x03\x04 no archive",
+)
 MALFORMED: tuple[dict[str, Any], ...] = (
     {"json": {"prompt": ""}},
     {"json": {"prompt": "a", "size": "7x7"}},
@@ -229,6 +248,7 @@ class Soak:
             lambda: http.post("/v1/images/generations", json={"prompt": "a", "steps": 10**9, "n": 10**6}),
             lambda: http.post("/v1/images/edits", json=inside),
             self.lie,
+            lambda: self.smuggle(http, draw.choice(ARCHIVES)),
         )
         self.refused(draw.choice(attacks)())
 
@@ -238,6 +258,15 @@ class Soak:
         with socket.create_connection(self.address, timeout=PATIENCE_S) as connection:
             connection.sendall(head.encode())
             return httpx2.Response(int(connection.recv(1000).split(b" ")[1]))
+
+    def smuggle(self, http: httpx2.Client, data: bytes) -> httpx2.Response:
+        """Add a hostile archive to a session, which must stay empty."""
+        session = f"/v1/sessions/{http.post('/v1/sessions').json()['id']}"
+        reply = http.post(f"{session}/archive", content=data)
+        if http.get(session).json()["nodes"]:
+            self.fault("a hostile archive added something to a session")
+        http.delete(session)
+        return reply
 
     def refused(self, reply: httpx2.Response) -> None:
         if not 400 <= reply.status_code < 500:

@@ -35,7 +35,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Paths without a key: they say nothing about anybody's pictures, or their name is the secret (`/files/`).
 OPEN = ("/health", "/ready", "/docs", "/redoc", "/openapi.json")
 OPEN_BELOW = "/files/"
-_RECEIVING_BYTES = 512 * 2**20  # of all requests that are being read at once
 _LINGER_S = 2.0  # for the rest of a request that has been answered already
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -117,7 +116,7 @@ class Gate:
     def received(self, count: int) -> None:
         """Count bytes that have arrived. Raises Refused if all requests together hold too many."""
         self._receiving += count
-        if self._receiving > _RECEIVING_BYTES:
+        if self._receiving > self.settings.max_receiving_bytes:
             raise Refused(503, "too much is being sent at once: try again later", "busy")
 
     def too_large(self) -> Refused:

@@ -29,7 +29,6 @@ from ace.server.keys import Quota
 from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
 
-_HELD_BYTES = 2 * 2**30  # of pictures that wait or run, decoded
 _URL_LIFE_S = 3600.0
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -78,13 +77,13 @@ class Service:
 
         jobs: the variants of one, which share their pictures. Raises BusyError, ConfigError, StoppedError or, for an id
         in use, InputError."""
-        held = held_bytes(jobs[0])
-        if held > _HELD_BYTES // 4:
+        held, most = held_bytes(jobs[0]), self.settings.max_held_bytes
+        if held > most // 4:
             raise InputError("the pictures of this request are too large together: send smaller ones")
         with self._lock:
             if (client, request_id) in self._accepted:
                 raise InputError(f"the request id {request_id} is in use: choose another")
-            if self._held + held > _HELD_BYTES:
+            if self._held + held > most:
                 raise BusyError("the server holds too many large pictures: try again later", 5.0)
             self.quota.spend(client, len(jobs))
             self._accepted[client, request_id] = Accepted(request_id, client, ())

@@ -23,12 +23,15 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """host, port: where to listen. api_keys: who may ask; none = anybody, on loopback only. data_folder: sessions and
-    the ledger of requests; None = nothing is kept over a restart. aliases: further names for the model. url_hosts: from
+    """What an operator chooses.
+
+    host, port: where to listen. api_keys: who may ask; none = anybody, on loopback only. data_folder: sessions and the
+    ledger of requests; None = nothing is kept over a restart. aliases: further names for the model. url_hosts: from
     where pictures may be fetched, see `AllowedHost`. max_upload_bytes: of one request; upload_timeout_s: for all of it.
-    max_pixels: of one picture. max_images: pictures made per request (`n`). pictures_per_minute: of one client, None =
-    no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for `response_format:
-    url`. drain_s: after a signal to stop, how long accepted work may take.
+    max_receiving_bytes: of all requests that are being read at once. max_held_bytes: of the decoded pictures of all
+    that wait or run. max_pixels: of one picture. max_images: pictures made per request (`n`). pictures_per_minute: of
+    one client, None = no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for
+    `response_format: url`. drain_s: after a signal to stop, how long accepted work may take.
 
     Raises ConfigError for an address that is not loopback without a key, and for impossible numbers."""
 
@@ -41,6 +44,8 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     max_upload_bytes: int = 50_000_000
     upload_timeout_s: float = 60.0
+    max_receiving_bytes: int = 512 * 2**20
+    max_held_bytes: int = 2 * 2**30
     max_pixels: int = 16_000_000
     max_images: int = 10
     pictures_per_minute: float | None = None
@@ -63,6 +68,7 @@ class ServerSettings:
             raise ConfigError(f"port {self.port}: use 1 to 65535, or 0 for any free one")
         if self.pictures_per_minute is not None and self.pictures_per_minute <= 0:
             raise ConfigError("a quota of no pictures: leave it out, or allow some")
-        numbers = (self.max_upload_bytes, self.upload_timeout_s, self.max_pixels, self.max_images, self.max_sessions)
-        if min(*numbers, self.max_session_nodes) < 1 or self.kept_bytes < 0 or self.drain_s < 0:
+        sizes = (self.max_upload_bytes, self.max_receiving_bytes, self.max_held_bytes, self.max_pixels)
+        counts = (self.upload_timeout_s, self.max_images, self.max_sessions, self.max_session_nodes)
+        if min(*sizes, *counts) < 1 or self.kept_bytes < 0 or self.drain_s < 0:
             raise ConfigError("a limit of the server is less than 1: nothing could be asked")

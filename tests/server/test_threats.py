@@ -30,6 +30,7 @@ from ace.server.images import AllowedHost, Upload, fetch, is_public, open_mask_u
 from ace.server.keys import Keys
 from ace.server.settings import ServerSettings
 from tests.server.running import Running, opened, picture, png, running, wait_until
+from tests.server.test_engine import words
 
 KEY, OTHER = "first-key-0123456789", "other-key-0123456789"
 
@@ -209,6 +210,21 @@ def test_an_upload_that_never_ends_is_cut_off(server):
         head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert b"408" in connection.recv(1000).split(b"\r\n")[0]
+
+
+def test_all_uploads_together_are_bounded_and_room_comes_back():
+    with running(max_receiving_bytes=150_000) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        with server.client() as http, socket.create_connection((host, int(port))) as slow:
+            slow.sendall(f"{head}Content-Length: 120000\r\n\r\n".encode() + bytes(100_000))  # and no end
+            large = {"prompt": "a", "steps": 1, "user": "u" * 100_000}
+            wait_until(lambda: http.post("/v1/images/generations", json=large).status_code == 503)
+            reply = http.post("/v1/images/generations", json=large)
+            assert refused(reply, 503, "too much is being sent") and int(reply.headers["retry-after"]) >= 1
+            assert http.post("/v1/images/generations", json={"prompt": "a", "steps": 1}).status_code == 200
+            slow.close()
+            wait_until(lambda: http.post("/v1/images/generations", json=large).status_code == 200)
 
 
 def test_what_a_person_sees_is_what_the_model_sees():
@@ -454,8 +470,6 @@ def test_a_full_server_says_429_and_when_to_come_back_and_a_quota_is_per_key():
     limits = Limits(max_waiting=1, max_running=1)
     with running(limits, api_keys=(KEY, OTHER), pictures_per_minute=3) as server:
         gate = threading.Event()
-        from tests.server.test_engine import words
-
         server.engine.submit([words(steps=4)], "x", num_previews=1, on_preview=lambda *_: gate.wait(120))
         wait_until(lambda: server.engine.num_waiting == 0)
         server.engine.submit([words()], "y")
@@ -470,6 +484,26 @@ def test_a_full_server_says_429_and_when_to_come_back_and_a_quota_is_per_key():
             spent = mine.post("/v1/images/generations", json=body)
             assert refused(spent, 429, "quota") and int(spent.headers["retry-after"]) >= 1
             assert theirs.post("/v1/images/generations", json=body).status_code == 200
+
+
+def test_pictures_that_wait_are_counted_and_more_are_refused_until_they_are_done():
+    side = picture().size[0]
+    room_for = 4
+    with running(Limits(max_running=1), max_held_bytes=room_for * side * side * 4 + 1) as server:
+        gate = threading.Event()
+        server.engine.submit([words()], "x", num_previews=1, on_preview=lambda *_: gate.wait(120))
+        wait_until(lambda: server.engine.num_waiting == 0)
+        asked = [threading.Thread(target=edit, args=(server, png(picture()))) for _ in range(room_for)]
+        for thread in asked:
+            thread.start()
+        wait_until(lambda: server.engine.num_waiting == room_for)
+        one_more = edit(server, png(picture()))
+        assert refused(one_more, 429, "too many large pictures") and int(one_more.headers["retry-after"]) >= 1
+        gate.set()
+        for thread in asked:
+            thread.join()
+        assert edit(server, png(picture())).status_code == 200
+        assert refused(edit(server, png(picture(2 * side, 2 * side))), 400, "too large together")
 
 
 def test_a_client_that_goes_away_frees_its_place(keyless):
