@@ -29,9 +29,14 @@ def train(
         bool, typer.Option("--dry-run", help="Say what it will cost and stop: needs no weights, data or network.")
     ] = False,
     devices: Annotated[int, typer.Option("--devices", help="Of the plan: how many devices share the work.")] = 1,
-    tflops: Annotated[
-        float, typer.Option("--tflops", help="Of the plan: Tflop/s that one device delivers (40 % of an A800).")
-    ] = 125.0,
+    device_tflops: Annotated[
+        float | None,
+        typer.Option(
+            "--device-tflops",
+            help="Of the plan: Tflop/s that training gets out of a device (an A800: 125). Default: measured here.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -41,7 +46,8 @@ def train(
 
     \b
     ace train recipes/tiny.toml --output runs/tiny
-    ace train recipes/ace-0.6b.toml --dry-run --devices 64
+    ace train recipes/tiny.toml --dry-run
+    ace train recipes/ace-0.6b.toml --dry-run --devices 64 --device-tflops 125
     accelerate launch --num_processes 8 -m ace train recipes/lora.toml --output runs/mine
     """
     from ace.training.config import AutoencoderRecipe, PlusRecipe, read_recipe
@@ -49,9 +55,15 @@ def train(
     wanted = read_recipe(recipe)
     output = Output(json=as_json, quiet=quiet)
     if dry_run:
-        from ace.training.plan import plan
+        from ace.training.plan import Device, plan
 
-        made = plan(wanted, devices, tflops)
+        if device_tflops is None:
+            from ace.training.speed import this_device
+
+            device = this_device(wanted.mixed_precision)
+        else:
+            device = Device("a device as named", device_tflops)
+        made = plan(wanted, device, devices)
         for line in made.lines():
             output.say(line)
         output.data(dataclasses.asdict(made))

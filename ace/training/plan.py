@@ -1,7 +1,7 @@
 """What a recipe will cost, from its numbers alone: parameters, operations, memory, time. Loads nothing.
 
-Memory is that of one device without sharding; time is operations divided by a rate, of which both are estimates.
-Not here: frozen encoders' work, which a cache of features takes out of the steps.
+Memory is that of one device without sharding; time is operations divided by a device's rate: both are estimates.
+Not here: this machine's rate (`speed.py`); frozen encoders' work, which a cache of features takes out of the steps.
 """
 
 from __future__ import annotations
@@ -15,12 +15,25 @@ from ace.model.config import PRESETS, ACEConfig
 from ace.model.cost import activation_bytes, num_parameters, step_cost, text_cost
 from ace.training.config import AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, Stage
 
-DEFAULT_TFLOPS = 125.0  # delivered by one device: 40 % of an A800's 312 in bfloat16
 TEXT_TOKENS = 30  # of an instruction, about
 TINY_CELLS_PX = 8
 FLUX_PARAMETERS = 11_901_408_320  # of FLUX.1-dev
 FLUX_WIDTH = 3072
 _STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 1}  # per trained weight
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a plan is for. name: in words, and where its rate is from; tflops: operations that training gets out of one,
+    10^12 per second; memory_bytes: of one, 0 = not known."""
+
+    name: str
+    tflops: float
+    memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tflops <= 0:
+            raise ConfigError(f"a device of {self.tflops:g} Tflop/s: use more than 0")
 
 
 @dataclass(frozen=True)
@@ -38,10 +51,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe will do. weight_bytes: weights, gradients, optimiser state and averages; activation_bytes: of the
-    largest piece that goes through at once."""
+    """What a recipe will do. devices: how many. weight_bytes: weights, gradients, optimiser state and averages;
+    activation_bytes: of the largest piece that goes through at once."""
 
     kind: str
+    device: Device
+    devices: int
     parameters: int
     trained: int
     weight_bytes: int
@@ -59,24 +74,33 @@ class Plan:
         lines = [
             f"{_count(self.parameters)} parameters{share}",
             f"memory of a device: {_size(self.weight_bytes)} for weights, gradients, optimiser and averages, "
-            f"about {_size(self.activation_bytes)} for activations",
+            f"about {_size(self.activation_bytes)} for activations{self._room()}",
+            f"time on {self.devices} x {self.device.name}, {_operations(self.device.tflops)}/s delivered by each:",
         ]
         width = max(len(stage.name) for stage in self.stages)
         for stage in self.stages:
             lines.append(
                 f"{stage.name:<{width}}  {stage.steps:>9,} steps of {stage.samples:,} samples, {_count(stage.tokens)} "
-                f"tokens, {stage.operations / 1e12:,.1f} Tflop; {_time(stage.hours)}"
+                f"tokens, {_operations(stage.operations / 1e12)}; {_time(stage.hours)}"
             )
         lines.append(f"{'in all':<{width}}  {_time(self.hours)}")
         return lines
 
+    def _room(self) -> str:
+        """Whether it fits, where that is known."""
+        if not self.device.memory_bytes:
+            return ""
+        needed = self.weight_bytes + self.activation_bytes
+        verdict = "enough" if needed < self.device.memory_bytes else "too little: share it (FSDP2)"
+        return f"; there are {_size(self.device.memory_bytes)}, {verdict}"
 
-def plan(recipe: Recipe, devices: int = 1, tflops: float = DEFAULT_TFLOPS) -> Plan:
-    """Plan a recipe for a number of devices that deliver `tflops` each. Raises ConfigError for an unknown preset."""
-    if devices < 1 or tflops <= 0:
-        raise ConfigError(f"{devices} devices of {tflops:g} Tflop/s: both must be above 0")
+
+def plan(recipe: Recipe, device: Device, devices: int = 1) -> Plan:
+    """Plan a recipe for a number of devices of one kind. Raises ConfigError for an unknown preset."""
+    if devices < 1:
+        raise ConfigError(f"{devices} devices: use at least 1")
     if isinstance(recipe, AutoencoderRecipe):
-        return _autoencoder(recipe, devices, tflops)
+        return _autoencoder(recipe, device, devices)
     config, parameters = _sizes(recipe)
     trained = _trained(recipe, config, parameters)
     frozen_bytes = 4 if isinstance(recipe, ModelRecipe) else 2
@@ -94,14 +118,14 @@ def plan(recipe: Recipe, devices: int = 1, tflops: float = DEFAULT_TFLOPS) -> Pl
             operations = 6.0 * samples * (sum(frames) + recipe.max_text_tokens) * parameters
         if recipe.lora:
             operations *= 2 / 3  # no gradients of the base's weights
-        seconds = stage.steps * operations / (devices * tflops * 1e12)
+        seconds = stage.steps * operations / (devices * device.tflops * 1e12)
         stages.append(StagePlan(stage.name, stage.steps, samples, samples * sum(frames), operations, seconds / 3600))
         local = max(sum(frames), samples * sum(frames) // devices)
         most = max(most, min(stage.micro_tokens, local) if stage.micro_tokens else local)
     values = activation_bytes(config, most, 2 if recipe.mixed_precision == "bf16" else 4, recipe.gradient_checkpointing)
     kind = "ACE" if isinstance(recipe, ModelRecipe) else "ACE++"
     weights = trained * state + (parameters - trained) * frozen_bytes
-    return Plan(kind, parameters, trained, weights, values, tuple(stages))
+    return Plan(kind, device, devices, parameters, trained, weights, values, tuple(stages))
 
 
 def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
@@ -138,7 +162,7 @@ def _default_cells(recipe: ModelRecipe | PlusRecipe, config: ACEConfig) -> int:
     return (recipe.size_px // (TINY_CELLS_PX * config.patch_size)) ** 2
 
 
-def _autoencoder(recipe: AutoencoderRecipe, devices: int, tflops: float) -> Plan:
+def _autoencoder(recipe: AutoencoderRecipe, device: Device, devices: int) -> Plan:
     """A residual block is two 3x3 convolutions."""
     sides = [recipe.size_px // 2**level for level in range(len(recipe.encoder_channels))]
     parameters, per_picture, kept = 0, 0.0, 0
@@ -152,15 +176,16 @@ def _autoencoder(recipe: AutoencoderRecipe, devices: int, tflops: float) -> Plan
             per_picture += 2.0 * weights * side * side
             kept += (4 * count + 2) * width * side * side
     state = parameters * (12 + _STATE_BYTES[recipe.optimizer])
-    stages = tuple(_picture_stage(stage, recipe.size_px, per_picture, devices, tflops) for stage in recipe.stages)
+    rate = devices * device.tflops * 1e12
+    stages = tuple(_picture_stage(stage, recipe.size_px, per_picture, rate) for stage in recipe.stages)
     local = max(stage.batch_size for stage in recipe.stages) // devices or 1
-    return Plan("autoencoder", parameters, parameters, state, 2 * kept * local, stages)
+    return Plan("autoencoder", device, devices, parameters, parameters, state, 2 * kept * local, stages)
 
 
-def _picture_stage(stage: Stage, size_px: int, per_picture: float, devices: int, tflops: float) -> StagePlan:
+def _picture_stage(stage: Stage, size_px: int, per_picture: float, rate: float) -> StagePlan:
     operations = 3 * per_picture * stage.batch_size
     tokens = stage.batch_size * (size_px // TINY_CELLS_PX) ** 2
-    hours = stage.steps * operations / (devices * tflops * 1e12) / 3600
+    hours = stage.steps * operations / rate / 3600
     return StagePlan(stage.name, stage.steps, stage.batch_size, tokens, operations, hours)
 
 
@@ -180,4 +205,10 @@ def _time(hours: float) -> str:
         return f"{3600 * hours:.1f} seconds"
     if hours < 1:
         return f"{60 * hours:.1f} minutes"
-    return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:,.0f} days"
+    if hours < 72:
+        return f"{hours:.1f} hours"
+    return f"{hours / 24:,.0f} days" if hours < 24 * 1000 else f"{hours / 24 / 365:,.0f} years"
+
+
+def _operations(tera: float) -> str:
+    return f"{tera:,.1f} Tflop" if tera >= 1 else f"{1000 * tera:,.1f} Gflop"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ace.cli import app
 from ace.errors import ConfigError
 from ace.training.config import AutoencoderRecipe, ModelRecipe, Stage, read_recipe, write_recipe
-from ace.training.plan import plan
+from ace.training.plan import Device, plan
+from ace.training.speed import this_device
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+A800 = Device("an A800", 125.0)
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -64,7 +69,7 @@ def test_every_shipped_recipe_says_what_it_costs_and_is_the_same_when_written_ou
     recipe = read_recipe(path)
     write_recipe(recipe, tmp_path / "resolved.toml")
     assert read_recipe(tmp_path / "resolved.toml") == recipe
-    made = plan(recipe)
+    made = plan(recipe, A800)
     assert made.weight_bytes > 0 and made.activation_bytes > 0
     assert [stage.name for stage in made.stages] == [stage.name for stage in recipe.stages]
 
@@ -73,4 +78,38 @@ def test_the_papers_four_stages_are_one_recipe():
     recipe = read_recipe(RECIPES / "ace-0.6b.toml")
     table = [(s.sequence_length, s.max_images, s.steps, s.batch_size) for s in recipe.stages]
     assert table == [(1024, 1, 900_000, 800), (1024, 9, 100_000, 400), (1024, 9, 500_000, 400), (4096, 9, 100_000, 960)]
-    assert 600e6 < plan(recipe).parameters < 620e6
+    assert 600e6 < plan(recipe, A800).parameters < 620e6
+
+
+def test_a_plan_is_for_a_device_and_says_whether_its_memory_is_enough():
+    recipe = read_recipe(RECIPES / "ace-0.6b.toml")
+    slow, fast = (plan(recipe, Device("a card", tflops, 8 * 2**30), devices=8) for tflops in (50.0, 100.0))
+    assert slow.hours == pytest.approx(2 * fast.hours)
+    assert plan(recipe, Device("a card", 100.0), devices=16).hours == pytest.approx(fast.hours / 2)
+    words = "\n".join(fast.lines())
+    assert "8 x a card, 100.0 Tflop/s" in words and "there are 8.0 GiB, too little" in words
+    assert "there are" not in "\n".join(plan(recipe, A800).lines()), (
+        "the memory of a card that is not here is not known"
+    )
+    with pytest.raises(ConfigError, match="more than 0"):
+        Device("nothing", 0.0)
+
+
+def test_a_dry_run_needs_nothing_that_the_recipe_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    recipe = str(RECIPES / "ace-0.6b.toml")
+    said = CliRunner().invoke(
+        app, ["train", recipe, "--dry-run", "--devices", "64", "--device-tflops", "125", "--json"]
+    )
+    assert said.exit_code == 0, said.output
+    made = json.loads(said.stdout)
+    assert made["device"]["tflops"] == 125 and made["devices"] == 64
+    assert [stage["steps"] for stage in made["stages"]] == [900_000, 100_000, 500_000, 100_000]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_this_machine_is_measured():
+    device = this_device("no")
+    assert 0.001 < device.tflops < 10_000 and device.memory_bytes > 2**30
+    made = plan(read_recipe(RECIPES / "tiny.toml"), device)
+    assert device.name in "\n".join(made.lines())
