@@ -68,7 +68,7 @@ _STYLE = (
     "nav{display:flex;flex-wrap:wrap;gap:.4rem 1rem;margin:1rem 0}table{border-collapse:collapse;width:100%}"
     "td,th{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}"
     "td:first-child,th:first-child{text-align:left}section{margin-top:2.5rem}h3{margin:1rem 0 .4rem}"
-    ".cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(19.5rem,1fr));gap:.8rem}"
+    ".cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(16.5rem,1fr));gap:.8rem}"
     ".case{background:var(--soft);border-radius:.5rem;padding:.6rem;margin:0}"
     ".case div{display:flex;gap:.35rem;flex-wrap:wrap}"
     ".case span{display:flex;flex-direction:column;font-size:.72rem;opacity:.85}"

@@ -13,7 +13,7 @@ import hashlib
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -86,12 +86,14 @@ class WinRate:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """alpha: Krippendorff's, interval data, by question; None if no answer has two ratings."""
+    """alpha: Krippendorff's, interval data, by question; None if no answer has two ratings. num_left_out: ratings of
+    answers that are not in this study (of a run that is missing now, or has another name)."""
 
     systems: tuple[SystemScores, ...]
     wins: tuple[WinRate, ...]
     alpha: dict[str, float | None]
     num_raters: int
+    num_left_out: int = 0
 
 
 class Study:
@@ -135,7 +137,8 @@ class Study:
         """What the ratings say so far."""
         with self._lock:
             ratings = [rating for rating in self.ratings if rating.key in self.answers]
-        return make_report(list(self.answers.values()), ratings)
+            left_out = len(self.ratings) - len(ratings)
+        return replace(make_report(list(self.answers.values()), ratings), num_left_out=left_out)
 
 
 def make_report(answers: Sequence[Answered], ratings: Sequence[Rating]) -> StudyReport:
@@ -207,10 +210,20 @@ def as_markdown(report: StudyReport) -> str:
     for system in report.systems:
         cells = [str(system.means[q]) if q in system.means else "–" for q in QUESTIONS]
         lines.append(f"| {system.system} | {' | '.join(cells)} | {system.ratings} | {system.thin} |")
-    lines += ["", "| | against | question | wins (ties half) |", "|---|---|---|--:|"]
-    lines += [f"| {w.first} | {w.second} | {w.question.replace('_', ' ')} | {w.rate} |" for w in report.wins]
+    lines += ["", "| | against | question | wins (ties half) | items |", "|---|---|---|--:|--:|"]
+    lines += [
+        f"| {w.first} | {w.second} | {w.question.replace('_', ' ')} | {w.rate} | {w.rate.count} |" for w in report.wins
+    ]
+    return "\n".join([*lines, "", agreement(report), ""])
+
+
+def agreement(report: StudyReport) -> str:
+    """How far the raters agree, and what was left out, in a sentence each."""
     agreed = [f"{q.replace('_', ' ')} {'–' if a is None else f'{a:.3f}'}" for q, a in report.alpha.items()]
-    return "\n".join([*lines, "", f"Agreement (Krippendorff's alpha, interval): {', '.join(agreed)}.", ""])
+    told = f"Agreement (Krippendorff's alpha, interval): {', '.join(agreed)}."
+    if report.num_left_out:
+        told += f" PARTIAL: {report.num_left_out} ratings are left out, of answers that are not in this study."
+    return told
 
 
 def _mean(ratings: Sequence[Rating], question: str) -> float:

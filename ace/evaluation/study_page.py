@@ -14,7 +14,7 @@ from fastapi import FastAPI, Form, HTTPException, Query
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
 from ace.errors import InputError
-from ace.evaluation.study import QUESTIONS, Answered, Rating, Study, as_markdown
+from ace.evaluation.study import MIN_RATERS, QUESTIONS, Answered, Rating, Study, StudyReport, agreement
 
 _ASKED = {
     "prompt_following": ("Does it do what was asked?", "not at all", "exactly"),
@@ -27,7 +27,8 @@ body{font:17px/1.5 system-ui,sans-serif;margin:0 auto;max-width:960px;padding:1.
 body{color:var(--ink)}header{display:flex;justify-content:space-between;color:var(--soft);font-size:15px}
 h1{font-size:1.3rem;font-weight:600;margin:1rem 0}.pictures{display:flex;flex-wrap:wrap;gap:1rem}
 figure{margin:0;flex:1 1 260px;background:var(--card);border:1px solid var(--line);border-radius:14px;padding:.8rem}
-figure img{width:100%;border-radius:8px;image-rendering:auto;display:block}figcaption{color:var(--soft);font-size:14px}
+figure img{width:100%;max-height:55vh;object-fit:contain;border-radius:8px;display:block}
+figcaption{color:var(--soft);font-size:14px}
 fieldset{border:0;margin:1.2rem 0 0;padding:0}legend{font-weight:600;margin-bottom:.4rem}
 .scale{display:flex;gap:.5rem;align-items:center;color:var(--soft);font-size:14px;flex-wrap:wrap}
 .scale label{cursor:pointer}.scale input{position:absolute;opacity:0}
@@ -35,6 +36,9 @@ fieldset{border:0;margin:1.2rem 0 0;padding:0}legend{font-weight:600;margin-bott
 border:1px solid var(--line);background:var(--card);color:var(--ink);font-size:17px}
 .scale input:checked+span.n{background:var(--on);color:#fff;border-color:var(--on)}
 .scale input:focus-visible+span.n{outline:3px solid var(--on);outline-offset:2px}
+table{border-collapse:collapse;width:100%;margin:1.4rem 0;font-size:15px;font-variant-numeric:tabular-nums}
+td,th{padding:.4rem .8rem .4rem 0;border-bottom:1px solid var(--line);text-align:left;font-weight:400}
+th{color:var(--soft)}
 button,.name{font:inherit;padding:.7rem 1.6rem;border-radius:10px;border:1px solid var(--line)}
 button{background:var(--on);color:#fff;border:0;margin-top:1.4rem;cursor:pointer}
 """
@@ -76,7 +80,7 @@ def make_app(study: Study) -> FastAPI:
 
     @app.get("/report")
     def report() -> HTMLResponse:
-        return HTMLResponse(_frame(f"<pre>{html.escape(as_markdown(study.report()))}</pre>"))
+        return HTMLResponse(_frame(_report(study.report())))
 
     return app
 
@@ -117,6 +121,25 @@ def _scale(name: str) -> str:
         f"<fieldset><legend>{asked}</legend><div class='scale'><span>{low}</span>{radios}<span>{high}</span></div>"
         "</fieldset>"
     )
+
+
+def _report(report: StudyReport) -> str:
+    titles = [name.replace("_", " ") for name in QUESTIONS]
+    scores = [
+        [s.system, *(str(s.means.get(q, "–")) for q in QUESTIONS), str(s.ratings), str(s.thin)] for s in report.systems
+    ]
+    wins = [[w.first, w.second, w.question.replace("_", " "), str(w.rate), str(w.rate.count)] for w in report.wins]
+    return (
+        f"<h1>User study</h1><p>{report.num_raters} raters. Scores 1 to 5, mean over answers with 95 % bootstrap "
+        f"intervals. {agreement(report)}</p>"
+        + _table(["system", *titles, "ratings", f"answers with fewer than {MIN_RATERS}"], scores)
+        + (_table(["", "against", "question", "wins (ties half)", "items"], wins) if wins else "")
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    cells = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<table><tr>{''.join(f'<th>{title}</th>' for title in head)}</tr>{''.join(cells)}</table>"
 
 
 def _frame(body: str) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ace.errors import ConfigError, DataError
 from ace.evaluation.cases import RunCase, write_cases
-from ace.evaluation.study import Answered, Rating, Study, answers_of_runs, krippendorff_alpha, make_report
+from ace.evaluation.study import Answered, Rating, Study, answers_of_runs, as_markdown, krippendorff_alpha, make_report
 from ace.evaluation.study_page import make_app
 
 from .random_encoders import picture
@@ -172,6 +172,15 @@ def test_the_report_says_who_wins_and_what_is_thin(tmp_path):
     assert report.alpha["prompt_following"] == 1
 
 
+def test_ratings_of_answers_that_are_not_there_any_more_are_counted(tmp_path):
+    before = Study(make_answers(tmp_path, systems=("a", "b")), tmp_path)
+    for key in before.answers:
+        before.add(Rating("Ann", key, 4, 4))
+    report = Study(make_answers(tmp_path, systems=("a",)), tmp_path).report()
+    assert report.num_left_out == 4 and report.systems[0].ratings == 4
+    assert "PARTIAL: 4 ratings are left out" in as_markdown(report)
+
+
 def test_ratings_that_cannot_be_read_stop_the_study(tmp_path):
     (tmp_path / "ratings.jsonl").write_text('{"rater": "x"}\n')
     with pytest.raises(DataError, match="holds a line that is no rating"):
@@ -195,7 +204,7 @@ def test_runs_of_any_benchmark_are_rated_on_what_all_have_answered(tmp_path):
         write_cases(run, [*cases, RunCase("local/3", "make it 3", (), None, None)])
     answers = answers_of_runs(runs, 10)
     assert [(a.system, a.instruction) for a in answers] == [
-        (f"{name} ({name})", f"make it {n}") for n in (0, 1) for name in ("one", "other")
+        (name, f"make it {n}") for n in (0, 1) for name in ("one", "other")
     ]
     client = TestClient(make_app(Study(answers, tmp_path / "study")))
     pages = [client.get(f"/?rater=rater{n}").text for n in range(12)]
