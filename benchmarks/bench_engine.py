@@ -23,7 +23,8 @@ import daft  # noqa: F401 (imported before the clock starts)
 
 from ace.data.engine import Job, Where, run_stage
 from ace.data.recipe import Collection, DataRecipe
-from ace.data.run import read_pictures, synthesize_slice
+from ace.data.sources import read_pictures
+from ace.data.synthesize import synthesize_slice
 from tests.data.pictures import draw
 
 TASKS = ("low_level_analysis/gray", "low_level_analysis/mosaic", "low_level_analysis/edge", "repainting/inpainting")

@@ -101,11 +101,15 @@ def mine(
     folder: Folder,
     relation: Annotated[str, typer.Option("--relation", help="content, series, style or face.")] = "content",
     encoder: Annotated[str, typer.Option("--encoder", help="vgg (offline) or siglip.")] = "vgg",
+    model: Annotated[str, typer.Option("--model", help="SigLIP's name or folder.")] = "google/siglip2-base-patch16-224",
     face_model: Annotated[
         str,
         typer.Option("--face-model", metavar="FILE", help="ArcFace ONNX file, to compare faces.", show_default=False),
     ] = "",
     low: Annotated[float, typer.Option("--low", help="Features at least so alike are joined.")] = 0.75,
+    max_unsafe: Annotated[
+        float, typer.Option("--max-unsafe", help="Pictures more likely unsafe are left out; 1 = nobody looks.")
+    ] = 0.8,
     workers: Workers = 0,
     ray: Ray = "",
     json: Json = False,
@@ -120,9 +124,14 @@ def mine(
     from ace.data.recipe import Collection, DataRecipe, Mining
     from ace.data.run import mine_only
 
-    # the bounds of the second turn are the paper's
-    scores = {"face": (0.8, 0.9), "style": (0.65, 1.01)}.get(relation, (0.0, 1.01))
-    settings = Mining(encoder, relation=relation, feature_low=low, face_model=face_model).between(*scores)  # type: ignore[arg-type]
+    settings = Mining(
+        encoder,  # type: ignore[arg-type]  (it checks itself)
+        model,
+        relation=relation,  # type: ignore[arg-type]
+        feature_low=low,
+        face_model=face_model,
+        max_unsafe=max_unsafe,
+    )
     recipe = DataRecipe(Collection(str(Path(pictures).expanduser().resolve())), mine=settings)
     output = Output(json=json, quiet=quiet)
     with output.progress("mine") as tell:
@@ -175,6 +184,9 @@ def filter_set(
     held_out: Annotated[float, typer.Option("--held-out", help="Share of the sources kept for evaluation.")] = 0.0,
     duplicate_bits: Annotated[int, typer.Option("--duplicate-bits", help="How near is the same; -1 = never.")] = 0,
     min_sharpness: Annotated[float, typer.Option("--min-sharpness", help="Blurred targets are dropped.")] = 0.0,
+    max_unsafe: Annotated[
+        float, typer.Option("--max-unsafe", help="Samples more likely unsafe are dropped; 1 = nobody looks.")
+    ] = 1.0,
     words: Annotated[
         list[str] | None, typer.Option("--word", help="Not in instructions; may be repeated.", show_default=False)
     ] = None,
@@ -193,6 +205,7 @@ def filter_set(
         tuple(benchmarks or ()),
         held_out=held_out,
         min_sharpness=min_sharpness,
+        max_unsafe=max_unsafe,
         words=tuple(words or ()),
     )
     _rework(DataRecipe(Collection(str(source)), filter=rules), folder, Output(json=json, quiet=quiet))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def mine(features: np.ndarray, settings: Mining, score: Score | None = None, see
     score: of the second turn; None = the features' own cosine. Raises ShapeError for features that are no matrix."""
     if features.ndim != 2:
         raise ShapeError(f"features have shape {features.shape}: give (N, D)")
-    score = score or (lambda members: _rows(features, members) @ _rows(features, members).T)
+    score = score or (lambda members: rows_of(features, members) @ rows_of(features, members).T)
     first = first_turn(features, settings, seed)
     sets = [part for members in first for part in second_turn(members, score, settings)]
     pairs, cosines = all_pairs(features, sets)
@@ -71,7 +72,8 @@ def first_turn(features: np.ndarray, settings: Mining, seed: int = 0) -> list[np
 def second_turn(members: np.ndarray, score: Score, settings: Mining) -> Iterator[np.ndarray]:
     """The sets within a set whose scores lie in the bounds, by union-find again."""
     scores = score(members)
-    inside = np.triu((scores >= settings.score_low) & (scores < settings.score_high), 1)
+    low, high = settings.score_bounds
+    inside = np.triu((scores >= low) & (scores < high), 1)
     if inside.sum() == inside.shape[0] * (inside.shape[0] - 1) // 2:  # all joined, the common case
         yield members
         return
@@ -108,7 +110,7 @@ def all_pairs(features: np.ndarray, sets: list[np.ndarray]) -> tuple[np.ndarray,
     """Every pair of every set (P, 2), and its cosine (P,)."""
     pairs, cosines = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     for members in sets:
-        rows = _rows(features, members)
+        rows = rows_of(features, members)
         i, j = np.triu_indices(len(members), 1)
         pairs.append(np.stack([members[i], members[j]], axis=1))
         cosines.append((rows @ rows.T)[i, j])
@@ -117,10 +119,7 @@ def all_pairs(features: np.ndarray, sets: list[np.ndarray]) -> tuple[np.ndarray,
 
 def assign(features: np.ndarray, settings: Mining, seed: int = 0) -> np.ndarray:
     """The clusters of every picture (N, neighbours) int32, the nearest first; −1 where there are no more."""
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        raise MissingDependencyError("mining needs faiss: pip install 'ace-allround[data]'") from None
+    faiss = load_faiss()
     count, width = features.shape
     k = min(settings.num_clusters or max(1, round(count / PER_CLUSTER)), count)
     near = min(settings.neighbours, k)
@@ -136,15 +135,23 @@ def assign(features: np.ndarray, settings: Mining, seed: int = 0) -> np.ndarray:
         min_points_per_centroid=1,
         max_points_per_centroid=_TRAINED_ON,
     )
-    learner.train(_rows(features, chosen))
+    learner.train(rows_of(features, chosen))
     centres = faiss.IndexFlatIP(width)
-    assert learner.centroids is not None  # trained a line above
     centres.add(learner.centroids)
     found = np.empty((count, near), np.int32)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        found[start:stop] = centres.search(_rows(features, slice(start, stop)), near)[1]
+        found[start:stop] = centres.search(rows_of(features, slice(start, stop)), near)[1]
     return found
+
+
+def load_faiss() -> Any:
+    """The library. Raises MissingDependencyError without it."""
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        raise MissingDependencyError("mining needs faiss: pip install 'ace-allround[data]'") from None
+    return faiss
 
 
 def _links(features: np.ndarray, settings: Mining, seed: int) -> Iterator[np.ndarray]:
@@ -156,7 +163,7 @@ def _links(features: np.ndarray, settings: Mining, seed: int) -> Iterator[np.nda
     further = clusters.shape[1] - 1
     for cluster, members in by_home.items():
         if len(members) > LARGEST_CLUSTER and len(members) < len(features):  # a crowd: divide it by itself
-            for edges in _links(_rows(features, members), settings, seed):
+            for edges in _links(rows_of(features, members), settings, seed):
                 yield members[edges]
             others = guests.get(cluster, np.empty(0, np.int64)) // max(further, 1)
             yield from _between(features, members, others, settings, within=False)
@@ -169,14 +176,14 @@ def _between(
     features: np.ndarray, members: np.ndarray, guests: np.ndarray, settings: Mining, within: bool
 ) -> Iterator[np.ndarray]:
     """Pairs within the bounds among members, and between members and guests."""
-    mine = _rows(features, members)
+    mine = rows_of(features, members)
     for start in range(0, len(members) if within else 0, 2048):
         cosines = mine[start : start + 2048] @ mine[start:].T
         inside = np.triu((cosines >= settings.feature_low) & (cosines < settings.feature_high), 1)
         yield members[np.argwhere(inside) + start]
     for start in range(0, len(guests), 2048):
         part = guests[start : start + 2048]
-        cosines = _rows(features, part) @ mine.T
+        cosines = rows_of(features, part) @ mine.T
         i, j = np.nonzero((cosines >= settings.feature_low) & (cosines < settings.feature_high))
         yield np.stack([part[i], members[j]], axis=1)
 
@@ -189,7 +196,7 @@ def _tightened(features: np.ndarray, members: np.ndarray, low: float, settings: 
     low += 0.02
     if low >= settings.feature_high:
         return
-    rows = _rows(features, members)
+    rows = rows_of(features, members)
     edges = []
     for start in range(0, len(members), 2048):
         cosines = rows[start : start + 2048] @ rows.T
@@ -207,5 +214,6 @@ def _grouped(labels: np.ndarray) -> dict[int, np.ndarray]:
     return {int(labels[group[0]]): group for group in np.split(order, cuts) if len(group) and labels[group[0]] >= 0}
 
 
-def _rows(features: np.ndarray, which: np.ndarray | slice) -> np.ndarray:
+def rows_of(features: np.ndarray, which: np.ndarray | slice) -> np.ndarray:
+    """Some rows, as float32 in memory."""
     return np.ascontiguousarray(features[which], dtype=np.float32)

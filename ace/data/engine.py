@@ -43,6 +43,10 @@ PART_SCHEMA = pa.schema(
 _ONE_AT_A_TIME = threading.Lock()
 
 Tell = Callable[[int, int], None]  # (jobs done, jobs in all)
+Told = Callable[[str], Tell | None]  # whom a stage tells, by its name
+
+_GROUP = 4096  # rows of a part that are written and read together
+_HEAVY = 64  # a row with pictures counts for so many
 
 
 @dataclass(frozen=True)
@@ -110,17 +114,27 @@ class Part:
     file: Path
 
     def records(self, samples: bool = True) -> Iterator[Record]:
-        """Its records in order; samples=False leaves the heavy columns on disk."""
-        names = [name for name in PART_SCHEMA.names if samples or name not in ("sample", "blob")]
+        """Its records in order, without their blobs; samples=False leaves the samples on disk as well."""
+        names = [name for name in PART_SCHEMA.names if name != "blob" and (samples or name != "sample")]
         with pq.ParquetFile(self.file) as table:
-            for batch in table.iter_batches(16, columns=names):
+            for batch in table.iter_batches(_GROUP // _HEAVY if samples else _GROUP, columns=names):
                 for row in batch.to_pylist():
                     yield Record(**{**row, "facts": json.loads(row["facts"])})
+
+    def columns(self, *names: str) -> dict[str, list[Any]]:
+        """Some columns whole, as they lie there (`facts` is JSON)."""
+        with pq.ParquetFile(self.file) as table:
+            return table.read(columns=list(names)).to_pydict()
+
+    @property
+    def count(self) -> int:
+        """How many records it has."""
+        return pq.read_metadata(self.file).num_rows
 
     @property
     def seconds(self) -> float:
         """How long its job worked."""
-        return float((pq.read_schema(self.file).metadata or {}).get(b"seconds", b"0"))
+        return float((pq.read_metadata(self.file).metadata or {}).get(b"seconds", b"0"))
 
 
 def run_stage(
@@ -156,8 +170,7 @@ def report_stage(stage: str, parts: Sequence[Part]) -> StageReport:
     """Counts and seconds of a stage, from its parts."""
     entered, seconds, rejected = 0, 0.0, Counter[str]()
     for part in parts:
-        with pq.ParquetFile(part.file) as table:
-            reasons = table.read(columns=["reason"]).column(0).to_pylist()
+        reasons = part.columns("reason")["reason"]
         entered += len(reasons)
         rejected.update(reason for reason in reasons if reason)
         seconds += part.seconds
@@ -169,17 +182,38 @@ def do_job(job: Job, work: Work, place: Path) -> str:
 
     This is the whole of what the engine runs, here or elsewhere."""
     with _ONE_AT_A_TIME:  # extractors are not made for several threads
-        start = time.perf_counter()
-        rows = [{**vars(record), "facts": json.dumps(record.facts)} for record in work(job)]
-        seconds = time.perf_counter() - start
-    table = pa.Table.from_pylist(rows, schema=PART_SCHEMA.with_metadata({"seconds": f"{seconds}"}))
-    buffer = BytesIO()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False, row_group_size=64)  # mostly PNG
+        part = _as_part(work(job))
     try:
-        write_atomically(place / f"{job.name}.parquet", buffer.getvalue())
+        write_atomically(place / f"{job.name}.parquet", part)
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _as_part(records: Iterable[Record]) -> bytes:
+    """The bytes of a part; records are taken, and forgotten, group by group."""
+    start = time.perf_counter()
+    buffer = BytesIO()
+    words: Any = {"what": "zstd", "facts": "zstd"}  # the rest is mostly PNG; by column, which its type does not say
+    with pq.ParquetWriter(buffer, PART_SCHEMA, compression=words, use_dictionary=False) as out:
+        for group in _grouped(records):
+            out.write_table(pa.Table.from_pylist(group, schema=PART_SCHEMA))
+        out.add_key_value_metadata({"seconds": f"{time.perf_counter() - start}"})
+    return buffer.getvalue()
+
+
+def _grouped(records: Iterable[Record]) -> Iterator[list[dict[str, Any]]]:
+    """Records as rows, so many together as memory likes."""
+    rows: list[dict[str, Any]] = []
+    weight = 0
+    for record in records:
+        rows.append({**vars(record), "facts": json.dumps(record.facts)})
+        weight += _HEAVY if record.sample is not None else 1
+        if weight >= _GROUP:
+            yield rows
+            rows, weight = [], 0
+    if rows:
+        yield rows
 
 
 def _in_daft(jobs: Sequence[Job], work: Work, place: Path, where: Where) -> Iterator[str]:

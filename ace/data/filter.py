@@ -1,8 +1,9 @@
 """Filters: what is dropped after synthesis, with its reason; nothing vanishes without a trace.
 
-Each sample is looked at once (`judge_part`, in the engine): sharpness, words, nearness to a benchmark's pictures. Then
-all of them together (`decide`): which are duplicates, which side of the split they are on, and which training samples
-show nearly a held-out picture. Nearness is the distance in bits of perceptual hashes (`collect.perceptual_hash`).
+Each sample is looked at once (`judge_part`, in the engine): sharpness, words, safety, nearness to a benchmark's
+pictures. Then all of them together (`decide`): which are duplicates, which side of the split they are on, and which
+training samples show nearly a held-out picture. Nearness is the distance in bits of perceptual hashes
+(`collect.perceptual_hash`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -22,7 +25,11 @@ from ace.data import collect
 from ace.data.engine import Job, Part, Record, StageReport, report_stage
 from ace.data.recipe import Collection, DataRecipe, Filtering
 from ace.data.shards import MANIFEST, read_shards, write_atomically
+from ace.data.sources import OF_ONE_PICTURE
 from ace.data.tasks.source import Rejected
+
+if TYPE_CHECKING:
+    from ace.extract.safety import SafetyNet
 
 _TELLING_BITS = 6  # a hash with fewer bits set, or unset, is of a flat picture and tells nothing
 
@@ -35,35 +42,60 @@ class Verdicts:
     reasons: list[dict[int, tuple[str, str]]]
 
 
+def check_ready(rules: Filtering) -> None:
+    """Raise DataError for a benchmark that is not there, MissingDependencyError without the weights of a network."""
+    for place in rules.benchmarks:
+        if not (Path(place) / MANIFEST).is_file():
+            collect.list_pictures(Collection(place))
+    load_safety(rules)
+
+
 def judge_part(recipe: DataRecipe, work: str, banned: tuple[int, ...], job: Job) -> Iterator[Record]:
     """Look at every accepted sample of a part; facts: its hashes, for `decide`."""
-    rules = recipe.filter
     table = np.array(banned, np.uint64)
     for number, record in enumerate(Part(Path(work) / job.payload["part"]).records()):
         row = record.sample
         if record.reason or row is None:
             continue
-        target = _opened(row["target"])
-        hashes = [collect.perceptual_hash(target), *(collect.perceptual_hash(_opened(p)) for p in row["images"])]
-        where = {"what": row["id"], "task": record.task}
-        leak = next((h for h in hashes if is_telling(h) and nearest(h, table) <= rules.leak_bits), None)
-        said = row["instruction"].casefold()
-        word = next((word for word in rules.words if word.casefold() in said), None)
-        sharp = collect.sharpness(target)
+        pictures = [_opened(picture) for picture in (row["target"], *row["images"])]
+        hashes = [collect.perceptual_hash(picture) for picture in pictures]
         facts = {
             "row": number,
             "hashes": [f"{h:016x}" for h in hashes],
             "instruction": row["instruction"],
             "source": str(json.loads(row["provenance"]).get("source", "")),
         }
-        if leak is not None:
-            yield Record(**where, reason="shows a benchmark's picture", detail=f"{leak:016x}", facts=facts)
-        elif word is not None:
-            yield Record(**where, reason="a word that is not wanted", detail=word, facts=facts)
-        elif sharp < rules.min_sharpness:
-            yield Record(**where, reason="blurred", detail=f"{sharp:.1f}", facts=facts)
-        else:
-            yield Record(**where, facts=facts)
+        reason, detail = _why_dropped(recipe.filter, row["instruction"], pictures, hashes, table)
+        yield Record(row["id"], task=record.task, reason=reason, detail=detail, facts=facts)
+
+
+def _why_dropped(
+    rules: Filtering, instruction: str, pictures: Sequence[Image.Image], hashes: Sequence[int], banned: np.ndarray
+) -> tuple[str, str]:
+    """The reason and its detail, both empty if the sample may stay. pictures: the target, then the inputs."""
+    leak = next((h for h in hashes if is_telling(h) and nearest(h, banned) <= rules.leak_bits), None)
+    if leak is not None:
+        return "shows a benchmark's picture", f"{leak:016x}"
+    said = instruction.casefold()
+    word = next((word for word in rules.words if word.casefold() in said), None)
+    if word is not None:
+        return "a word that is not wanted", word
+    if rules.min_sharpness and (sharp := collect.sharpness(pictures[0])) < rules.min_sharpness:
+        return "blurred", f"{sharp:.1f}"
+    safety = load_safety(rules)
+    if safety and (unsafe := safety([np.asarray(picture) for picture in pictures]).max()) > rules.max_unsafe:
+        return "unsafe", f"{unsafe:.2f}"
+    return "", ""
+
+
+@lru_cache(maxsize=1)
+def load_safety(rules: Filtering) -> SafetyNet | None:
+    """Who looks for unsafe pictures, None if nobody shall. Raises MissingDependencyError without its weights."""
+    if rules.max_unsafe == 1:
+        return None
+    from ace.extract.safety import SafetyNet
+
+    return SafetyNet()
 
 
 def decide(recipe: DataRecipe, judged: Sequence[Part], sets: Mapping[str, str]) -> Verdicts:
@@ -151,7 +183,10 @@ def hashes_in(place: Path) -> Iterator[int]:
     collection = Collection(str(place), min_side_px=1)
     reader = collect.PictureReader(collection)
     for pointer in collect.list_pictures(collection):
-        image = collect.open_picture(reader.read(pointer), "", collection)
+        try:
+            image = collect.open_picture(reader.read(pointer), "", collection)
+        except OF_ONE_PICTURE:  # nobody can show a picture that nobody can open
+            continue
         if not isinstance(image, Rejected):
             yield collect.perceptual_hash(image)
 

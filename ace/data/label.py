@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,12 +22,12 @@ from io import BytesIO
 from pathlib import Path
 from random import Random
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit
-from ace.data.engine import Job, Part, Record, Where, run_stage
+from ace.data.engine import Job, Part, Record, Tell, Where, run_stage
 from ace.data.instruct import (
     Question,
     ask_difference,
@@ -41,10 +41,16 @@ from ace.data.instruct import (
 from ace.data.recipe import DataRecipe, Labelling
 from ace.data.sample import EditSample
 from ace.data.shards import row_id, to_row
-from ace.errors import AceError, ConditionError
+from ace.data.sources import OF_ONE_PICTURE, load_source
+from ace.data.tasks.source import Source
+from ace.errors import ConditionError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from ace.extract.sentence import SentenceFeatures
 
 SILENT = "the endpoint does not answer"
 SPENT = "the budget is used up"
+FOREIGN = "the endpoint's reply is not a chat completion"
 _PATIENCE = 3  # questions in a row that may stay without an answer before the rest is not asked
 _PAIRS_PER_JOB = 16
 _SHOWN_PX = 512
@@ -84,8 +90,7 @@ class Endpoint:
 
     def ask(self, questions: Sequence[Question]) -> list[str | NoAnswer]:
         """The answers, in order; known ones from disk."""
-        import httpx2
-
+        httpx2 = _load_httpx()
         key = os.environ.get(self.settings.key_variable, "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with (
@@ -95,8 +100,6 @@ class Endpoint:
             return list(pool.map(partial(self._answer, client), questions))
 
     def _answer(self, client: Any, question: Question) -> str | NoAnswer:
-        import httpx2
-
         body = {
             "model": self.settings.model,
             "messages": [{"role": "user", "content": _content(question)}],
@@ -107,6 +110,19 @@ class Endpoint:
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
         if name in self._known:
             return self._known[name][0]
+        told = self._post(client, body)
+        if isinstance(told, NoAnswer):
+            return told
+        try:
+            answer = str(told["choices"][0]["message"]["content"])
+            tokens = int((told.get("usage") or {}).get("total_tokens", 0))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return NoAnswer(FOREIGN, str(told)[:200])
+        self._keep(name, answer, tokens)
+        return answer
+
+    def _post(self, client: Any, body: dict[str, Any]) -> Any:
+        """The server's reply as JSON, asked for again after pauses, or a NoAnswer."""
         last = ""
         for attempt in range(self.settings.retries + 1):
             if self._unanswered >= _PATIENCE:
@@ -117,7 +133,7 @@ class Endpoint:
                 time.sleep(min(0.25 * 2**attempt, 20))
             try:
                 reply = client.post(f"{self.settings.endpoint.rstrip('/')}/chat/completions", json=body)
-            except httpx2.HTTPError as error:
+            except _load_httpx().HTTPError as error:
                 last = f"{type(error).__name__}: {error}"
                 continue
             if reply.status_code in (408, 429) or reply.status_code >= 500:
@@ -126,12 +142,9 @@ class Endpoint:
             if reply.status_code != 200:
                 return NoAnswer("the endpoint refused", f"HTTP {reply.status_code}: {reply.text[:200]}")
             try:
-                told = reply.json()
-                answer = str(told["choices"][0]["message"]["content"])
-            except (ValueError, KeyError, IndexError, TypeError):
-                return NoAnswer("the endpoint's reply is not a chat completion", reply.text[:200])
-            self._keep(name, answer, int((told.get("usage") or {}).get("total_tokens", 0)))
-            return answer
+                return reply.json()
+            except ValueError:
+                return NoAnswer(FOREIGN, reply.text[:200])
         with self._lock:
             self._unanswered += 1
         return NoAnswer(SILENT, last)
@@ -156,7 +169,17 @@ class Local:
 
     def ask(self, questions: Sequence[Question]) -> list[str | NoAnswer]:
         """The answers, in order."""
-        return [self.captioner.answer(question) for question in questions]
+        return list(self.captioner.answer_all(questions))
+
+
+def check_ready(settings: Labelling) -> None:
+    """Raise MissingDependencyError for a library, a local model or weights that are not here."""
+    if settings.by == "endpoint":
+        _load_httpx()
+    if settings.by == "local":
+        _local(settings)
+    if settings.compares:
+        _sentences()
 
 
 def labeller(settings: Labelling, replies: Path) -> Labeller:
@@ -171,7 +194,7 @@ def label_parts(
     sources: Sequence[dict[str, Any]],
     work: Path,
     where: Where,
-    tell: Callable[[int, int], None] | None,
+    tell: Tell | None,
 ) -> list[Part]:
     """Parts with further wordings of every sample and, where asked for, samples of mined pairs."""
     assert recipe.label is not None
@@ -214,7 +237,9 @@ def reword(records: Sequence[Record], settings: Labelling, who: Labeller) -> Ite
                 yield replace(record, reason=answer.reason, detail=answer.detail)
                 continue
             text = clean(answer)
-            reason = why_not(text, row["instruction"], known)
+            reason = why_not(text, row["instruction"], known) or _why_not_by_meaning(
+                text, row["instruction"], known, settings
+            )
             if reason is None:
                 known.append(text)
             yield replace(
@@ -222,45 +247,61 @@ def reword(records: Sequence[Record], settings: Labelling, who: Labeller) -> Ite
             )
 
 
+def _why_not_by_meaning(text: str, original: str, earlier: Sequence[str], settings: Labelling) -> str | None:
+    """None if a wording means the same as the original and differs from all that there are, else the reason."""
+    if not settings.compares:
+        return None
+    rows = _sentences()([text, original, *earlier])
+    alike = rows[1:] @ rows[0]
+    if alike[0] < settings.min_alike:
+        return "the wording means something else"
+    return "the wording is too much like an earlier one" if alike.max() >= settings.max_alike else None
+
+
 def label_pairs(recipe: DataRecipe, pairs: Sequence[dict[str, Any]], who: Labeller) -> Iterator[Record]:
     """Samples of mined pairs: a model sees what differs, then writes the instruction."""
-    from ace.data.run import load_source
-
-    assert recipe.label is not None
     loaded = []
     for pair in pairs:
         what = f"{pair['first']['id']}~{pair['second']['id']}"
         try:
             first, second = (load_source(recipe, {**pair[side], "others": ()}) for side in ("first", "second"))
             loaded.append((what, pair, first, second))
-        except (AceError, OSError, ValueError, LookupError) as error:
+        except OF_ONE_PICTURE as error:
             yield Record(what, reason="cannot be read", detail=str(error)[:200])
     found = who.ask([ask_difference(a.image, b.image, (a.caption, b.caption)) for _, _, a, b in loaded])
-    seen = [(item, answer) for item, answer in zip(loaded, found, strict=True) if not isinstance(answer, NoAnswer)]
-    for (what, *_), answer in zip(loaded, found, strict=True):
+    seen = []
+    for item, answer in zip(loaded, found, strict=True):
         if isinstance(answer, NoAnswer):
-            yield Record(what, reason=answer.reason, detail=answer.detail)
-    written = who.ask([ask_instruction(str(analysis)) for _, analysis in seen])
+            yield Record(item[0], reason=answer.reason, detail=answer.detail)
+        else:
+            seen.append((item, answer))
+    written = who.ask([ask_instruction(analysis) for _, analysis in seen])
     for ((what, pair, first, second), _), answer in zip(seen, written, strict=True):
         if isinstance(answer, NoAnswer):
             yield Record(what, reason=answer.reason, detail=answer.detail)
             continue
         try:
-            text, caption, kind = read_instruction(answer)
-            request = LongContextConditionUnit(ConditionUnit(text, (first.image,)))
+            sample = _pair_sample(recipe, first, second, pair["cosine"], answer)
         except ConditionError as error:
             yield Record(what, reason=str(error), detail=answer[:200])
             continue
-        provenance: dict[str, str | int | float] = {
-            "source": first.id,
-            "target": second.id,
-            "cosine": pair["cosine"],
-            "caption": caption,
-            "written_by": recipe.label.model,
-            "seed": recipe.seed,
-        }
-        sample = EditSample(request, second.image, f"semantic_editing/{kind}", provenance)
         yield Record(what, task=sample.task, sample=to_row(sample, recipe.output.quality or None))
+
+
+def _pair_sample(recipe: DataRecipe, first: Source, second: Source, cosine: float, answer: str) -> EditSample:
+    """The sample from one picture to the other by a model's answer. Raises ConditionError, saying what is wrong."""
+    assert recipe.label is not None
+    text, caption, kind = read_instruction(answer)
+    request = LongContextConditionUnit(ConditionUnit(text, (first.image,)))
+    provenance: dict[str, str | int | float] = {
+        "source": first.id,
+        "target": second.id,
+        "cosine": cosine,
+        "caption": caption,
+        "written_by": recipe.label.model,
+        "seed": recipe.seed,
+    }
+    return EditSample(request, second.image, f"semantic_editing/{kind}", provenance)
 
 
 def with_words(row: dict[str, Any], text: str, by: str, number: int) -> dict[str, Any]:
@@ -294,6 +335,21 @@ def _reworded_by_grammar(recipe: DataRecipe, records: Sequence[Record]) -> Itera
 @lru_cache(maxsize=1)
 def _local(settings: Labelling) -> Local:
     return Local(settings)
+
+
+@lru_cache(maxsize=1)
+def _sentences() -> SentenceFeatures:
+    from ace.extract.sentence import SentenceFeatures
+
+    return SentenceFeatures()
+
+
+def _load_httpx() -> Any:
+    try:
+        import httpx2
+    except ModuleNotFoundError:
+        raise MissingDependencyError("asking an endpoint needs httpx2: pip install 'ace-allround[data]'") from None
+    return httpx2
 
 
 def _content(question: Question) -> Any:

@@ -52,10 +52,12 @@ class CaptionerRecipe:
 class Captioner:
     """A model that sees and its processor, ready to answer. Greedy: the same pictures give the same words."""
 
-    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 80):
+    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 80, at_once: int = 0):
+        """at_once: questions of one pass, 0 = eight on a GPU, else one."""
         self.model = model.eval()
         self.processor = processor
         self.max_new_tokens = max_new_tokens
+        self.at_once = at_once or (1 if model.device.type == "cpu" else 8)
 
     def write(self, first: Image.Image, second: Image.Image) -> str:
         """The instruction that turns `first` into `second`."""
@@ -63,14 +65,25 @@ class Captioner:
 
     def write_cluster(self, pictures: Sequence[Image.Image]) -> dict[tuple[int, int], str]:
         """The instruction of every ordered pair of a set."""
-        return {(i, j): self.write(pictures[i], pictures[j]) for i, j in permutations(range(len(pictures)), 2)}
+        pairs = list(permutations(range(len(pictures)), 2))
+        written = self.answer_all([Question(ASK, (pictures[i], pictures[j])) for i, j in pairs])
+        return dict(zip(pairs, written, strict=True))
 
-    @torch.inference_mode()
     def answer(self, question: Question) -> str:
         """The answer to any question."""
-        inputs = _encode(self.processor, question, None).to(self.model.device)
+        return self.answer_all([question])[0]
+
+    def answer_all(self, questions: Sequence[Question]) -> list[str]:
+        """The answers, in order, several in one pass."""
+        slices = [questions[i : i + self.at_once] for i in range(0, len(questions), self.at_once)]
+        return [answer for part in slices for answer in self._pass(part)]
+
+    @torch.inference_mode()
+    def _pass(self, questions: Sequence[Question]) -> list[str]:
+        inputs = _encode(self.processor, questions).to(self.model.device)
         made = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-        return self.processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        told = self.processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in told]
 
 
 def curated_rows(samples: Sequence[EditSample]) -> list[EditSample]:
@@ -109,8 +122,8 @@ def train_captioner(
     for step in range(recipe.steps):
         for _ in range(recipe.batch):  # one row at a time: rows differ in length, and memory is short
             sample = rows[next(order)]
-            pictures = (sample.request.current.images[0], sample.target)
-            inputs = _encode(processor, Question(ASK, pictures), sample.request.current.instruction).to(model.device)
+            asked = Question(ASK, (sample.request.current.images[0], sample.target))
+            inputs = _encode_lesson(processor, asked, sample.request.current.instruction).to(model.device)
             loss = model(**inputs).loss / recipe.batch
             loss.backward()
             losses.append(float(loss.detach()) * recipe.batch)
@@ -178,16 +191,27 @@ def _question(content: Any) -> Question:
     return Question(" ".join(part["text"] for part in content if part["type"] == "text"), tuple(pictures))
 
 
-def _encode(processor: Any, question: Question, answer: str | None) -> Any:
-    """A question as the model's input; with an answer also labels, −100 where nothing is to be learnt."""
+_AS_TENSORS = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    """A question as a turn of a chat."""
     shown = [{"type": "image", "image": picture.convert("RGB")} for picture in question.pictures]
-    asked = [{"role": "user", "content": [*shown, {"type": "text", "text": question.text}]}]
-    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    prompt = processor.apply_chat_template(asked, add_generation_prompt=True, **settings)
-    if answer is None:
-        return prompt
+    return {"role": "user", "content": [*shown, {"type": "text", "text": question.text}]}
+
+
+def _encode(processor: Any, questions: Sequence[Question]) -> Any:
+    """Questions as the model's input; shorter ones are filled up on the left, so that all answers begin together."""
+    chats = [[_asked(question)] for question in questions]
+    padded = {} if len(chats) == 1 else {"padding": True, "padding_side": "left"}
+    return processor.apply_chat_template(chats, add_generation_prompt=True, **_AS_TENSORS, **padded)
+
+
+def _encode_lesson(processor: Any, question: Question, answer: str) -> Any:
+    """A question and its answer as the model's input, with labels: −100 where nothing is to be learnt."""
+    prompt = processor.apply_chat_template([_asked(question)], add_generation_prompt=True, **_AS_TENSORS)
     told = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    whole = processor.apply_chat_template([*asked, told], **settings)
+    whole = processor.apply_chat_template([_asked(question), told], **_AS_TENSORS)
     labels = whole["input_ids"].clone()
     labels[:, : prompt["input_ids"].shape[1]] = -100
     whole["labels"] = labels

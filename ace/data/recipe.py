@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,15 @@ Encoder = Literal["vgg", "siglip"]
 By = Literal["grammar", "endpoint", "local"]
 Relation = Literal["content", "face", "style", "series"]
 T = TypeVar("T")
+
+# scores of the second turn, from and below: of faces and style the paper's (B.4.1, B.4.2), of objects measured
+# (docs/data.md); a series asks for no more than the features
+SCORE_BOUNDS: dict[str, tuple[float, float]] = {
+    "content": (0.65, 1.01),
+    "face": (0.8, 0.9),
+    "style": (0.65, 1.01),
+    "series": (-1.0, 1.01),
+}
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,12 @@ class Mining:
     num_clusters: of K-means, 0 = one for about 500 pictures. neighbours: how many clusters, the nearest first, a
     picture is compared in; 1 is the paper's and misses pairs that a border divides. Two pictures are joined when their
     features' cosine lies in [feature_low, feature_high), and then, within a joined set, when the relation's score lies
-    in [score_low, score_high): face similarity (0.8 to 0.9 in the paper, needs face_model, an ArcFace ONNX file), style
-    similarity (0.65), for content and series the features again. Sets keep at most max_set pictures. A pair with a
-    cosine of feature_high or more is near-identical, one below min_relevance tells nothing: both are dropped, and so
-    are pictures below min_sharpness, a variance of the Laplacian."""
+    in [score_low, score_high): object consistency for content, similarity of faces (needs face_model, an ArcFace ONNX
+    file) or of style, for series the features again; left out, the bounds are `SCORE_BOUNDS` of the relation. Sets
+    keep at most max_set pictures. A pair with a cosine of feature_high or more is near-identical, one below
+    min_relevance tells nothing: both are dropped, and so are pictures below min_sharpness, a variance of the
+    Laplacian, and those that are unsafe (`ace.extract.safety`) with a probability above max_unsafe, 1 = nobody
+    looks."""
 
     encoder: Encoder = "vgg"
     model: str = "google/siglip2-base-patch16-224"
@@ -76,28 +88,40 @@ class Mining:
     relation: Relation = "content"
     feature_low: float = 0.75
     feature_high: float = 0.985
-    score_low: float = 0.0
-    score_high: float = 1.01
+    score_low: float | None = None
+    score_high: float | None = None
     face_model: str = ""
     min_relevance: float = 0.6
     min_sharpness: float = 0.0
+    max_unsafe: float = 0.8
     max_set: int = 8
 
     def __post_init__(self) -> None:
         _check_choice("mine: encoder", self.encoder, Encoder)
         _check_choice("mine: relation", self.relation, Relation)
-        for name, low, high in (
-            ("feature", self.feature_low, self.feature_high),
-            ("score", self.score_low, self.score_high),
+        for name, (low, high) in (
+            ("feature", (self.feature_low, self.feature_high)),
+            ("score", self.score_bounds),
         ):
             if not -1 <= low < high:
-                raise ConfigError(f"mine: {name}_low {low} must be below {name}_high {high}")
+                raise ConfigError(f"mine: {name}_low {low} must be from -1 to below {name}_high {high}")
+        if not 0 < self.max_unsafe <= 1:
+            raise ConfigError(f"mine: max_unsafe is {self.max_unsafe}, use a probability above 0, 1 = nobody looks")
         if self.max_set < 2 or self.num_clusters < 0 or self.neighbours < 1:
             raise ConfigError("mine: max_set is 2 or more, num_clusters 0 or more, neighbours 1 or more")
         if self.relation == "face" and not self.face_model:
             raise ConfigError(
                 "mine: faces are compared by face_model, an ArcFace ONNX file whose licence allows your use"
             )
+
+    @property
+    def score_bounds(self) -> tuple[float, float]:
+        """Between which scores the second turn joins two pictures: as said, else as is usual for the relation."""
+        low, high = SCORE_BOUNDS[self.relation]
+        return (
+            low if self.score_low is None else self.score_low,
+            high if self.score_high is None else self.score_high,
+        )
 
 
 @dataclass(frozen=True)
@@ -129,15 +153,18 @@ class Labelling:
 
     by: "grammar" (phrase classes, offline), "endpoint" (an OpenAI-compatible server at `endpoint`, up to and with
     "/v1"; its key is in the environment variable key_variable) or "local" (model is a folder or name for transformers).
-    rewrites: further wordings of each instruction, all distinct; each becomes a sample. pairs: also write instructions
-    for at most pair_limit mined pairs, which needs a model that sees. budget_tokens: stop asking after so many, 0 = no
-    limit. parallel: questions at once."""
+    rewrites: further wordings of each instruction, all distinct; each becomes a sample. A model's wording is rejected
+    whose likeness (MiniLM's, `ace.extract.sentence`) with an earlier one is max_alike or more, or with the first below
+    min_alike; 1 and -1: nobody looks. pairs: also write instructions for at most pair_limit mined pairs, which needs a
+    model that sees. budget_tokens: stop asking after so many, 0 = no limit. parallel: questions at once."""
 
     by: By = "grammar"
     endpoint: str = ""
     model: str = ""
     key_variable: str = "OPENAI_API_KEY"
     rewrites: int = 1
+    max_alike: float = 0.95
+    min_alike: float = 0.4
     pairs: bool = False
     pair_limit: int = 1000
     timeout_s: float = 60.0
@@ -157,6 +184,17 @@ class Labelling:
             raise ConfigError("label: pairs need a model that sees: set by to endpoint or local")
         if not 0 <= self.rewrites <= 20 or self.retries < 0 or self.parallel < 1 or self.timeout_s <= 0:
             raise ConfigError("label: rewrites 0 to 20, retries 0 or more, parallel 1 or more, timeout_s above 0")
+        if not -1 <= self.min_alike < self.max_alike <= 1:
+            raise ConfigError("label: likenesses are -1 to 1, min_alike below max_alike")
+        if min(self.pair_limit, self.budget_tokens, self.temperature) < 0 or self.max_reply_tokens < 1:
+            raise ConfigError(
+                "label: pair_limit, budget_tokens and temperature are 0 or more, max_reply_tokens 1 or more"
+            )
+
+    @property
+    def compares(self) -> bool:
+        """Whether wordings are compared by their meaning."""
+        return self.by != "grammar" and self.rewrites > 0 and (self.max_alike < 1 or self.min_alike > -1)
 
 
 @dataclass(frozen=True)
@@ -167,13 +205,15 @@ class Filtering:
     many bits are one (0 = equal hashes; -1 = never). benchmarks: data sets or folders of pictures that no sample may
     show (leak_bits as duplicate_bits). held_out: share of the sources whose samples go into a set of their own, whole
     mined sets together; training samples that show nearly one of its pictures are dropped. min_sharpness: variance of
-    the Laplacian of the target, 0 to 255 scale. words: an instruction may hold none of them."""
+    the Laplacian of the target, 0 to 255 scale. max_unsafe: how likely unsafe (`ace.extract.safety`) a target or input
+    may be, 1 = nobody looks. words: an instruction may hold none of them."""
 
     duplicate_bits: int = 0
     benchmarks: tuple[str, ...] = ()
     leak_bits: int = 4
     held_out: float = 0.0
     min_sharpness: float = 0.0
+    max_unsafe: float = 1.0
     words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -181,6 +221,10 @@ class Filtering:
             raise ConfigError("filter: duplicate_bits is -1 to 16, leak_bits 0 to 16")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"filter: held_out is {self.held_out}, use a share from 0 to below 1")
+        if not 0 < self.max_unsafe <= 1:
+            raise ConfigError(f"filter: max_unsafe is {self.max_unsafe}, use a probability above 0, 1 = nobody looks")
+        if not all(word.strip() for word in self.words):
+            raise ConfigError("filter: an empty word is in every instruction, leave it out")
 
 
 @dataclass(frozen=True)
@@ -207,6 +251,12 @@ class DataRecipe:
     filter: Filtering = field(default_factory=Filtering)
     output: Output = field(default_factory=Output)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: use 0 or more")
+        if self.label is not None and self.label.pairs and self.mine is None:
+            raise ConfigError("label: pairs are found by mining: add [mine], or set pairs to false")
+
     def to_json(self) -> str:
         """Every setting, defaults included, without the place of the pictures."""
         settings = dataclasses.asdict(self)
@@ -220,7 +270,8 @@ class DataRecipe:
 
 
 def read_recipe(file: Path) -> DataRecipe:
-    """The recipe in a TOML file; `source.path` is taken from the file's folder. Raises ConfigError, naming the key."""
+    """The recipe in a TOML file; relative paths in it count from the file's folder. Raises ConfigError, naming the
+    key."""
     try:
         text = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError:
@@ -228,14 +279,22 @@ def read_recipe(file: Path) -> DataRecipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
     recipe = read_settings(DataRecipe, text, "")
-    return dataclasses.replace(recipe, source=placed(recipe.source, file.parent))
+    mine, rules = recipe.mine, recipe.filter
+    if mine is not None and mine.face_model:
+        mine = dataclasses.replace(mine, face_model=_path_from(file.parent, mine.face_model))
+    rules = dataclasses.replace(rules, benchmarks=tuple(_path_from(file.parent, name) for name in rules.benchmarks))
+    return dataclasses.replace(recipe, source=placed(recipe.source, file.parent), mine=mine, filter=rules)
 
 
 def placed(collection: Collection, folder: Path) -> Collection:
     """A collection whose relative path counts from a folder; a name of a data set stays."""
     if collection.kind == "huggingface" and not (folder / collection.path).exists():
         return collection
-    return dataclasses.replace(collection, path=str((folder / Path(collection.path).expanduser()).resolve()))
+    return dataclasses.replace(collection, path=_path_from(folder, collection.path))
+
+
+def _path_from(folder: Path, path: str) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
 
 
 def read_settings(kind: type[T], found: dict[str, Any], where: str) -> T:
@@ -272,6 +331,8 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         return value  # the dataclass checks it
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}: it must be a finite number")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{name} is {value!r}: it must be {_KINDS[hint]}")
     return value

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ace.errors import CheckpointError
+from ace.extract.mobile import EPSILON, SameConv, inverted_blocks
 from ace.extract.weights import find_weights
 
 SIDE_PX = 260
@@ -36,21 +37,13 @@ _STAGES = (
     (5, 5, 2, 6, 208),
     (1, 3, 1, 6, 352),
 )
-_EPSILON = 1e-3  # of the batch norms
 
 
 class Namer:
     """The classifier with its published weights. Raises MissingDependencyError where they are missing."""
 
     def __init__(self) -> None:
-        path = find_weights("efficientnet-lite2")
-        stored = torch.load(path, weights_only=True, map_location="cpu")
-        net = EfficientNetLite2()
-        try:
-            net.load_state_dict({key.replace("._", ".").lstrip("_"): value for key, value in stored.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"{path.name} does not hold the weights of EfficientNet-Lite2 ({error})") from error
-        self._net = net.eval().requires_grad_(False)
+        self._net = load_efficientnet()
 
     def name(self, image: np.ndarray, mask: np.ndarray) -> str | None:
         """The everyday word for what is under mask (H, W) bool in image (H, W, 3) uint8, None if there is no certain
@@ -75,59 +68,36 @@ class Namer:
         return np.stack([np.bincount(table[table >= 0], row[table >= 0], len(words())) for row in classes])
 
 
+def load_efficientnet() -> EfficientNetLite2:
+    """The network with its published weights. Raises MissingDependencyError where they are missing."""
+    path = find_weights("efficientnet-lite2")
+    stored = torch.load(path, weights_only=True, map_location="cpu")
+    net = EfficientNetLite2()
+    try:
+        net.load_state_dict({key.replace("._", ".").lstrip("_"): value for key, value in stored.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{path.name} does not hold the weights of EfficientNet-Lite2 ({error})") from error
+    return net.eval().requires_grad_(False)
+
+
 class EfficientNetLite2(nn.Module):
     """(N, 3, 260, 260), values -1 … 1, to logits (N, 1000)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv_stem, self.bn0 = _Conv(3, 32, 3, 2), nn.BatchNorm2d(32, _EPSILON)
-        blocks, channels = [], 32
-        for count, kernel, stride, expand, out in _STAGES:
-            for number in range(count):
-                blocks.append(_Block(channels, out, kernel, stride if number == 0 else 1, expand))
-                channels = out
-        self.blocks = nn.Sequential(*blocks)
-        self.conv_head, self.bn1 = _Conv(channels, 1280, 1, 1), nn.BatchNorm2d(1280, _EPSILON)
+        self.conv_stem, self.bn0 = SameConv(3, 32, 3, 2), nn.BatchNorm2d(32, EPSILON)
+        self.blocks = inverted_blocks(32, _STAGES)
+        self.conv_head, self.bn1 = SameConv(352, 1280, 1, 1), nn.BatchNorm2d(1280, EPSILON)
         self.fc = nn.Linear(1280, 1000)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
+        """(N, 1280, 9, 9), 0 … 6: what the last convolution says of each place."""
         x = F.relu6(self.bn0(self.conv_stem(x)))  # (N, 32, 130, 130)
         x = self.blocks(x)  # (N, 352, 9, 9)
-        x = F.relu6(self.bn1(self.conv_head(x)))
-        return self.fc(x.mean((2, 3)))
-
-
-class _Conv(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow does ("same"): an odd pixel goes to the right and below."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, groups: int = 1) -> None:
-        super().__init__(channels_in, channels_out, kernel, stride, groups=groups, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        missing = [
-            max((-(-size // step) - 1) * step + kernel - size, 0)
-            for size, kernel, step in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
-        ]
-        (top, left) = (n // 2 for n in missing)
-        return super().forward(F.pad(input, (left, missing[1] - left, top, missing[0] - top)))
-
-
-class _Block(nn.Module):
-    """An inverted bottleneck: widen, look around in each channel, narrow; added to its input where the sizes agree."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expand: int) -> None:
-        super().__init__()
-        wide = channels_in * expand
-        self.widens, self.adds = expand > 1, stride == 1 and channels_in == channels_out
-        if self.widens:
-            self.expand_conv, self.bn0 = _Conv(channels_in, wide, 1, 1), nn.BatchNorm2d(wide, _EPSILON)
-        self.depthwise_conv, self.bn1 = _Conv(wide, wide, kernel, stride, wide), nn.BatchNorm2d(wide, _EPSILON)
-        self.project_conv, self.bn2 = _Conv(wide, channels_out, 1, 1), nn.BatchNorm2d(channels_out, _EPSILON)
+        return F.relu6(self.bn1(self.conv_head(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.bn0(self.expand_conv(x))) if self.widens else x
-        y = self.bn2(self.project_conv(F.relu6(self.bn1(self.depthwise_conv(y)))))
-        return x + y if self.adds else y
+        return self.fc(self.maps(x).mean((2, 3)))
 
 
 @cache

