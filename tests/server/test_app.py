@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import numpy as np
@@ -10,7 +11,7 @@ import openai
 import pytest
 
 from ace.inference import recipe as recipes
-from tests.server.running import SIDE, Running, opened, picture, png, running
+from tests.server.running import SIDE, Running, opened, picture, png, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,27 @@ def test_a_request_has_an_id_under_which_it_can_be_asked_about(server):
         assert http.get("/v1/requests/other").status_code == 404
     with server.client(key="somebody else") as other:
         assert other.get("/v1/requests/mine-1").status_code == 404
+
+
+def test_a_running_request_tells_its_steps_and_the_time_left(server):
+    with server.client() as http, ThreadPoolExecutor() as threads:
+        headers = {"x-client-request-id": "long"}
+        asked = threads.submit(
+            http.post, "/v1/images/generations", json={"prompt": "a", "steps": 1000}, headers=headers
+        )
+        wait_until(lambda: http.get("/v1/requests/long").json().get("status") == "running")
+        told = http.get("/v1/requests/long").json()
+        assert (told["status"], told["steps"]) == ("running", 1000) and told["eta_s"] > 0
+        assert http.delete("/v1/requests/long").json()["status"] == "cancelled"
+        assert asked.result().status_code == 410
+        assert http.get("/v1/requests/long").json()["status"] == "cancelled"
+
+
+def test_a_size_is_the_pictures_and_the_edited_ones_otherwise(client):
+    assert image_of(client.images.generate(prompt="a cat", size="96x48")).size == (96, 48)
+    edit = {"image": ("p.png", png(picture(96, 48))), "prompt": "make it blue"}
+    width, height = image_of(client.images.edit(**edit, size="auto")).size
+    assert width == 2 * height
 
 
 def test_a_session_is_a_conversation_with_branches(server):

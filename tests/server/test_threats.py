@@ -314,6 +314,26 @@ def test_an_allowed_name_that_leads_into_a_network_is_refused():
         resolve(AllowedHost.parse("https://localhost"))
 
 
+def test_the_connection_goes_to_the_address_that_was_checked(pictures_at, monkeypatch):
+    """A name that leads elsewhere the second time (DNS rebinding) is asked for once only."""
+    asked = []
+    port = int(pictures_at.split(":")[1])
+
+    def look_up(host, *_: object, **__: object) -> list:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **k: (look_up if "example" in str(host) else real)(host, *a, **k)
+    )
+    monkeypatch.setattr("ace.server.images.is_public", lambda address: True)
+    name = f"http://pictures.example.org:{port}"
+    upload = fetch(f"{name}/p.png", (AllowedHost.parse(name),), 20_000)
+    assert opened(upload.data).size == (64, 64)
+    assert asked == ["pictures.example.org"] and _Files.hosts[-1] == f"pictures.example.org:{port}"
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [
