@@ -49,7 +49,7 @@ def flux_with_narrow_mlp(sizes: FluxSizes) -> FluxTransformer2DModel:
 
 
 TOKENIZER = Path(__file__).parent / "parity" / "cases" / "tokenizer_plain"
-SMALL = FluxSizes(384, 64, 64, 32, 1, 1, 32, 24, True, 256)
+SMALL = FluxSizes(384, 64, 64, 32, 1, 1, 64, 24, True, 256)  # rows of at least 64, as 4 bits need
 SMALL_FFT = replace(SMALL, in_channels=448)
 
 
@@ -86,7 +86,7 @@ def random_plus(sizes: FluxSizes = SMALL, seed: int = 0, **settings: object) -> 
         )
     ).eval()
     text_encoder_2 = T5EncoderModel(
-        T5Config(vocab_size=128, d_model=sizes.text_channels, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+        T5Config(vocab_size=128, d_model=sizes.text_channels, d_kv=32, d_ff=64, num_layers=1, num_heads=2)
     ).eval()
     scheduler = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from ace.cli import app
 from ace.inference import recipe as recipes
 from ace.inference.plus_edit import CONTROLS, ReferenceFile, draw_control
+from ace.inference.session import Session
 from tests.inference.test_plus_sources import adapter_file
 from tests.random_flux import SMALL_FFT, published_state, random_plus
 
@@ -21,6 +22,7 @@ def models(tmp_path_factory):
     random_plus().save_pretrained(root / "fill")
     save_file(published_state(random_plus(SMALL_FFT, seed=4).transformer), root / "fft.safetensors")
     adapter_file(root / "subject.safetensors")
+    adapter_file(root / "portrait.safetensors", 1)
     return root
 
 
@@ -29,7 +31,9 @@ def here(tmp_path, monkeypatch, models):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLUX_FILL_PATH", str(models / "fill"))
     monkeypatch.setenv("SUBJECT_MODEL_PATH", str(models / "subject.safetensors"))
+    monkeypatch.setenv("PORTRAIT_MODEL_PATH", str(models / "portrait.safetensors"))
     monkeypatch.setenv("ACE_PLUS_FFT_MODEL", str(models / "fft.safetensors"))
+    monkeypatch.setenv("ACE_CACHE", str(tmp_path / "cache"))
     for number, name in enumerate(("photo", "logo", "vase")):
         noise = np.random.default_rng(number).integers(0, 255, (45, 61, 3), dtype=np.uint8)
         Image.fromarray(noise).save(f"{name}.png")
@@ -89,6 +93,84 @@ def test_adapters_repainting_controls_and_bits_are_options(here):
     assert recipes.read("edges.png").settings["repainting_scale"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "again"),
+    [
+        ("ace-plus-fft", ["--quantize", "fp8"], []),
+        ("ace-plus-fft", ["--memory", "lean"], []),
+        ("ace-plus-fft", ["--dtype", "bfloat16", "--memory", "full"], []),
+        ("ace-plus-fft", ["--transformer", "mine.safetensors"], ["--transformer", "mine.safetensors"]),
+        (
+            "ace-plus-subject",
+            ["--lora", "style.safetensors:0.5", "--lora", "ace-plus-portrait:0.7"],
+            ["--lora", "style.safetensors"],
+        ),
+    ],
+)
+def test_a_picture_is_made_again_from_the_weights_in_the_bits_that_made_it(model, options, again, here, models):
+    (here / "mine.safetensors").symlink_to(models / "fft.safetensors")
+    adapter_file(here / "style.safetensors", 5)
+    ace("edit", "photo.png", "a hat", "--model", model, "--reference", "logo.png@below", *options, "-o", "a.png")
+    if again:
+        missing = ace("replay", "a.png", code=2)
+        assert again[1] in missing and again[0] in missing and len(missing.strip().splitlines()) == 1
+    said = ace("replay", "a.png", *again)
+    assert "the same to the byte" in said
+
+
+def test_a_replay_says_when_the_weights_are_held_otherwise(here):
+    from ace.inference.plus_recipe import changed_settings
+
+    ace("edit", "photo.png", "a hat", "--model", "ace-plus-fft", "--quantize", "fp8", "-o", "a.png", "--seed", 1)
+    ace("edit", "photo.png", "a hat", "--model", "ace-plus-fft", "-o", "b.png", "--seed", 1)
+    lines = changed_settings(recipes.read("a.png"), recipes.read("b.png"))
+    assert lines == ["quantize: fp8 then, none now", "quantize_text: fp8 then, none now"]
+
+
+def test_a_session_is_a_tree_of_edits_whichever_model_makes_them(here):
+    on = ["--model", "ace-plus-fft", "--session", "talk"]
+    ace("edit", "photo.png", "a hat on {image}", *on, "--mask", "mask.png", "--reference", "logo.png", "--seed", 1)
+    said = ace("edit", "make it red", *on, "--seed", 2)
+    assert "node 0002" in said
+    ace("edit", "make it green", *on, "--from", "0001", "--mask", "mask.png", "--seed", 3)
+    ace("edit", "now a drawing", "--session", "talk", "--seed", 4)  # an ACE model goes on from it
+    ace("edit", "a frame around it", *on, "--seed", 5)
+    session = Session.open("talk")
+    assert [node.parents for node in session.nodes()] == [(), ("0001",), ("0001",), ("0003",), ("0004",)]
+    first = session.node("0001")
+    assert [entry.node for entry in first.inputs] == [None, None] and first.inputs[0].mask_path is not None
+    assert session.node("0003").inputs[0].node == "0001"
+    before, after = (np.asarray(session.answer(node).image) for node in ("0001", "0003"))
+    outside = np.asarray(Image.open("mask.png")) == 0
+    np.testing.assert_array_equal(before[outside], after[outside])
+    assert "a frame around it" in ace("session", "talk")
+    said = ace("replay", "talk/nodes/0003/image.png", "--image", "mask.png")
+    assert "the same to the byte" in said
+
+
+def test_variants_of_a_request_are_made_together_and_each_is_as_if_alone(here):
+    on = ["--model", "ace-plus-subject", "--mask", "mask.png", "--max-seq-length", 1024]
+    ace("edit", "photo.png", "vase.png", "a hat", *on, "--count", 2, "--seed", 7, "--out-dir", "o")
+    names = ["photo-001.png", "photo-002.png", "vase-001.png", "vase-002.png"]
+    assert sorted(path.name for path in (here / "o").iterdir()) == names
+    made = [recipes.read(f"o/{name}") for name in names]
+    assert [recipe.seed for recipe in made] == [7, 8, 7, 8]
+    assert {recipe.settings["batch_size"] for recipe in made} == {4}
+    ace("edit", "photo.png", "a hat", *on, "--seed", 8, "-o", "alone.png")
+    together, alone = (np.asarray(Image.open(name), dtype=np.int16) for name in ("o/photo-002.png", "alone.png"))
+    assert np.abs(together - alone).max() <= 1
+
+
+def test_a_picture_that_cannot_be_used_costs_itself_alone(here):
+    (here / "broken.png").write_bytes(b"no picture")
+    on = ["--model", "ace-plus-fft", "--out-dir", "o", "--json"]
+    result = CliRunner().invoke(app, ["edit", "photo.png", "broken.png", "vase.png", "a hat", *on], prog_name="ace")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert [picture["input"] for picture in report["pictures"]] == ["photo.png", "vase.png"]
+    assert [failure["input"] for failure in report["failures"]] == ["broken.png"]
+
+
 def test_several_photos_go_to_a_folder_with_one_model_load(here):
     report = json.loads(
         ace("edit", "photo.png", "vase.png", "a hat", "--model", "ace-plus-fft", "--out-dir", "o", "--json")
@@ -113,16 +195,22 @@ def test_several_photos_go_to_a_folder_with_one_model_load(here):
         (["photo.png", "x", "--model", "ace-plus-subject", "--quantize", "2bit"], "use fp8, int8, 4bit"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--repaint", "2"], "repainting_scale 2"),
         (["photo.png", "{image2}", "--model", "ace-plus-subject"], "{image2}"),
-        (["photo.png", "x", "--model", "ace-plus-subject", "--session", "talk"], "single edits"),
+        (["x", "--model", "ace-plus-subject", "--session", "talk"], "nothing to work on"),
+        (["x", "--model", "ace-plus-subject", "--from", "0001"], "needs a session"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--count", "2"], "use --out-dir"),
+        (
+            ["photo.png", "x", "--model", "ace-plus-subject", "--session", "s", *["--reference", "logo.png"] * 9],
+            "10 images given, at most 9",
+        ),
         (["photo.png", "x", "--model", "ace-plus-subject", "--lora", "photo.png"], "photo.png is no safetensors"),
         (["x", "--model", "ace-plus-subject"], "nothing to work on"),
-        (["photo.png", "x", "--model", "ace-plus-portrait"], "hub"),
+        (["photo.png", "x", "--model", "ace-plus-local"], "hub"),
         (["photo.png", "x", "--reference", "logo.png"], "only for ACE++ models"),
         (["photo.png", "x", "--model", "ace-plus-subject", "-o", "photo.png"], "one of the inputs"),
     ],
 )
 def test_a_wrong_request_ends_with_one_line_and_code_2(here, arguments, words, monkeypatch):
-    monkeypatch.delenv("PORTRAIT_MODEL_PATH", raising=False)
+    monkeypatch.delenv("LOCAL_MODEL_PATH", raising=False)
     files = {path.name for path in here.iterdir()}
     said = ace("edit", *arguments, code=2)
     assert words in said

@@ -49,6 +49,15 @@ def replay(
             show_default=False,
         ),
     ] = None,
+    transformer: Annotated[
+        Path | None,
+        typer.Option(
+            "--transformer",
+            metavar="FILE",
+            help="Where the weights are now that it was made with instead of the model's own (ACE++).",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: NumberType = "auto",
     json: Json = False,
@@ -68,7 +77,7 @@ def replay(
     from ace.inference import recipe as recipes
     from ace.inference.adapters import match_adapters
     from ace.inference.edit import job_of_recipe, make
-    from ace.inference.plus_edit import is_plus_recipe
+    from ace.inference.plus_recipe import changed_settings, is_plus_recipe
 
     output = Output(json, quiet)
     written = recipes.read(picture)
@@ -77,7 +86,7 @@ def replay(
         recipes.check_output(out)
         refuse_inputs([out], [picture, *files.values()])
     if is_plus_recipe(written):
-        found, made = remake_plus(written, files, model, [str(path) for path in lora or []], device, dtype, output)
+        found, made = remake_plus(written, files, model, lora or [], transformer, device, dtype, output)
     else:
         job = job_of_recipe(written, files)
         found = _model_of(written, model)
@@ -101,6 +110,8 @@ def replay(
                 difference = ImageChops.difference(before.convert("RGBA"), after.convert("RGBA"))
                 largest = int(np.asarray(difference).max())
     differences = list(recipes.compare(written, made.recipe.environment, model_sha256=found.sha256))
+    if is_plus_recipe(written):
+        differences += changed_settings(written, made.recipe)
     batch = written.settings.get("batch_size", 1)
     if batch != 1:
         differences.append(f"made together with {int(batch) - 1} others then, alone now")
@@ -160,11 +171,14 @@ def _model_of(recipe: Recipe, asked: str | None) -> ModelFiles:
 
 
 def _candidates(recipe: Recipe, picture: Path, given: Sequence[Path]) -> list[Path]:
-    """The files that may be the recipe's inputs: those given, and pictures beside the output, if anything is needed."""
+    """The files that may be the recipe's inputs, if anything is needed: those given, pictures beside the output, and
+    the answers of the session that it lies in."""
     if not recipe.files():
         return []
     found: list[Path] = []
-    for path in (*given, picture.absolute().parent):
+    folder = picture.absolute().parent
+    answers = sorted(folder.parent.glob("*/image.png")) if folder.parent.name == "nodes" else []
+    for path in (*given, folder, *answers):
         if path.is_dir():
             found += sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES)
         else:

@@ -7,31 +7,38 @@ the rest. A picture is written whole or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import typer
 
 from ace.cli.options import check_numbers, read_size
-from ace.cli.terminal import FAILED, Output, complain, count_of, load, load_refiner, short
+from ace.cli.terminal import FAILED, Output, Tell, complain, count_of, load, load_refiner, short
 from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
+    from ace.conditions.units import ConditionUnit
     from ace.inference.adapters import AdapterChoice
     from ace.inference.edit import Job, Made
     from ace.inference.pipeline import ACEPipeline
-    from ace.inference.session import Session
+    from ace.inference.plus_edit import PlusMade
+    from ace.inference.session import Node, Session
     from ace.inference.sources import ModelFiles
 
 
+J = TypeVar("J")  # an opened request
+M = TypeVar("M")  # a picture that was made of it
+Maker = Callable[[list[J], Callable[[int, int], None]], list[M]]  # told steps done, and in all
+
+
 @dataclass(frozen=True)
-class Plan:
-    """One picture to make: its name in messages, how its job is opened, where it goes (None: the session only)."""
+class Plan(Generic[J]):
+    """One picture to make: its name in messages, how its request is opened, where it goes (None: the session only)."""
 
     name: str
-    open: Callable[[], Job]
+    open: Callable[[], J]
     out: Path | None
 
 
@@ -117,6 +124,16 @@ def name_in_folder(photo: Path) -> str:
     return photo.name if photo.suffix.lower() in FORMATS else f"{photo.stem}.png"
 
 
+def out_of(
+    photo: Path | None, new: str, number: int | None, out: Path | None, out_dir: Path | None, session: Path | None
+) -> Path | None:
+    """Where what becomes of a photo goes. new: its name without a photo; number: which of several variants, from 0."""
+    if out_dir is None:
+        return output_of(out, new if photo is None else f"{photo.stem}-edited.png", session)
+    name = Path(new if photo is None else name_in_folder(photo))
+    return out_dir / (name if number is None else f"{name.stem}-{number + 1:03d}{name.suffix}")
+
+
 def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path | None) -> None:
     """Raise OutputError for an output that cannot be written, is an input, or is there twice."""
     from ace.inference.recipe import check_output
@@ -147,24 +164,51 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
             raise OutputError(f"{path.name} is one of the inputs: write the result somewhere else")
 
 
-def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) -> None:
-    """Open, make and write every picture; with several, one that fails does not stop the rest. One model load."""
-    from ace.inference.edit import in_batches
+def make_all(plans: Sequence[Plan[Job]], run: Run, session: Session | None = None) -> None:
+    """Open, make and write every picture with an ACE model; see `make_plans`."""
+    from ace.inference.edit import in_batches, make
     from ace.inference.sources import choose_memory
 
-    pipeline, refiner = None, None
+    def start(tell: Tell) -> Maker[Job, Made]:
+        refiner = load_refiner(run.refine, run.device, run.refine_strength) if run.refine else None
+        memory = choose_memory(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
+        if not memory.plain:
+            run.output.say(f"memory: {memory}")
+        pipeline = load(run.model, run.device, run.dtype, memory, run.adapters)
+        _speed_up(pipeline, run)
+        return lambda jobs, progress: make(pipeline, run.model, jobs, progress, refiner)
+
+    def write(plan: Plan[Job], made: Made) -> dict:
+        return _write(plan, made, run, session)
+
+    make_plans(plans, in_batches(len(plans), run.model), start, write, run.output, f"loading {run.model.name}")
+
+
+def make_plans(
+    plans: Sequence[Plan[J]],
+    batches: Iterable[range],
+    start: Callable[[Tell], Maker[J, M]],
+    write: Callable[[Plan[J], M], dict],
+    output: Output,
+    title: str,
+) -> None:
+    """Open, make and write every picture, in batches of plans; with several, one that fails does not stop the rest.
+
+    start: loads the model, once the first request is open, and returns what makes pictures of opened requests. write:
+    stores one and returns what `--json` says of it. Raises InputError for the only picture."""
+    make: Maker[J, M] | None = None
     results: list[dict] = []
     failures: list[dict] = []
 
-    def failed(plan: Plan, error: InputError) -> None:
+    def failed(plan: Plan[J], error: InputError) -> None:
         if len(plans) == 1:
             raise error
         failures.append({"input": plan.name, "error": str(error)})
         complain(str(error) if plan.name in str(error) else f"{plan.name}: {error}")
 
-    with run.output.progress(f"loading {run.model.name}") as tell:
-        for numbers in in_batches(len(plans), run.model):
-            ready: list[tuple[Plan, Job]] = []
+    with output.progress(title) as tell:
+        for numbers in batches:
+            ready: list[tuple[Plan[J], J]] = []
             for plan in (plans[number] for number in numbers):
                 try:
                     ready.append((plan, plan.open()))
@@ -172,23 +216,17 @@ def make_all(plans: Sequence[Plan], run: Run, session: Session | None = None) ->
                     failed(plan, error)
             if not ready:
                 continue
-            if pipeline is None:
-                refiner = load_refiner(run.refine, run.device, run.refine_strength) if run.refine else None
-                memory = choose_memory(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
-                if not memory.plain:
-                    run.output.say(f"memory: {memory}")
-                pipeline = load(run.model, run.device, run.dtype, memory, run.adapters)
-                _speed_up(pipeline, run)
+            make = make or start(tell)
 
             def steps(done: int, total: int, first: int = numbers.start, here: int = len(numbers)) -> None:
                 tell(first * total + here * done, total * len(plans), "denoising")
 
-            for plan, made in _make_each(pipeline, run.model, ready, steps, failed, refiner):
+            for plan, made in _make_each(make, ready, steps, failed):
                 try:
-                    results.append(_write(plan, made, run, session))
+                    results.append(write(plan, made))
                 except InputError as error:
                     failed(plan, error)
-    run.output.data({"pictures": results, "failures": failures})
+    output.data({"pictures": results, "failures": failures})
     if failures:
         complain(f"{len(results)} of {len(plans)} pictures made, {len(failures)} failed")
         raise typer.Exit(FAILED)
@@ -209,39 +247,60 @@ def _speed_up(pipeline: ACEPipeline, run: Run) -> None:
 
 
 def _make_each(
-    pipeline, model: ModelFiles, ready: list[tuple[Plan, Job]], progress, failed, refiner
-) -> list[tuple[Plan, Made]]:
-    """All in one packed pass; if a request is refused, each by itself, so that only the wrong one fails."""
-    from ace.inference.edit import make
-
+    make: Maker[J, M],
+    ready: list[tuple[Plan[J], J]],
+    progress: Callable[[int, int], None],
+    failed: Callable[[Plan[J], InputError], None],
+) -> list[tuple[Plan[J], M]]:
+    """All together; if a request is refused, each by itself, so that only the wrong one fails."""
     try:
-        made = make(pipeline, model, [job for _, job in ready], progress, refiner)
+        made = make([job for _, job in ready], progress)
         return [(plan, one) for (plan, _), one in zip(ready, made, strict=True)]
     except InputError as error:
         if len(ready) == 1:
             failed(ready[0][0], error)
             return []
-    return [pair for one in ready for pair in _make_each(pipeline, model, [one], progress, failed, refiner)]
+    return [pair for one in ready for pair in _make_each(make, [one], progress, failed)]
 
 
-def _write(plan: Plan, made: Made, run: Run, session: Session | None) -> dict:
+def _write(plan: Plan[Job], made: Made, run: Run, session: Session | None) -> dict:
     """Write a finished picture to its file and its session; returns what `--json` says of it."""
+    job = made.job
+    node = keep(plan, made, lambda: job.unit.current, run.metadata, run.session_folder, session)
+    return report(plan, made, node, run.output) | {
+        "num_dropped_rounds": job.unit.num_dropped_rounds,
+        "converted": None if job.source is None else job.source.converted,
+    }
+
+
+def keep(
+    plan: Plan,
+    made: Made | PlusMade,
+    unit: Callable[[], ConditionUnit],
+    metadata: bool,
+    folder: Path | None,
+    session: Session | None,
+) -> Node | None:
+    """Write a picture to its file, if the plan has one, with its recipe or without, and to the session in `folder`, if
+    there is one (None as `session`: it is to be made), as the answer to what `unit` gives; returns its node there."""
     from ace.inference.recipe import embed
     from ace.inference.session import Session
 
-    output, recipe = run.output, made.recipe
     if plan.out is not None:
         try:
             plan.out.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
-        embed(made.image, plan.out, recipe if run.metadata else None)
-    node = None
-    if run.session_folder is not None:
-        session = session or Session.open_or_create(run.session_folder)
-        node = session.add_node(
-            made.job.unit.current, made.image, recipe, parents=made.job.parents, source=made.job.source
-        )
+        embed(made.image, plan.out, made.recipe if metadata else None)
+    if folder is None:
+        return None
+    session = session or Session.open_or_create(folder)
+    return session.add_node(unit(), made.image, made.recipe, parents=made.job.parents, source=made.job.source)
+
+
+def report(plan: Plan, made: Made | PlusMade, node: Node | None, output: Output) -> dict:
+    """Say where a picture is and what came of it; returns what `--json` says of every picture."""
+    recipe = made.recipe
     size = f"{made.image.width}x{made.image.height} px"
     where = short(node.image_path if plan.out is None and node is not None else plan.out or Path())
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
@@ -258,9 +317,7 @@ def _write(plan: Plan, made: Made, run: Run, session: Session | None) -> dict:
         "guidance_scale": recipe.guidance_scale,
         "model": recipe.model,
         "model_sha256": recipe.model_sha256,
-        "session": None if node is None else str(run.session_folder),
+        "session": None if node is None else str(node.folder.parent.parent),
         "node": None if node is None else node.id,
-        "num_dropped_rounds": made.job.unit.num_dropped_rounds,
-        "converted": None if made.job.source is None else made.job.source.converted,
         "drift": None if made.drift is None else made.drift.as_dict(),
     }

@@ -20,7 +20,7 @@ from ace.cli.making import (
     check_session,
     find_model_files,
     make_all,
-    name_in_folder,
+    out_of,
     output_of,
 )
 from ace.cli.options import (
@@ -51,16 +51,22 @@ from ace.cli.plus import (
     Control,
     MaxSeqLength,
     PlusOptions,
+    PlusRun,
     Quantize,
     References,
     Repaint,
     Transformer,
     edit_plus,
-    no_session,
 )
 from ace.cli.terminal import Output
 from ace.errors import ConditionError, ConfigError
 
+Count = Annotated[
+    int,
+    typer.Option(
+        "--count", "-n", help="How many (of each picture), with consecutive seeds; more than one needs --out-dir."
+    ),
+]
 SessionFolder = Annotated[
     Path | None,
     typer.Option(
@@ -76,9 +82,7 @@ def generate(
     instruction: Annotated[str, typer.Argument(help="What to create.", show_default=False)],
     out: Out = None,
     out_dir: OutDir = None,
-    count: Annotated[
-        int, typer.Option("--count", "-n", help="How many, with consecutive seeds; more than one needs --out-dir.")
-    ] = 1,
+    count: Count = 1,
     session: SessionFolder = None,
     seed: Seed = None,
     steps: Steps = None,
@@ -170,6 +174,7 @@ def edit(
             show_default=False,
         ),
     ] = None,
+    count: Count = 1,
     session: SessionFolder = None,
     start: Annotated[
         str | None,
@@ -237,25 +242,22 @@ def edit(
     if asked is not None and is_plus(asked):
         if fast is not None or compile_network:
             raise ConfigError("--fast and --compile are for ACE models, not for ACE++: leave them out")
-        no_session(session, start)
         edit_plus(
             asked,
             paths,
             instruction,
             replace(options, references=(*options.references, *(str(path) for path in references))),
+            PlusRun(Output(json, quiet), device, dtype, memory, quantize, not no_metadata, session),
             mask=mask,
             out=out,
             out_dir=out_dir,
+            start=start,
+            count=count,
             seed=seed,
             steps=steps,
             guidance=guidance,
             size=size,
             loras=lora or (),
-            device=device,
-            dtype=dtype,
-            memory=memory,
-            metadata=not no_metadata,
-            output=Output(json, quiet),
         )
         return
     files = find_model_files(model, steps, guidance, size)
@@ -264,26 +266,22 @@ def edit(
     opened = check_session(session, start)
     if not paths and (opened is None or opened.latest() is None):
         raise ConditionError("there is no picture to edit: name one before the instruction, or use `ace generate`")
-    check_count(len(paths), out, out_dir, session)
+    check_count(max(1, len(paths)) * count, out, out_dir, session)
     if opened is None:
         check_references(instruction, 1 + len(references))
     settings = Settings(read_seed(seed), steps, guidance, None, avoid, read_size(size))
 
-    def plan(photo: Path | None) -> Plan:
-        name = "the answer" if photo is None else photo.name
-        if out_dir is not None and photo is not None:
-            where = out_dir / name_in_folder(photo)
-        else:
-            where = output_of(out, "edited.png" if photo is None else f"{photo.stem}-edited.png", session)
+    def plan(photo: Path | None, number: int) -> Plan:
+        own = replace(settings, seed=settings.seed + number)
         return Plan(
-            name,
+            "the answer" if photo is None else photo.name,
             lambda: open_job(
-                instruction, settings, photo=photo, references=references, mask=mask, session=opened, start=start
+                instruction, own, photo=photo, references=references, mask=mask, session=opened, start=start
             ),
-            where,
+            out_of(photo, "edited.png", number if count > 1 else None, out, out_dir, session),
         )
 
-    plans = [plan(photo) for photo in paths or [None]]
+    plans = [plan(photo, number) for photo in paths or [None] for number in range(count)]
     check_outputs(plans, (*paths, *references, *([mask] if mask else ())), out_dir)
     make_all(
         plans,

@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ace.cli.making import check_count, output_of, refuse_inputs
+from ace.cli.making import (
+    Maker,
+    Plan,
+    check_count,
+    check_outputs,
+    check_session,
+    keep,
+    make_plans,
+    out_of,
+    report,
+)
 from ace.cli.options import check_numbers, read_seed, read_size
-from ace.cli.terminal import FAILED, Output, complain, count_of, quiet_libraries, short
-from ace.errors import ConditionError, ConfigError, InputError, OutputError
+from ace.cli.terminal import Output, Tell, quiet_libraries, short
+from ace.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
+    from ace.inference.pipeline_plus import ACEPlusPipeline
     from ace.inference.plus_edit import PlusJob, PlusMade
     from ace.inference.plus_sources import PlusFiles
     from ace.inference.recipe import Recipe
@@ -83,31 +94,6 @@ Transformer = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-# --memory → (offload, tiles, weights) with a GPU; "auto" keeps everything on the device and tiles large canvases
-_MEMORY: dict[str, tuple[str, bool, str | None]] = {
-    "auto": ("none", True, None),
-    "full": ("none", False, None),
-    "balanced": ("group", True, None),
-    "8bit": ("none", True, "fp8"),
-    "offload": ("model", True, None),
-    "lean": ("sequential", True, None),
-}
-# the same on a CPU, where weights can only wait on disk
-_MEMORY_CPU = {name: _MEMORY[name] for name in ("auto", "full", "8bit")} | {"lean": ("disk", True, None)}
-
-
-def _memory_of(memory: str, device: str) -> tuple[str, bool, str | None]:
-    from ace.inference.sources import find_device
-
-    if memory not in _MEMORY:
-        raise ConfigError(f"memory {memory!r}: use {', '.join(_MEMORY)}")
-    if find_device(device) != "cpu":
-        return _MEMORY[memory]
-    if memory not in _MEMORY_CPU:
-        raise ConfigError(
-            f"--memory {memory} moves weights off a GPU, and there is none here: use 8bit (fewer bits) or lean (disk)"
-        )
-    return _MEMORY_CPU[memory]
 
 
 @dataclass(frozen=True)
@@ -142,142 +128,157 @@ class PlusOptions:
             )
 
 
+@dataclass(frozen=True)
+class PlusRun:
+    """What all pictures of one call share: how the model is loaded, where pictures go, what is said."""
+
+    output: Output
+    device: str
+    dtype: str
+    memory: str
+    quantize: str | None
+    metadata: bool = True
+    session_folder: Path | None = None
+
+
 def edit_plus(
     model: str,
     photos: Sequence[Path],
     instruction: str,
     options: PlusOptions,
+    run: PlusRun,
     *,
     mask: Path | None,
     out: Path | None,
     out_dir: Path | None,
+    start: str | None,
+    count: int,
     seed: int | None,
     steps: int | None,
     guidance: float | None,
     size: str | None,
     loras: Sequence[str],
-    device: str,
-    dtype: str,
-    memory: str,
-    metadata: bool,
-    output: Output,
 ) -> None:
-    """Edit pictures, or make one after references, with an ACE++ model. Raises InputError."""
-    from ace.inference.plus_edit import PlusSettings, ReferenceFile, make_plus, open_plus_job
+    """Edit pictures, or make some after references, with an ACE++ model. Raises InputError."""
+    from ace.inference.plus_edit import PlusSettings, ReferenceFile, in_plus_batches, make_plus, open_plus_job
     from ace.inference.plus_sources import find_plus, read_adapter_option
-    from ace.inference.recipe import check_output
 
     check_numbers(steps, guidance)
-    check_count(len(photos), out, out_dir, None)
-    wanted = read_size(size)
-    if wanted is not None and photos:
+    check_count(max(1, len(photos)) * count, out, out_dir, run.session_folder)
+    session = check_session(run.session_folder, start)
+    goes_on = session is not None and bool(session.node_ids())
+    if size is not None and (photos or goes_on):
         raise ConfigError("--size is for new pictures; an edited picture keeps its own size (see --max-seq-length)")
     references = [ReferenceFile.parse(text) for text in options.references]
     settings = PlusSettings(
-        read_seed(seed), steps, guidance, options.repaint, options.control, wanted, options.max_seq_length
+        read_seed(seed), steps, guidance, options.repaint, options.control, read_size(size), options.max_seq_length
     )
-    jobs: list[tuple[str, PlusJob, Path]] = []
-    for photo in photos or [None]:
-        job = open_plus_job(instruction, settings, photo=photo, mask=mask, references=references)
-        name = "generated.png" if photo is None else f"{photo.stem}-edited.png"
-        where = out_dir / (photo.name if photo else name) if out_dir else output_of(out, name, None)
-        if where is None:
-            raise OutputError("say where the picture goes with --out")
-        if out_dir is None:
-            check_output(where)
-        jobs.append(("the new picture" if photo is None else photo.name, job, where))
-    inputs: list[Path] = [*photos, *([mask] if mask else []), *(reference.path for reference in references)]
-    refuse_inputs([where for _, _, where in jobs], inputs)
-    files = find_plus(model, [read_adapter_option(text) for text in loras], options.transformer)
 
-    results, failures = [], []
-    with output.progress(f"loading {files.name}") as tell:
-        pipeline = _load(
-            files, device, dtype, memory, options, lambda done, total: tell(done, total, "loading weights")
+    def plan(photo: Path | None, number: int) -> Plan[PlusJob]:
+        own = replace(settings, seed=settings.seed + number)
+
+        def open_job() -> PlusJob:
+            job = open_plus_job(
+                instruction, own, photo=photo, mask=mask, references=references, session=session, start=start
+            )
+            if run.session_folder is not None:
+                job.unit()  # checks that a session can keep it
+            return job
+
+        return Plan(
+            _name_of(photo, goes_on) + (f" ({number + 1})" if count > 1 else ""),
+            open_job,
+            out_of(photo, "generated.png", number if count > 1 else None, out, out_dir, run.session_folder),
         )
-        for number, (name, job, where) in enumerate(jobs):
 
-            def steps_done(done: int, total: int, before: int = number) -> None:
-                tell(before * total + done, total * len(jobs), "denoising")
+    plans = [plan(photo, number) for photo in photos or [None] for number in range(count)]
+    check_outputs(plans, [*photos, *([mask] if mask else ()), *(one.path for one in references)], out_dir)
+    files: list[PlusFiles] = []
 
-            try:
-                results.append(_write(make_plus(pipeline, files, job, steps_done), name, where, metadata, output))
-            except InputError as error:
-                if len(jobs) == 1:
-                    raise
-                failures.append({"input": name, "error": str(error)})
-                complain(f"{name}: {error}")
-    output.data({"pictures": results, "failures": failures})
-    if failures:
-        raise typer.Exit(FAILED)
+    def begin(tell: Tell) -> Maker[PlusJob, PlusMade]:
+        files.append(find_plus(model, [read_adapter_option(text) for text in loras], options.transformer))
+        pipeline = _load(files[0], run, tell, options.max_seq_length)
+        return lambda jobs, progress: make_plus(pipeline, files[0], jobs, progress)
+
+    def write(plan: Plan[PlusJob], made: PlusMade) -> dict:
+        node = keep(plan, made, made.job.unit, run.metadata, run.session_folder, session)
+        return report(plan, made, node, run.output) | {"canvas_cells": made.recipe.settings["canvas_cells"]}
+
+    batches = in_plus_batches(len(plans), options.max_seq_length)
+    make_plans(plans, batches, begin, write, run.output, f"loading {model}")
 
 
-def _load(files: PlusFiles, device: str, dtype: str, memory: str, options: PlusOptions, progress):
-    from ace.inference.plus_load import load_plus
+def _name_of(photo: Path | None, goes_on: bool) -> str:
+    """What a picture is called in messages."""
+    if photo is not None:
+        return photo.name
+    return "the answer" if goes_on else "the new picture"
 
-    offload, tiling, quantization = _memory_of(memory, device)
+
+def _load(
+    files: PlusFiles, run: PlusRun, tell: Tell, max_seq_length: int | None = None, like: Recipe | None = None
+) -> ACEPlusPipeline:
+    """A pipeline, spread over what is free. like: a recipe whose bits and tiles it has as far as they fit."""
+    from ace.inference.plus_edit import DEFAULT_SEQ_LENGTH
+    from ace.inference.plus_load import find_plus_dtype, load_plus
+    from ace.inference.plus_memory import plan_plus
+    from ace.inference.plus_quantize import check_quantization
+    from ace.inference.sources import find_device
+
+    check_quantization(run.quantize)
+    device = find_device(run.device)
+    dtype = find_plus_dtype(device, run.dtype)
+    memory = plan_plus(
+        files,
+        run.memory,
+        device=device,
+        dtype=dtype,
+        quantization=run.quantize,
+        max_seq_length=max_seq_length or DEFAULT_SEQ_LENGTH,
+    )
+    if not memory.plain:
+        run.output.say(f"memory: {memory}")
+    text = memory.text_quantization
+    if like is not None and text is not None:
+        text = str(like.settings.get("quantize_text", "")) or None
     with quiet_libraries():
         pipeline = load_plus(
             files,
             device=device,
             dtype=dtype,
-            quantization=options.quantize or quantization,
-            text_quantization=options.quantize or quantization,
-            offload=offload,
-            tiling=tiling,
-            progress=progress,
+            quantization=memory.quantization,
+            text_quantization=text,
+            offload=memory.offload,
+            tile_px=memory.tile_px if like is None else int(like.settings.get("tile_px", 0)),
+            progress=lambda done, total: tell(done, total, "loading weights"),
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _write(made: PlusMade, name: str, where: Path, metadata: bool, output: Output) -> dict:
-    from ace.inference.recipe import embed
-
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise OutputError(f"the folder of {where.name} cannot be made: choose another") from None
-    embed(made.image, where, made.recipe if metadata else None)
-    recipe = made.recipe
-    size = f"{made.image.width}x{made.image.height} px"
-    output.say(
-        f"{short(where)}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}"
-    )
-    for note in (*made.notes, *([str(made.drift)] if made.drift is not None else [])):
-        output.say(f"  {note}")
-    return {
-        "input": name,
-        "file": str(where),
-        "size_px": list(made.image.size),
-        "seed": recipe.seed,
-        "num_inference_steps": recipe.num_inference_steps,
-        "guidance_scale": recipe.guidance_scale,
-        "canvas_cells": recipe.settings["canvas_cells"],
-        "model": recipe.model,
-        "model_sha256": recipe.model_sha256,
-        "drift": None if made.drift is None else made.drift.as_dict(),
-    }
 
 
 def remake_plus(
     recipe: Recipe,
     files: dict[str, Path],
     model: str | None,
-    loras: Sequence[str],
+    loras: Sequence[Path],
+    transformer: Path | None,
     device: str,
     dtype: str,
     output: Output,
 ) -> tuple[PlusFiles, PlusMade]:
-    """(model, made) of a recipe made again. Raises InputError."""
+    """(model, made) of a recipe made again, its weights in the same bits. Raises InputError."""
     from ace.inference.plus_edit import make_plus, plus_job_of_recipe
-    from ace.inference.plus_sources import find_plus, read_adapter_option
+    from ace.inference.plus_recipe import plus_files_of_recipe
+    from ace.inference.sources import NUMBER_TYPES
 
     job = plus_job_of_recipe(recipe, files)
-    found = find_plus(model or recipe.model, [read_adapter_option(text) for text in loras])
+    found = plus_files_of_recipe(recipe, model, loras, transformer)
+    if dtype == "auto" and recipe.environment.dtype in NUMBER_TYPES:
+        dtype = recipe.environment.dtype
+    run = PlusRun(output, device, dtype, "auto", str(recipe.settings.get("quantize", "")) or None)
     with output.progress(f"loading {found.name}") as tell:
-        pipeline = _load(found, device, dtype, "auto", PlusOptions(), lambda done, total: tell(done, total, "loading"))
-        made = make_plus(pipeline, found, job, lambda done, total: tell(done, total, "denoising"))
+        pipeline = _load(found, run, tell, job.settings.max_seq_length, recipe)
+        (made,) = make_plus(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
     return found, made
 
 
@@ -315,8 +316,6 @@ def convert_to_fp8(source: Path, target: Path | None, plain: bool, picture: str 
         "layers": [vars(error) for error in sorted(errors, key=lambda error: -error.relative)],
     }
     if found is not None:
-        from dataclasses import replace
-
         report["picture"] = _picture_error(found, replace(found, transformer=target), output)
     where = target.with_suffix(".report.json")
     where.write_text(json_format.dumps(report, indent=1), encoding="utf-8")
@@ -348,9 +347,7 @@ def _picture_error(before: PlusFiles, after: PlusFiles, output: Output) -> dict:
     pictures = []
     for files in (before, after):
         with output.progress(f"drawing with {files.transformer.name}") as tell:
-            pipeline = _load(
-                files, "auto", "auto", "auto", PlusOptions(), lambda done, total: tell(done, total, "loading")
-            )
+            pipeline = _load(files, PlusRun(output, "auto", "auto", "auto", None), tell)
             made = pipeline("a red apple on a table", photo, generator=seeded_generator(0)).images[0]
         pictures.append(np.asarray(made, dtype=np.int16))
     difference = np.abs(pictures[0] - pictures[1])
@@ -360,9 +357,3 @@ def _picture_error(before: PlusFiles, after: PlusFiles, output: Output) -> dict:
         "size_px": [side, side],
         "seed": 0,
     }
-
-
-def no_session(session: Path | None, start: str | None) -> None:
-    """Raise ConditionError for a conversation, which these models do not have."""
-    if session is not None or start is not None:
-        raise ConditionError("ACE++ models make single edits: leave --session and --from out, or use an ACE model")

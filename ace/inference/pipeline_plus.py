@@ -17,7 +17,6 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -41,6 +40,7 @@ from ace.inference.plus_inputs import (
     shift_mu,
     unpack,
 )
+from ace.inference.plus_memory import MappedWeights
 from ace.inference.preserve import paste_back
 from ace.model.convert_plus import FFT_CHANNELS, LORA_CHANNELS, Adapter
 
@@ -159,7 +159,8 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             repainting_scale=repainting_scale,
         )
         self.published = published
-        self.offloaded: Path | None = None  # where weights wait on disk, as long as the pipeline lives
+        self.quantization = self.text_quantization = ""  # of what it was loaded with, for recipes
+        self.mapped: MappedWeights | None = None  # where its weights are, as long as it lives, if not in memory
         words = FFT_WORDS if self.has_change_channels else LORA_WORDS
         tokenizer_2.add_tokens(list(words), special_tokens=True)
         if len(tokenizer_2) > text_encoder_2.config.vocab_size:

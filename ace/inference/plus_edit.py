@@ -1,36 +1,39 @@
 """From picture files to a picture of an ACE++ model with its recipe: what the command line does around the pipeline.
 
-`open_plus_job` opens and checks everything that is asked for and uses no weights; `make_plus` makes the picture, keeps
-what the mask protects, measures the drift and writes down the recipe; `plus_job_of_recipe` opens the job that a recipe
-describes.
+`open_plus_job` opens and checks everything that is asked for and uses no weights; `make_plus` makes pictures, keeps
+what masks protect, measures the drift and writes down the recipes. A round of a session edits the answer before it:
+these models see one canvas and no conversation.
 
-Not here: writing files, models by name (`plus_sources.py`).
+Not here: writing files, what a recipe says (`plus_recipe.py`), models by name (`plus_sources.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ace.conditions.canvas import Fit, Place, Reference, arrange, check_seq_length, name_places
 from ace.conditions.images import OpenedImage, open_mask
+from ace.conditions.units import ConditionUnit
 from ace.errors import ConditionError, ConfigError, ImageError, MaskError
 from ace.inference.edit import open_picture
-from ace.inference.preserve import DriftReport, drift_report
-from ace.inference.recipe import Environment, FileRef, Recipe
+from ace.inference.plus_recipe import recipe_of
+from ace.inference.preserve import DriftReport, drift_report, paste_back
+from ace.inference.recipe import FileRef, Recipe
+from ace.inference.session import Session
 
 if TYPE_CHECKING:
-    from ace.inference.pipeline_plus import ACEPlusPipeline
+    from ace.inference.pipeline_plus import ACEPlusPipeline, PlusRequest, PlusState
     from ace.inference.plus_sources import PlusFiles
 
-FAMILY = "ace-plus"  # in a recipe's settings
 CONTROLS = ("canny", "mosaic", "gray", "contour", "depth", "doodle", "scribble", "pose", "segmentation")
 DEFAULT_SIZE = (1024, 1024)
+DEFAULT_SEQ_LENGTH = 4096
 
 Progress = Callable[[int, int], None]  # denoising steps done, and in all
 
@@ -88,7 +91,8 @@ class PlusSettings:
 
 @dataclass(frozen=True)
 class PlusJob:
-    """One picture to make: opened and checked. images: the edited picture's file, if any, then the references'."""
+    """One picture to make: opened and checked. images: the edited picture's file, if any, then the references'.
+    parents: the node of a session that it goes on from."""
 
     instruction: str
     settings: PlusSettings
@@ -97,6 +101,13 @@ class PlusJob:
     references: tuple[Reference, ...]
     images: tuple[FileRef, ...] = ()
     mask_file: FileRef | None = None
+    parents: tuple[str, ...] = ()
+
+    def unit(self) -> ConditionUnit:
+        """The request as a session keeps it. Raises ConditionError for more than nine pictures."""
+        edited = () if self.source is None else (self.source.image,)
+        pictures = (*edited, *(reference.image for reference in self.references))
+        return ConditionUnit(self.instruction, pictures, (self.mask, *[None] * (len(pictures) - 1)))
 
 
 @dataclass(frozen=True)
@@ -117,17 +128,26 @@ def open_plus_job(
     photo: Path | None = None,
     mask: Path | None = None,
     references: Sequence[ReferenceFile] = (),
+    session: Session | None = None,
+    start: str | None = None,
 ) -> PlusJob:
     """Open and check everything that a request names, its canvas included.
 
-    Raises ImageError, MaskError, ConditionError or ConfigError."""
+    photo: the picture to edit; None with a session that has answers = the answer of node `start` (None: the newest).
+    Raises ImageError, MaskError, ConditionError, ConfigError or SessionError."""
     opened: dict[str, OpenedImage] = {}
     source = None
     files: list[FileRef] = []
+    if session is not None and start is None and photo is None:
+        latest = session.latest()
+        start = None if latest is None else latest.id
     if photo is not None:
         file, source = open_picture(photo, opened)
         files.append(file)
-    elif mask is not None:
+    elif session is not None and start is not None:
+        source = session.answer(start)
+        files.append(FileRef.of(session.node(start).image_path))
+    if mask is not None and source is None:
         raise MaskError("a mask needs the picture that it belongs to: name the photo before the instruction")
     placed = []
     for reference in references:
@@ -150,6 +170,7 @@ def open_plus_job(
         tuple(placed),
         tuple(files),
         None if mask is None else FileRef.of(mask),
+        () if start is None else (start,),
     )
     _check(job)
     return job
@@ -167,7 +188,7 @@ def _check(job: PlusJob) -> None:
         job.references,
         size=settings.size or DEFAULT_SIZE,
         repainting_scale=1.0 if settings.repainting_scale is None else settings.repainting_scale,
-        max_seq_length=settings.max_seq_length or 4096,
+        max_seq_length=settings.max_seq_length or DEFAULT_SEQ_LENGTH,
     )
 
 
@@ -196,36 +217,59 @@ def repainting_of(model: PlusFiles, settings: PlusSettings) -> float:
     return model.repainting_scale
 
 
-def make_plus(pipeline: ACEPlusPipeline, model: PlusFiles, job: PlusJob, progress: Progress | None = None) -> PlusMade:
-    """Make a job's picture. Raises InputError."""
+def make_plus(
+    pipeline: ACEPlusPipeline, model: PlusFiles, jobs: Sequence[PlusJob], progress: Progress | None = None
+) -> list[PlusMade]:
+    """Make the pictures of all jobs, canvases of one size together; each as if it were alone. Raises InputError."""
+    states = pipeline.prepare([_request_of(job, model) for job in jobs])
+    total = max(state.num_steps for state in states)
+    while running := [state for state in states if not state.done]:
+        pipeline.step(*running)
+        if progress is not None:
+            progress(running[0].step_index, total)
+    answers = [pipeline.finish(state, pipeline.decode_canvas(state), preserve=False) for state in states]
+    pipeline.maybe_free_model_hooks()
+    return [
+        _finish(pipeline, model, job, state, answer, len(jobs))
+        for job, state, answer in zip(jobs, states, answers, strict=True)
+    ]
+
+
+def in_plus_batches(count: int, max_seq_length: int | None) -> Iterator[range]:
+    """The numbers 0 to `count` - 1 in runs of as many pictures as one pass holds, whatever their canvases are."""
+    from ace.inference.pipeline_plus import BATCH_CELLS
+
+    size = max(1, BATCH_CELLS // (max_seq_length or DEFAULT_SEQ_LENGTH))
+    for first in range(0, count, size):
+        yield range(first, min(first + size, count))
+
+
+def _request_of(job: PlusJob, model: PlusFiles) -> PlusRequest:
     from ace.diffusion import seeded_generator  # torch, only when a model runs
     from ace.inference.pipeline_plus import PlusRequest
-    from ace.inference.preserve import paste_back
 
     settings = job.settings
     image = None if job.source is None else job.source.image
     if settings.control is not None and image is not None:
         image = draw_control(settings.control, image, job.mask)
-    repainting = repainting_of(model, settings)
-    request = PlusRequest(
+    return PlusRequest(
         instruction=job.instruction,
         image=image,
         mask=job.mask,
         references=job.references,
         size=settings.size or DEFAULT_SIZE,
-        repainting_scale=repainting,
+        repainting_scale=repainting_of(model, settings),
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         max_seq_length=settings.max_seq_length,
         generator=seeded_generator(settings.seed),
     )
-    (state,) = pipeline.prepare([request])
-    while not state.done:
-        pipeline.step(state)
-        if progress is not None:
-            progress(state.step_index, state.num_steps)
-    answer = pipeline.finish(state, pipeline.decode_canvas(state), preserve=False)
-    pipeline.maybe_free_model_hooks()
+
+
+def _finish(
+    pipeline: ACEPlusPipeline, model: PlusFiles, job: PlusJob, state: PlusState, answer: Image.Image, batch_size: int
+) -> PlusMade:
+    """A finished state and the answer cut out of its canvas as a result."""
     drift = None
     if job.source is not None:
         if job.mask is not None:
@@ -234,49 +278,8 @@ def make_plus(pipeline: ACEPlusPipeline, model: PlusFiles, job: PlusJob, progres
             answer.info["icc_profile"] = job.source.icc_profile
         before = job.source.image if job.mask is None else job.source.stored
         drift = drift_report(before, answer.convert("RGB"), job.mask)
-    environment = Environment.here(
-        device=str(pipeline.device).split(":")[0], dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
-    )
-    recipe = Recipe(
-        model=model.name,
-        model_sha256=model.sha256,
-        instruction=job.instruction,
-        seed=settings.seed,
-        num_inference_steps=state.num_steps,
-        guidance_scale=state.guidance_scale,
-        guidance_rescale=0.0,
-        size_px=state.canvas.output_size,
-        images=job.images,
-        masks=(job.mask_file, *[None] * (len(job.images) - 1)) if job.mask_file is not None else (),
-        settings=_settings_of(job, model, repainting, state.canvas.num_cells, pipeline),
-        environment=environment,
-    )
     notes = (f"{job.source.name}: {job.source.converted}",) if job.source and job.source.converted else ()
-    return PlusMade(job, answer, recipe, drift, notes)
-
-
-def _settings_of(
-    job: PlusJob, model: PlusFiles, repainting: float, num_cells: int, pipeline: ACEPlusPipeline
-) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "family": FAMILY,
-        "edits": job.source is not None,
-        "repainting_scale": float(repainting),
-        "max_seq_length": int(job.settings.max_seq_length or pipeline.config.max_seq_length),
-        "canvas_cells": num_cells,
-        "places": ",".join(reference.place for reference in job.references),
-        "fits": ",".join("align" if r.fit == "align" else f"keep={r.rate:g}" for r in job.references),
-    }
-    if job.settings.control is not None:
-        settings["control"] = job.settings.control
-    if model.adapters:
-        settings["plus_adapters"] = ",".join(f"{file.path.name}:{file.strength:g}" for file in model.adapters)
-    return settings
-
-
-def is_plus_recipe(recipe: Recipe) -> bool:
-    """Whether a recipe was made by an ACE++ model."""
-    return recipe.settings.get("family") == FAMILY
+    return PlusMade(job, answer, recipe_of(pipeline, model, job, state, batch_size), drift, notes)
 
 
 def plus_job_of_recipe(recipe: Recipe, files: Mapping[str, Path]) -> PlusJob:

@@ -6,19 +6,20 @@ Not here: which files (`plus_sources.py`), the transformer's weights (`plus_weig
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ace.errors import CheckpointError, ConfigError
+from ace.inference.memory import BYTES
+from ace.inference.plus_memory import WHOLE_PX, MappedWeights, sizes_of_plus
 from ace.inference.plus_sources import AUTOENCODER_FILE, PlusFiles
 
 if TYPE_CHECKING:
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import PreTrainedModel
 
     from ace.inference.pipeline_plus import ACEPlusPipeline
     from ace.inference.plus_quantize import Quantization
@@ -48,7 +49,7 @@ def load_plus(
     quantization: Quantization | None = None,
     text_quantization: str | None = None,
     offload: str = "none",
-    tiling: bool = True,
+    tile_px: int = WHOLE_PX,
     attach: bool = False,
     max_seq_length: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -57,80 +58,140 @@ def load_plus(
 
     dtype: "auto" is bfloat16 on GPUs, float32 on CPUs. quantization: of the transformer, see `load_transformer`;
     text_quantization: of T5, one of the same names. offload: "model" keeps the part that works on the GPU, "group"
-    streams blocks, "sequential" single layers (slowest, least GPU memory), "disk" blocks from files in a temporary
-    folder, also without a GPU. tiling: the autoencoder works on tiles where a canvas is large. attach: keep adapters
-    beside the weights (peft) instead of merging them. max_seq_length: cells of the canvas, else 4096.
-    Raises ConfigError, CheckpointError or MissingDependencyError."""
+    streams blocks, "sequential" single layers (slowest, least GPU memory); "disk", on a CPU, maps all weights of the
+    transformer and of T5 from files, so that they are never in memory as a whole. tile_px: a canvas with a longer side
+    goes through the autoencoder in tiles, 0 = never. attach: keep adapters beside the weights (peft) instead of merging
+    them. max_seq_length: cells of the canvas, else 4096.
+    Raises ConfigError, CheckpointError, OutputError or MissingDependencyError."""
     import torch
 
-    from ace.inference.plus_quantize import check_quantization
+    from ace.inference.plus_inputs import LATENT_PX
+    from ace.inference.plus_quantize import check_quantization, check_rows
     from ace.inference.plus_weights import load_adapter, load_transformer, read_weight_files
-    from ace.inference.sources import find_device
+    from ace.inference.sources import cache_folder, find_device
 
     check_quantization(quantization)
     check_quantization(text_quantization)
     device = find_device(device)
     _check_offload(offload, device, quantization, text_quantization)
-    number_type = getattr(torch, ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype)
+    check_rows(model.transformer.name, (model.sizes.hidden_size, model.sizes.mlp_size), quantization, device)
+    check_rows("text_encoder_2", _text_widths(model.base), text_quantization, device)
+    dtype = find_plus_dtype(device, dtype)
     adapters = [(load_adapter(file.path, model.sizes), file.strength) for file in model.adapters]
+    mapped = None
+    if offload == "disk":
+        num_bytes = sizes_of_plus(model, dtype, "fp8" if quantization else None, 0).transformer
+        mapped = MappedWeights(cache_folder() / "mapped", num_bytes)
     transformer = load_transformer(
         read_weight_files(model.transformer),
-        dtype=number_type,
+        dtype=getattr(torch, dtype),
         adapters=() if attach else adapters,
         quantization=quantization,
         device=device if offload == "none" else "cpu",
+        keep=None if mapped is None else mapped.keep,
         progress=progress,
     )
-    pipeline = _assemble(model, transformer, number_type, text_quantization, max_seq_length)
+    text_encoder = _load_text_encoder(model.base, getattr(torch, dtype), text_quantization, streamed=mapped is not None)
+    pipeline = _assemble(model, transformer, text_encoder, getattr(torch, dtype), max_seq_length)
+    pipeline.mapped = mapped
+    pipeline.quantization = _name_of(quantization)
+    pipeline.text_quantization = text_quantization or ""
     if attach:
         for adapter, strength in adapters:
             pipeline.attach(adapter, strength)
-    if tiling:
+    if tile_px:
         pipeline.vae.enable_tiling()
+        pipeline.vae.tile_sample_min_size = tile_px
+        pipeline.vae.tile_latent_min_size = tile_px // LATENT_PX
     return place(pipeline, device, offload)
 
 
-def _check_offload(offload: str, device: str, *quantizations: Quantization | None) -> None:
+def _name_of(quantization: Quantization | None) -> str:
+    if quantization is None:
+        return ""
+    return quantization if isinstance(quantization, str) else type(quantization).__name__
+
+
+def find_plus_dtype(device: str, dtype: str = "auto") -> str:
+    """The number type by name; "auto" is bfloat16 on GPUs, float32 on CPUs. Raises ConfigError for an unknown one."""
+    if dtype not in ("auto", *BYTES):
+        raise ConfigError(f"dtype {dtype!r}: use one of auto, {', '.join(BYTES)}")
+    return ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype
+
+
+def _text_widths(base: Path) -> tuple[int, int, int]:
+    """How many weights the rows of T5's matrices have."""
+    sizes = json.loads((base / "text_encoder_2" / "config.json").read_text(encoding="utf-8"))
+    return sizes["d_model"], sizes["d_ff"], sizes["num_heads"] * sizes["d_kv"]
+
+
+def _check_offload(offload: str, device: str, quantization: Quantization | None, text: str | None) -> None:
     if offload not in OFFLOADS:
         raise ConfigError(f"offload {offload!r}: use {', '.join(OFFLOADS)}")
-    if offload not in ("none", "disk") and device == "cpu":
-        raise ConfigError(f"offload {offload} moves weights off a GPU, and there is none here: use disk, or none")
-    if offload == "disk" and any(q is not None and q != "fp8" for q in quantizations):
-        raise ConfigError("offload disk keeps blocks in files, which takes whole or fp8 weights: use fp8")
+    if offload == "none":
+        return
+    if (offload == "disk") != (device == "cpu"):
+        raise ConfigError(f"offload {offload} is not for {device}: use none, " + _offloads_of(device))
+    if offload == "disk" and (quantization not in (None, "fp8") or text is not None):
+        raise ConfigError("offload disk takes whole or fp8 weights, and T5 as it is: it is read layer by layer anyhow")
+
+
+def _offloads_of(device: str) -> str:
+    return "or disk" if device == "cpu" else "model, group or sequential"
+
+
+def _load_text_encoder(base: Path, dtype: torch.dtype, quantization: str | None, streamed: bool) -> PreTrainedModel:
+    """T5. streamed: its layers are mapped from its files while they work. Raises CheckpointError."""
+    import torch
+    from transformers import T5EncoderModel
+
+    from ace.inference.plus_quantize import shrink_text, text_options
+    from ace.model.text_on_disk import load_streamed
+
+    with _loading(base):
+        if streamed:
+            return load_streamed(base / "text_encoder_2", torch.device("cpu"), dtype).eval()
+        options = text_options(quantization, dtype)
+        encoder = T5EncoderModel.from_pretrained(base / "text_encoder_2", dtype=dtype, **options).eval()
+        if quantization == "fp8":
+            shrink_text(encoder)
+        return encoder
 
 
 def _assemble(
     model: PlusFiles,
     transformer: FluxTransformer2DModel,
+    text_encoder_2: PreTrainedModel,
     dtype: torch.dtype,
-    text_quantization: str | None,
     max_seq_length: int | None,
 ) -> ACEPlusPipeline:
-    """The pipeline of a transformer and the other parts of its base. Raises CheckpointError."""
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+    """The pipeline of these and the other parts of the model's base. Raises CheckpointError."""
+    from transformers import AutoTokenizer, CLIPTextModel
 
     from ace.inference.pipeline_plus import ACEPlusPipeline
-    from ace.inference.plus_quantize import shrink_text, text_options
 
     base = model.base
-    try:
-        text_encoder_2 = T5EncoderModel.from_pretrained(
-            base / "text_encoder_2", dtype=dtype, **text_options(text_quantization, dtype)
-        ).eval()
-        if text_quantization == "fp8":
-            shrink_text(text_encoder_2)
+    with _loading(base):
         return ACEPlusPipeline(
             scheduler=_load_scheduler(base),
             vae=_load_vae(base, dtype),
             text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder", dtype=dtype).eval(),
             tokenizer=AutoTokenizer.from_pretrained(base / "tokenizer"),
-            text_encoder_2=text_encoder_2,
+            text_encoder_2=text_encoder_2,  # type: ignore[arg-type]
             tokenizer_2=AutoTokenizer.from_pretrained(base / "tokenizer_2"),
             transformer=transformer,
             repainting_scale=model.repainting_scale,
             **_own_settings(base, max_seq_length),
         )
+
+
+@contextmanager
+def _loading(base: Path) -> Iterator[None]:
+    """What goes wrong within is a CheckpointError of this folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(f"{base.name} cannot be loaded ({reason}): fetch or copy it again") from error
@@ -178,6 +239,8 @@ def place(pipeline: ACEPlusPipeline, device: str, offload: str) -> ACEPlusPipeli
     """Put a pipeline on a device, or make its weights wait elsewhere until they are needed; see `load_plus`."""
     import torch
 
+    if offload == "disk":
+        return pipeline  # its weights are where they are
     if offload == "none":
         return pipeline.to(device)
     if offload == "model":
@@ -185,11 +248,7 @@ def place(pipeline: ACEPlusPipeline, device: str, offload: str) -> ACEPlusPipeli
         return pipeline
     from diffusers.hooks import apply_group_offloading
 
-    folder = None
-    if offload == "disk":
-        pipeline.offloaded = folder = Path(tempfile.mkdtemp(prefix="ace-plus-"))
-        weakref.finalize(pipeline, shutil.rmtree, folder, ignore_errors=True)
-    for name, part in pipeline.components.items():
+    for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             apply_group_offloading(
                 part,
@@ -197,7 +256,5 @@ def place(pipeline: ACEPlusPipeline, device: str, offload: str) -> ACEPlusPipeli
                 offload_device=torch.device("cpu"),
                 offload_type="leaf_level" if offload == "sequential" else "block_level",
                 num_blocks_per_group=None if offload == "sequential" else 1,
-                # diffusers reads a file that is there already: each part has a folder of its own, new every time
-                offload_to_disk_path=None if folder is None else str(folder / name),
             )
     return pipeline

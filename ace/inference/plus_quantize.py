@@ -9,7 +9,7 @@ Not here: reading files and what is quantized in them (`plus_weights.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,6 +27,7 @@ QUANTIZATIONS = ("fp8", "int8", "4bit")
 Quantization = str | QuantizationConfigMixin
 
 _PACKAGES = {"int8": "torchao", "4bit": "bitsandbytes"}
+_NF4_BLOCK = 64  # weights that share a scale
 _OUTER_LAYERS = ("x_embedder", "context_embedder", "time_text_embed", "norm_out")
 
 
@@ -39,6 +40,16 @@ def check_quantization(quantization: Quantization | None) -> None:
     package = _PACKAGES.get(quantization)
     if package and find_spec(package) is None:
         raise MissingDependencyError(f"{quantization} weights need {package}: pip install 'ace-allround[quant]'")
+
+
+def check_rows(file: str, widths: Iterable[int], quantization: Quantization | None, device: str) -> None:
+    """Raise ConfigError, naming the file, for matrices that bitsandbytes cannot pack on a CPU: each row of `widths`
+    weights must be whole blocks."""
+    odd = [width for width in widths if width % _NF4_BLOCK]
+    if quantization == "4bit" and device == "cpu" and odd:
+        raise ConfigError(
+            f"{file} has rows of {odd[0]} weights, 4 bits on a CPU need multiples of {_NF4_BLOCK}: use fp8 or int8"
+        )
 
 
 class Quantizer:

@@ -198,6 +198,7 @@ def load_transformer(
     channels: int | None = None,
     quantization: Quantization | None = None,
     device: str = "cpu",
+    keep: Callable[[Tensor], Tensor] | None = None,
     progress: Progress | None = None,
 ) -> FluxTransformer2DModel:
     """diffusers' transformer with these weights.
@@ -205,8 +206,10 @@ def load_transformer(
     adapters: merged, with their strengths. channels: 448 widens a 384-channel model (the change channels begin at
     zero). quantization: of the blocks' weights: "fp8" (scaled 8-bit floats, any device), "int8" (torchao), "4bit"
     (bitsandbytes) or a configuration of diffusers' quantizers. device: where each tensor goes as soon as it is read.
+    keep: what each becomes then, on a CPU (`MappedWeights`).
     Raises CheckpointError, ConfigError or MissingDependencyError."""
     check_quantization(quantization)
+    keep = keep or (lambda tensor: tensor)
     sizes = check_transformer(files)
     wanted = sizes.in_channels if channels is None else channels
     config = sizes.config() | {"in_channels": wanted}
@@ -228,7 +231,9 @@ def load_transformer(
             quantizer.take(name, packed.pop(name), device)
         elif way == "fp8" and files.is_fp8_tensor(piece.source) and not changes[name]:
             stored = piece.of(read(piece.source)).clone()  # as it is in the file
-            _replace(model, name, Fp8Linear(stored, _scale_of(files, read, piece.source)).to(device))
+            layer = Fp8Linear(stored, _scale_of(files, read, piece.source)).to(device)
+            layer.bytes = keep(layer.bytes)
+            _replace(model, name, layer)
         else:
             tensor = piece.of(read(piece.source))
             scale = _scale_of(files, read, piece.source)
@@ -236,11 +241,13 @@ def load_transformer(
             if name == "x_embedder.weight" and wanted != sizes.in_channels:
                 tensor = widen(tensor, wanted)
             if way == "fp8":
-                _replace(model, name, Fp8Linear(*to_fp8(tensor)).to(device))
+                layer = Fp8Linear(*to_fp8(tensor)).to(device)
+                layer.bytes = keep(layer.bytes)
+                _replace(model, name, layer)
             elif way == "quantized" and quantizer is not None:
                 quantizer.take(name, tensor.to(dtype).contiguous(), device)
             else:
-                plain[name] = tensor.to(device, dtype, copy=True).contiguous()
+                plain[name] = keep(tensor.to(device, dtype, copy=True).contiguous())
         if progress is not None:
             progress(number + 1, len(plan))
     for name, tensor in plain.items():

@@ -198,7 +198,7 @@ def train_plus(
     torch.manual_seed(recipe.seed)
     on_gpu = torch.cuda.is_available()
     dtype = "bfloat16" if on_gpu and recipe.lora else "float32"
-    pipeline = load_plus(find_plus(recipe.init), device="cpu", dtype=dtype, tiling=False)
+    pipeline = load_plus(find_plus(recipe.init), device="cpu", dtype=dtype, tile_px=0)
     pipeline.register_to_config(max_text_tokens=recipe.max_text_tokens)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         part.requires_grad_(False)

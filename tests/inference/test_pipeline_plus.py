@@ -1,6 +1,5 @@
 """`ACEPlusPipeline` on a small random FLUX: what stays, what comes out, what is refused."""
 
-import gc
 from dataclasses import replace
 
 import numpy as np
@@ -232,27 +231,14 @@ def test_attached_adapters_act_like_merged_ones_with_their_strengths():
     assert not torch.allclose(plain.latents, m.latents, atol=1e-3)
 
 
-@pytest.mark.parametrize("way", ["model", "group", "sequential", "disk"])
+@pytest.mark.parametrize("way", ["model", "group", "sequential"])
 def test_moving_weights_in_and_out_changes_nothing(way, lora):
     """The hooks are the real ones; both devices are the CPU here."""
     moved = place(random_plus(SMALL), "cpu", way)
     photo = noise_picture(32, 32)
     for seed in (0, 1):
-        before, after = (np.asarray(make(pipeline, "x", photo, seed=seed), np.int16) for pipeline in (lora, moved))
-        assert np.abs(before - after).max() <= (way == "disk")  # memory from a file is aligned otherwise: a last bit
-
-
-def test_weights_that_wait_on_disk_are_not_in_memory_and_go_with_the_pipeline():
-    moved = place(random_plus(SMALL), "cpu", "disk")
-    assert moved.offloaded is not None
-    folder = moved.offloaded
-    assert {path.name for path in folder.iterdir()} >= {"transformer", "text_encoder_2", "vae"}
-    weight = moved.transformer.transformer_blocks[0].attn.to_q.weight
-    kept = random_plus(SMALL).transformer.transformer_blocks[0].attn.to_q.weight
-    assert not torch.equal(weight, kept)  # an empty place until the block works
-    del moved
-    gc.collect()
-    assert not folder.exists()
+        before, after = (np.asarray(make(pipeline, "x", photo, seed=seed)) for pipeline in (lora, moved))
+        np.testing.assert_array_equal(before, after)
 
 
 def test_a_saved_pipeline_is_the_same_pipeline(lora, tmp_path):

@@ -1,7 +1,9 @@
 """ACE++ models by name, address and layout; what does not fit together is refused before weights are loaded."""
 
+import gc
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,9 +177,7 @@ def test_a_modelscope_client_fetches_files_and_repositories(tmp_path, monkeypatc
     (tmp_path / "modelscope.py").write_text(client)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "modelscope", raising=False)
-    assert locate("ms://iic/ACE_Plus@a/b.safetensors", "it") == Path(
-        "/copies/iic/ACE_Plus/a/b.safetensors"
-    )
+    assert locate("ms://iic/ACE_Plus@a/b.safetensors", "it") == Path("/copies/iic/ACE_Plus/a/b.safetensors")
     assert locate("ms://iic/ACE_Plus", "it", ["vae"]) == Path("/copies/iic/ACE_Plus/vae")
     monkeypatch.delitem(sys.modules, "modelscope", raising=False)
 
@@ -334,14 +334,23 @@ def test_other_quantizations_go_through_diffusers_with_their_package_and_name_it
     assert all(name.startswith(("transformer_blocks", "single_transformer_blocks")) for name in changed)
 
 
-@pytest.mark.parametrize("kind", ["fp8", "int8"])  # 4 bits on a CPU need matrices of at least 64 columns
-def test_the_text_encoder_takes_fewer_bits_as_well(kind, disk):
-    if kind == "int8":
-        pytest.importorskip("torchao")
+@pytest.mark.parametrize(("kind", "package"), [("fp8", "torch"), ("int8", "torchao"), ("4bit", "bitsandbytes")])
+def test_the_text_encoder_takes_fewer_bits_as_well(kind, package, disk):
+    pytest.importorskip(package)
     files = find_plus("ace-plus-subject")
     exact = load_plus(files, device="cpu").encode_instruction("a cat")[0]
     small = load_plus(files, device="cpu", text_quantization=kind).encode_instruction("a cat")[0]
     assert 0 < float((small - exact).norm()) < 0.2 * float(exact.norm())
+
+
+def test_four_bits_of_rows_that_are_no_whole_blocks_are_refused_before_loading(disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("ace.inference.plus_quantize.find_spec", lambda package: True)
+    narrow = tmp_path / "narrow"
+    random_plus(replace(SMALL, text_channels=32)).save_pretrained(narrow)
+    with pytest.raises(
+        ConfigError, match="text_encoder_2 has rows of 32 weights, 4 bits .* multiples of 64"
+    ):
+        load_plus(find_plus(str(narrow)), device="cpu", text_quantization="4bit")
 
 
 def test_a_configuration_of_diffusers_quantizers_is_a_quantization(disk):
@@ -393,15 +402,37 @@ def test_alpha_in_the_metadata_of_a_diffusers_adapter_counts(disk, tmp_path):
     assert delta.apply(torch.zeros(64, 64), 1.0)[0, 0] == 2.0  # 4 times alpha / rank
 
 
-def test_weights_wait_on_disk_where_there_is_no_gpu_and_other_places_need_one(disk):
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+def test_weights_that_wait_on_disk_are_the_same_and_are_not_in_memory(quantization, disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACE_CACHE", str(tmp_path))
     files = find_plus("ace-plus-subject")
-    exact = latents_of(load_plus(files, device="cpu"))
-    waiting = load_plus(files, device="cpu", offload="disk", quantization="fp8", text_quantization="fp8")
-    eight = latents_of(load_plus(files, device="cpu", quantization="fp8", text_quantization="fp8"))
-    torch.testing.assert_close(latents_of(waiting), eight, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(latents_of(load_plus(files, device="cpu", offload="disk")), exact, atol=1e-5, rtol=1e-5)
+    loaded = load_plus(files, device="cpu", quantization=quantization)
+    waiting = load_plus(files, device="cpu", offload="disk", quantization=quantization)
+    torch.testing.assert_close(latents_of(waiting), latents_of(loaded), atol=1e-5, rtol=1e-5)
+    blocks = waiting.transformer.transformer_blocks
+    weights = [tensor for tensor in (*blocks.parameters(), *blocks.buffers()) if tensor.ndim == 2]
+    assert weights and all(tensor.untyped_storage().filename is not None for tensor in weights)
+    assert all(parameter.device.type == "meta" for parameter in waiting.text_encoder_2.parameters())
+    assert waiting.mapped is not None
+    folder = waiting.mapped.folder
+    assert folder.is_dir() and folder.parent == tmp_path / "mapped"
+    if sys.platform != "win32":
+        assert not any(folder.iterdir())  # the files have no name any more: a killed process leaves nothing
+    del waiting, blocks, weights
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_what_cannot_wait_where_it_should_is_refused_before_loading(disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACE_CACHE", str(tmp_path))
+    files = find_plus("ace-plus-subject")
     for offload in ("model", "group", "sequential"):
-        with pytest.raises(ConfigError, match="there is none here: use disk"):
+        with pytest.raises(ConfigError, match=f"offload {offload} is not for cpu: use none, or disk"):
             load_plus(files, device="cpu", offload=offload)
     with pytest.raises(ConfigError, match="none, model, group, sequential, disk"):
         load_plus(files, device="cpu", offload="tape")
+    with pytest.raises(ConfigError, match="layer by layer anyhow"):
+        load_plus(files, device="cpu", offload="disk", text_quantization="fp8")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ConfigError, match=r"GB of the disk, .* set ACE_CACHE"):
+        load_plus(files, device="cpu", offload="disk")
