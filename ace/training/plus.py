@@ -37,6 +37,7 @@ from ace.training.cache import FeatureCache, picture_content
 from ace.training.canvas import TrainingCanvas, training_canvas
 from ace.training.config import PlusRecipe, Stage
 from ace.training.loop import Task, train
+from ace.training.previews_plus import canvas_parts, draw_plus_previews
 from ace.training.report import write_report
 from ace.training.sources import Mixture, Records, open_records
 from ace.training.stream import Item, Skipped
@@ -59,9 +60,7 @@ class CanvasItem:
 
 
 class Canvases(Dataset):
-    """Canvases by their number in the run; a sample that cannot be laid out is a `Skipped`.
-
-    The first picture of a request is edited, the second the reference; the list of ACE++ says itself which is which."""
+    """Canvases by their number in the run; a sample that cannot be laid out is a `Skipped`."""
 
     def __init__(self, mixture: Mixture, recipe: PlusRecipe) -> None:
         self.mixture = mixture
@@ -80,15 +79,12 @@ class Canvases(Dataset):
 
 def lay_out(sample: EditSample, recipe: PlusRecipe, dice: random.Random) -> TrainingCanvas:
     """The canvas of a sample; the reference's height is drawn."""
-    unit = sample.request.current
-    images = list(zip(unit.images, unit.masks, strict=True))
-    edit = images.pop(0) if images and sample.provenance.get("has_edit", 1) else (None, None)
-    reference = images[0][0] if images else None
+    image, mask, reference = canvas_parts(sample)
     height = sample.target.height
     return training_canvas(
         np.array(sample.target),
-        None if edit[0] is None else np.array(edit[0]),
-        None if edit[1] is None else np.array(edit[1].convert("L")),
+        None if image is None else np.array(image),
+        None if mask is None else np.array(mask.convert("L")),
         None if reference is None else np.array(reference),
         reference_height=dice.randint(height // 3, height) if reference is not None else 0,
         repainting_scale=recipe.repainting_scale,
@@ -195,50 +191,72 @@ def train_plus(
     recipe: PlusRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
 ) -> ACEPlusPipeline:
     """Run the recipe; writes an adapter to `folder/adapter`, or the whole pipeline to `folder/model`, and a report."""
+    pipeline = start_plus(recipe)
+    sizes = flux_sizes(_plain_shapes(pipeline.transformer))
+    train(_task(pipeline, sizes, recipe, folder), recipe, folder, quiet, tell)
+    if PartialState().is_main_process:
+        _save(pipeline, sizes, recipe, folder)
+        write_report(folder, recipe)
+    return pipeline
+
+
+def start_plus(recipe: PlusRecipe) -> ACEPlusPipeline:
+    """What is trained, on what does not change: the model of the recipe, widened or with an adapter."""
     torch.manual_seed(recipe.seed)
-    on_gpu = torch.cuda.is_available()
-    dtype = "bfloat16" if on_gpu and recipe.lora else "float32"
-    pipeline = load_plus(find_plus(recipe.init), device="cpu", dtype=dtype, tile_px=0)
-    pipeline.register_to_config(max_text_tokens=recipe.max_text_tokens)
+    dtype = "bfloat16" if torch.cuda.is_available() and recipe.lora else "float32"
+    pipeline = load_plus(find_plus(recipe.init), device="cpu", dtype=dtype)
+    pipeline.vae.disable_tiling()  # a tile would not see what is beside it
+    pipeline.register_to_config(
+        max_text_tokens=recipe.max_text_tokens,
+        max_seq_length=recipe.max_sequence,
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+    )
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
         part.requires_grad_(False)
-    transformer = pipeline.transformer
-    widen_model(transformer, recipe.in_channels)
-    transformer.requires_grad_(True)
+    widen_model(pipeline.transformer, recipe.in_channels)
+    pipeline.transformer.requires_grad_(True)
     if recipe.lora:
-        add_lora(transformer, recipe.lora, PLUS_TARGETS)
+        add_lora(pipeline.transformer, recipe.lora, PLUS_TARGETS)
     if recipe.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        pipeline.transformer.enable_gradient_checkpointing()
+    return pipeline
+
+
+def _task(pipeline: ACEPlusPipeline, sizes: FluxSizes, recipe: PlusRecipe, folder: Path) -> Task:
     opened: list[Records] = [open_records(source, recipe.size_px, recipe.stages[0]) for source in recipe.data]
 
     def mixture(stage: Stage) -> Mixture:
         return Mixture(recipe.data, opened, stage, recipe.seed)
 
-    for stage in recipe.stages:
+    for stage in recipe.stages:  # data that is not there is found now, not after the first stage
         mixture(stage)
-    weights = sum(p.numel() for p in transformer.parameters())
+    weights = sum(p.numel() for p in pipeline.transformer.parameters())
 
     def operations(batch: tuple[CanvasItem, ...]) -> int:
         return sum(2 * weights * (item.canvas.num_tokens + recipe.max_text_tokens) for item in batch)
 
-    task = Task(
+    def preview(step: int) -> Path:
+        path = folder / "previews" / f"{step:08d}.png"
+        return draw_plus_previews(pipeline, recipe, sizes, mixture(recipe.stages[-1]), path)
+
+    return Task(
         PlusDenoiser(pipeline, recipe),
         lambda stage: Canvases(mixture(stage), recipe),
         lambda items: tuple(item.content for item in items),
         lambda model, batch: model(batch),
         operations,
+        preview=preview,
     )
-    train(task, recipe, folder, quiet, tell)
-    if PartialState().is_main_process:
-        if recipe.lora:
-            save_lora(transformer, recipe.lora, folder / "adapter")
-            sizes = flux_sizes(_plain_shapes(transformer))
-            state = fused_lora(lora_state(transformer), sizes)
-            save_file(to_comfyui(state, recipe.lora.scale_alpha), folder / "adapter" / COMFYUI_FILE)
-        else:
-            pipeline.save_pretrained(folder / "model")
-        write_report(folder, recipe)
-    return pipeline
+
+
+def _save(pipeline: ACEPlusPipeline, sizes: FluxSizes, recipe: PlusRecipe, folder: Path) -> None:
+    if recipe.lora:
+        save_lora(pipeline.transformer, recipe.lora, folder / "adapter")
+        state = fused_lora(lora_state(pipeline.transformer), sizes)
+        save_file(to_comfyui(state, recipe.lora.scale_alpha), folder / "adapter" / COMFYUI_FILE)
+    else:
+        pipeline.save_pretrained(folder / "model")
 
 
 def _plain_shapes(transformer: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from ace.inference.pipeline_plus import ACEPlusPipeline
 from ace.inference.plus_load import load_plus
 from ace.inference.plus_sources import find_plus
 from ace.inference.plus_weights import load_adapter
@@ -17,6 +19,9 @@ from ace.model.convert_plus import FLUX_FILL, pieces
 from ace.training.config import Lora, PlusRecipe, Source, Stage
 from ace.training.plan import FLUX_PARAMETERS
 from ace.training.plus import PLUS_TARGETS, train_plus
+from ace.training.previews import preview_samples, save_sheet
+from ace.training.previews_plus import plus_requests
+from ace.training.sources import Mixture, open_records
 from tests.random_flux import SMALL, random_plus
 
 
@@ -59,6 +64,41 @@ def recipe(base: Path, pairs: Path, **settings: object) -> PlusRecipe:
         max_text_tokens=16,
         **settings,  # type: ignore[arg-type]
     )
+
+
+def drawn(pipeline: ACEPlusPipeline, run: Path, wanted: PlusRecipe, folder: Path) -> tuple[bytes, bytes]:
+    """The run's only preview, and the same sheet by a loaded pipeline."""
+    pipeline.set_progress_bar_config(disable=True)
+    mixture = Mixture(
+        wanted.data, [open_records(s, wanted.size_px, wanted.stages[0]) for s in wanted.data], wanted.stages[0], 0
+    )
+    samples = preview_samples(mixture, 3)
+    answers = pipeline(requests=plus_requests(samples)).images
+    (preview,) = (run / "previews").iterdir()
+    return Image.open(preview).tobytes(), Image.open(save_sheet(samples, answers, folder / "again.png")).tobytes()
+
+
+def test_a_preview_of_a_lora_is_what_inference_draws_and_changes_nothing(tmp_path: Path, base: Path, pairs: Path):
+    settings = {"lora": Lora(rank=2, alpha=3.0), "num_inference_steps": 2, "guidance_scale": 20.0}
+    train_plus(recipe(base, pairs, **settings), tmp_path / "blind", quiet=True)
+    wanted = recipe(base, pairs, preview_steps=3, **settings)
+    train_plus(dataclasses.replace(wanted, preview_steps=1), tmp_path / "often", quiet=True)
+    assert (tmp_path / "often" / "log.jsonl").read_bytes() == (tmp_path / "blind" / "log.jsonl").read_bytes()
+    train_plus(wanted, tmp_path / "run", quiet=True)
+    adapter = str(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    pipeline = load_plus(find_plus(str(base), [(adapter, 1.0)]), device="cpu", max_seq_length=wanted.max_sequence)
+    pipeline.register_to_config(max_text_tokens=16, num_inference_steps=2, guidance_scale=20.0)
+    preview, again = drawn(pipeline, tmp_path / "run", wanted, tmp_path)
+    assert preview == again
+    assert "data:image/png;base64," in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_preview_of_a_whole_model_is_what_inference_draws(tmp_path: Path, base: Path, pairs: Path):
+    wanted = recipe(base, pairs, in_channels=448, preview_steps=3, num_inference_steps=2)
+    train_plus(wanted, tmp_path / "run", quiet=True)
+    pipeline = load_plus(find_plus(str(tmp_path / "run" / "model")), device="cpu")
+    preview, again = drawn(pipeline, tmp_path / "run", wanted, tmp_path)
+    assert preview == again, "the saved model also has the recipe's steps, guidance and size of canvas"
 
 
 def test_a_lora_of_ace_plus_is_what_inference_loads_in_both_formats(tmp_path: Path, base: Path, pairs: Path):
