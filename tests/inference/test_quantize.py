@@ -15,8 +15,6 @@ from ace.model import text_on_disk
 from ace.model.transformer import ACETransformer
 from tests.random_models import PUBLISHED_LIKE, random_pipeline
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torchao's own, about parts for other devices
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -31,7 +29,6 @@ def contents(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_weights_are_written_and_read_back_the_same(model, tmp_path, kind):
-    pytest.importorskip("torchao")
     from ace.inference.quantize import _config, _load, quantize_folder
 
     made = tmp_path / "made"
@@ -59,7 +56,6 @@ def test_weights_are_written_and_read_back_the_same(model, tmp_path, kind):
 
 
 def test_the_text_encoder_in_8_bits_stays_close(model):
-    pytest.importorskip("torchao")
     cpu = torch.device("cpu")
     exact = text_on_disk.load_whole(model.folder / "text_encoder", cpu, torch.bfloat16)
     small = text_on_disk.load_8bit(model.folder / "text_encoder", cpu, torch.bfloat16)
