@@ -16,56 +16,64 @@ if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline
 
 
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need a key.")]
+Port = Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 = any free one, printed.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help="API keys, one per line; they can also be in $ACE_API_KEYS, separated by commas.",
+        show_default=False,
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Where sessions and the ledger of requests are kept. Default: nothing is kept.",
+        show_default=False,
+    ),
+]
+Aliases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alias", metavar="NAME", help="A further name for the model, such as gpt-image-1.", show_default=False
+    ),
+]
+UrlHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url-host",
+        metavar="HOST",
+        help="A host from which pictures may be fetched by URL. Default: none.",
+        show_default=False,
+    ),
+]
+PerMinute = Annotated[
+    float | None,
+    typer.Option("--quota", metavar="N", help="Pictures per minute and key. Default: no quota.", show_default=False),
+]
+MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Pictures that may wait in line.")]
+MaxTogether = Annotated[int, typer.Option("--max-together", help="Pictures that are made at once.")]
+DrainSeconds = Annotated[
+    float, typer.Option("--drain", metavar="SECONDS", help="Time for accepted work after a signal to stop.")
+]
+
+
 def serve(
     model: Model = None,
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others than loopback need a key.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 = any free one, printed.")] = 8000,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--key-file",
-            metavar="FILE",
-            help="API keys, one per line; they can also be in $ACE_API_KEYS, separated by commas.",
-            show_default=False,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help="Where sessions and the ledger of requests are kept. Default: nothing is kept.",
-            show_default=False,
-        ),
-    ] = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--alias", metavar="NAME", help="A further name for the model, such as gpt-image-1.", show_default=False
-        ),
-    ] = None,
-    url_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--url-host",
-            metavar="HOST",
-            help="A host from which pictures may be fetched by URL. Default: none.",
-            show_default=False,
-        ),
-    ] = None,
-    quota: Annotated[
-        float | None,
-        typer.Option(
-            "--quota", metavar="N", help="Pictures per minute and key. Default: no quota.", show_default=False
-        ),
-    ] = None,
-    max_waiting: Annotated[int, typer.Option("--max-waiting", help="Pictures that may wait in line.")] = 64,
-    max_together: Annotated[int, typer.Option("--max-together", help="Pictures that are made at once.")] = 16,
-    drain: Annotated[
-        float, typer.Option("--drain", metavar="SECONDS", help="Time for accepted work after a signal to stop.")
-    ] = 60,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    key_file: KeyFile = None,
+    data: DataFolder = None,
+    alias: Aliases = None,
+    url_host: UrlHosts = None,
+    quota: PerMinute = None,
+    max_waiting: MaxWaiting = 64,
+    max_together: MaxTogether = 16,
+    drain: DrainSeconds = 60,
     device: Device = "auto",
     dtype: NumberType = "auto",
     quiet: Quiet = False,
