@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ace.comfyui
-from ace.comfyui.nodes import ACEChat, ACEPlusFinish, ACEPlusLoader, AcePlusLoraProcessor, from_picture
+from ace.comfyui.nodes import ACEChat, ACEPlusFinish, ACEPlusLoader, AcePlusLoraProcessor
+from ace.comfyui.pictures import from_picture
+from ace.comfyui.processors import CONTROL_OF
 from ace.errors import ConfigError, ImageError, MaskError
 from ace.inference import plus_edit
 from tests.comfyui import stand_ins
@@ -141,6 +143,7 @@ def test_the_pack_imports_only_what_comfyui_has_and_the_package():
         "PIL",
         "safetensors",
         "comfy",
+        "dataclasses",
         "folder_paths",
         "pathlib",
         "typing",
@@ -224,6 +227,4 @@ def test_chat_goes_on_from_its_history():
 
 
 def test_controls_are_named_as_the_command_line_names_them():
-    from ace.comfyui import nodes
-
-    assert set(nodes._CONTROL_OF.values()) <= set(plus_edit.CONTROLS)
+    assert set(CONTROL_OF.values()) <= set(plus_edit.CONTROLS)
