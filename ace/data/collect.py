@@ -296,7 +296,7 @@ def _list_tar(root: Path, file: Path) -> Iterator[Pointer]:
     name = file.name if root.is_file() else file.relative_to(root).as_posix()
     members: dict[str, str] = {}
     captions: dict[str, str] = {}
-    whole = True
+    whole = False
     try:
         with tarfile.open(file) as archive:
             for member in archive:
@@ -310,12 +310,21 @@ def _list_tar(root: Path, file: Path) -> Iterator[Pointer]:
                     captions[key] = _caption_in(opened.read() if opened else b"", extension) or captions.get(key, "")
                 elif f".{extension.lower()}" in _PICTURES:
                     members[key] = member.name
+            whole = _ends_as_it_should(archive)
     except (tarfile.TarError, OSError, EOFError):
-        whole = False
+        pass  # what came before the damage is used
     for key in sorted(members):
         yield Pointer(name, members[key], caption=captions.get(key, ""))
     if not whole:
         yield Pointer(name)
+
+
+def _ends_as_it_should(archive: tarfile.TarFile) -> bool:
+    """Whether an archive that was read through ends in a block of zeros; in front of a damaged or missing header
+    `tarfile` stops as if that were the end."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)  # type: ignore[attr-defined]
+    return archive.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:

@@ -151,6 +151,17 @@ def test_an_archive_cut_short_gives_what_is_whole(tmp_path):
     assert ("0.tar", "cannot be read") in dropped
 
 
+@pytest.mark.parametrize("place", ["inside", "in front of"])
+def test_an_archive_cut_in_a_header_is_counted_too(place, tmp_path):
+    source = web_dataset(tmp_path)
+    with tarfile.open(tmp_path / "0.tar") as archive:
+        (second,) = (member for member in archive if member.name == "coffee.png")
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(whole[: second.offset + (200 if place == "inside" else 0)])
+    count, dropped = outcome(source, tmp_path.parent / f"{tmp_path.name}-set")
+    assert (count, dropped) == (2, [("0.tar", "cannot be read")])
+
+
 def test_a_damaged_table_is_rejected_and_the_others_are_used(tmp_path):
     source = parquet(tmp_path)
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-40])
