@@ -58,6 +58,7 @@ Clip = Annotated[
 Dino = Annotated[
     str, typer.Option("--dino", metavar="NAME|FOLDER", help="DINO weights in transformers' format; none = leave out.")
 ]
+Dinov2 = Annotated[str, typer.Option("--dinov2", metavar="NAME|FOLDER", help="DINOv2 weights; none = leave out.")]
 FaceWeights = Annotated[
     Path | None,
     typer.Option(
@@ -66,6 +67,38 @@ FaceWeights = Annotated[
 ]
 AcceptNoncommercial = Annotated[
     bool, typer.Option("--accept-noncommercial", help="Use weights that allow non-commercial use only.")
+]
+GenInfo = Annotated[
+    Path | None,
+    typer.Option(
+        "--results",
+        metavar="FILE",
+        help="gen_info.json: finished pictures by ItemID; nothing is made.",
+        show_default=False,
+    ),
+]
+RawMetrics = Annotated[
+    Path | None,
+    typer.Option(
+        "--raw", metavar="FILE", help="eval_result.txt with metrics of other tools, to merge.", show_default=False
+    ),
+]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", metavar="URL", help="Chat endpoint of a vision-language model, for vllmqa.", show_default=False
+    ),
+]
+JudgeModel = Annotated[str, typer.Option("--judge-model", help="Its name there.")]
+JudgeLanguage = Annotated[str, typer.Option("--judge-language", help="Of its question: en or zh.")]
+IceModels = Annotated[
+    Path | None,
+    typer.Option(
+        "--models",
+        metavar="FOLDER",
+        help="The benchmark's unpacked models: aesthetic, MUSIQ, CSD, depth; those that are there.",
+        show_default=False,
+    ),
 ]
 NONCOMMERCIAL_FACES = {  # SHA-256 of embeddings whose weights are for non-commercial research only
     "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f": "w600k_mbf (InsightFace buffalo_s)",

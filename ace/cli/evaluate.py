@@ -13,10 +13,17 @@ from ace.cli.contestants import (
     Clip,
     Diffusers,
     Dino,
+    Dinov2,
     Endpoint,
     FaceWeights,
+    GenInfo,
+    IceModels,
+    JudgeLanguage,
+    JudgeModel,
+    JudgeUrl,
     Limit,
     OnlyTasks,
+    RawMetrics,
     Report,
     Results,
     RunSeed,
@@ -79,13 +86,15 @@ def world(
 
 @evaluate.command("ace-bench")
 def ace_bench(
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="SET", help="Shards of `ace data synthesize` or `ace data build`.", show_default=False),
+    sets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SET", help="Shards of `ace data synthesize` or `ace data build`.", show_default=False
+        ),
     ],
     folder: Report,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="So many samples of each task.", show_default=False)
+        int | None, typer.Option("--limit", help="So many samples of each task in each set.", show_default=False)
     ] = None,
     tasks: OnlyTasks = None,
     results: Results = None,
@@ -98,17 +107,19 @@ def ace_bench(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """A benchmark of the paper's kind from your own pictures: any set of edit samples, scored against its targets.
+    """A benchmark of the paper's kind from your own pictures: any sets of edit samples, scored against their targets.
 
     \b
-    ace data synthesize photos -o bench && ace eval ace-bench bench -o runs/bench
+    ace data synthesize photos -o bench/real
+    ace data synthesize renders -o bench/generated
+    ace eval ace-bench bench/real bench/generated -o runs/bench   # a row for each set
     """
     check_numbers(steps, guidance)
     wanted = tasks_named(tasks)
-    from ace.evaluation.benchmarks.ace_bench import evaluate_set
+    from ace.evaluation.benchmarks.ace_bench import evaluate_sets
 
     measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
-    report = evaluate_set(measured, data, folder, limit, seed, quiet, results=results, tasks=wanted)
+    report = evaluate_sets(measured, sets, folder, limit, seed, quiet, results=results, tasks=wanted)
     Output(quiet=quiet).say(
         f"{short(folder / 'report.md')}  {report.count} samples of {len(report.tasks)} tasks{_lacking(report)}"
     )
@@ -242,7 +253,7 @@ def study(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Outputs of one benchmark of `ace eval`, one per system.", show_default=False
+            metavar="RUN", help="Outputs of one benchmark of `ace eval`, one per system.", show_default=False
         ),
     ],
     folder: Report,
@@ -282,49 +293,19 @@ def ice_bench(
         Path, typer.Argument(metavar="DATA", help="The benchmark's data.jsonl; pictures beside it.", show_default=False)
     ],
     folder: Report,
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            "--results",
-            metavar="FILE",
-            help="gen_info.json: finished pictures by ItemID; nothing is made.",
-            show_default=False,
-        ),
-    ] = None,
+    results: GenInfo = None,
     endpoint: Endpoint = None,
     diffusers: Diffusers = None,
     limit: Limit = None,
-    raw: Annotated[
-        Path | None,
-        typer.Option(
-            "--raw", metavar="FILE", help="eval_result.txt with metrics of other tools, to merge.", show_default=False
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge", metavar="URL", help="Chat endpoint of a vision-language model, for vllmqa.", show_default=False
-        ),
-    ] = None,
-    judge_model: Annotated[str, typer.Option("--judge-model", help="Its name there.")] = "Qwen2.5-VL-72B-Instruct",
-    judge_language: Annotated[str, typer.Option("--judge-language", help="Of its question: en or zh.")] = "en",
-    models: Annotated[
-        Path | None,
-        typer.Option(
-            "--models",
-            metavar="FOLDER",
-            help="The benchmark's unpacked models: aesthetic, MUSIQ, CSD, depth; those that are there.",
-            show_default=False,
-        ),
-    ] = None,
+    raw: RawMetrics = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = "Qwen2.5-VL-72B-Instruct",
+    judge_language: JudgeLanguage = "en",
+    models: IceModels = None,
     face_weights: FaceWeights = None,
     accept: AcceptNoncommercial = False,
-    clip: Annotated[str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights; none = leave out.")] = (
-        "openai/clip-vit-large-patch14-336"
-    ),
-    dinov2: Annotated[
-        str, typer.Option("--dinov2", metavar="NAME|FOLDER", help="DINOv2 weights; none = leave out.")
-    ] = "facebook/dinov2-giant",
+    clip: Clip = "openai/clip-vit-large-patch14-336",
+    dinov2: Dinov2 = "facebook/dinov2-giant",
     seed: RunSeed = 0,
     steps: Steps = None,
     guidance: Guidance = None,

@@ -17,7 +17,7 @@ from ace.data.sample import FAMILIES, TASKS
 from ace.evaluation.folder import RunFolder
 from ace.evaluation.pictures import draw_grid
 from ace.evaluation.report_page import SampleOf, page
-from ace.evaluation.report_text import markdown
+from ace.evaluation.report_text import markdown, wording
 from ace.evaluation.scores import Row
 from ace.evaluation.summary import QUESTIONS, WorldReport
 from ace.evaluation.tables import Table, TableRow, as_latex, write_parquet
@@ -58,7 +58,7 @@ def family_scores(report: WorldReport) -> Table:
         )
         rows.append(TableRow(group.name.replace("_", " "), values, count=group.count))
     columns = ("L1 where it should change ↓", "of the copied input ↓", "L1 elsewhere ↓", "LPIPS ↓")
-    return Table(f"ace-world, {report.count} samples", columns, tuple(rows))
+    return Table(f"{wording(report).name}, {report.count} samples", columns, tuple(rows))
 
 
 def flat_row(row: Row) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from ace.data.sample import EditSample
-from ace.evaluation.report_text import counted, drift_text, method_text, title
+from ace.evaluation.report_text import counted, drift_text, method_text, title, wording
 from ace.evaluation.scores import Row, edited_input
 from ace.evaluation.summary import Group, WorldReport
 
@@ -26,7 +26,7 @@ def page(report: WorldReport, rows: Sequence[Row], answer_of: AnswerOf, sample_o
         _section(group, [row for row in rows if row.family == group.name], answer_of, sample_of)
         for group in report.families
     ]
-    name = html.escape(report.model_name or "model")
+    heading, name = wording(report).title, html.escape(report.model_name or "model")
     links = " ".join(f"<a href='#{g.name}'>{html.escape(title(g.name))}</a>" for g in report.families)
     beating = sum(group.beats_copying for group in report.families)
     lead = (
@@ -36,8 +36,8 @@ def page(report: WorldReport, rows: Sequence[Row], answer_of: AnswerOf, sample_o
     ).replace("**", "")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>Held-out report: {name}</title><style>{_STYLE}</style></head>"
-        f"<body><main><h1>Held-out report: {name}</h1>"
+        f"<title>{heading}: {name}</title><style>{_STYLE}</style></head>"
+        f"<body><main><h1>{heading}: {name}</h1>"
         f"<p>{lead}</p><nav>{links} <a href='#grid'>unselected grid</a></nav>{_html_table(report)}{''.join(sections)}"
         "<section id='grid'><h2>The first samples of every family, unselected</h2>"
         f"<img class='grid' alt='inputs, instruction, output and target of unselected samples' src='{_data_url(grid)}'>"

@@ -6,20 +6,60 @@ Not here: the HTML page (`report_page.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ace.evaluation.metrics import Interval
 from ace.evaluation.summary import QUESTIONS, Comparison, DriftSummary, FactSummary, Group, WorldReport
 from ace.evaluation.turns import BACKGROUND_WORDS, NUM_OTHERS, Identity, RepeatedEdit
 
 
+@dataclass(frozen=True)
+class Wording:
+    """What a page says of its benchmark. listed: of the samples, after their number; kinds, kinds_text: heading and
+    lead of the table by kind; method: what else to know of the samples."""
+
+    title: str
+    name: str
+    listed: str
+    kinds: str
+    kinds_text: str
+    method: str
+
+
+WORDINGS = {
+    "world": Wording(
+        "Held-out report",
+        "ace-world",
+        "that training never saw, the first of every task in a list fixed by hash, unselected",
+        "What training never saw",
+        "All instructions here are held-out paraphrases and all scenes are new. Some samples also show unseen "
+        "concepts, an unseen style or unseen faces:",
+        "Earlier rounds of conversations are the true ones, except over the turns of the two sections on turns.",
+    ),
+    "ace-bench": Wording(
+        "Report",
+        "ace-bench",
+        "of a benchmark made from pictures, the first of every task in it, unselected",
+        "By kind",
+        "Local edits have a mask, global ones have none; multi-turn ones have a history. Then by set:",
+        "Earlier rounds of conversations are those of the set. Targets are as good as the tools that made them.",
+    ),
+}
+
+
+def wording(report: WorldReport) -> Wording:
+    """How to speak of a report's benchmark."""
+    return WORDINGS[str(report.settings["benchmark"])]
+
+
 def markdown(report: WorldReport) -> str:
     """The report as a page: tables per family and task, breakdown, drift, autoencoder, how it was measured."""
     yes = [group.name for group in report.families if group.beats_copying]
     no = [group.name for group in report.families if not group.beats_copying]
-    decoded = report.autoencoder_psnr
+    decoded, words = report.autoencoder_psnr, wording(report)
     parts = [
-        f"# Held-out report{f': {report.model_name}' if report.model_name else ''}",
-        f"{counted(report)} that training never saw, the first of every task in a list fixed by hash, unselected. "
+        f"# {words.title}{f': {report.model_name}' if report.model_name else ''}",
+        f"{counted(report)} {words.listed}. "
         "Errors are mean absolute differences to the true target (0 equal, 1 black against white), "
         "with 95 % bootstrap intervals; smaller is better everywhere.",
         f"**Beats copying the input where it should change: {len(yes)} of {len(report.families)} families**"
@@ -36,10 +76,9 @@ def markdown(report: WorldReport) -> str:
         *(["## The same thing over five turns", identity_text(report.identity)] if report.identity else []),
         "## Structural similarity (SSIM, 1 = equal)",
         ssim_table(report.ssim),
-        "## What training never saw",
-        "All instructions here are held-out paraphrases and all scenes are new. Some samples also show unseen "
-        "concepts, an unseen style or unseen faces:",
-        family_table(report.held_out),
+        f"## {words.kinds}",
+        words.kinds_text,
+        family_table(report.kinds),
         "## Outside the mask",
         drift_text(report.drift),
         *(
@@ -186,7 +225,7 @@ def method_text(report: WorldReport) -> str:
         "- Copy the input: the picture that is edited, as it was; mid-grey where a request has no picture. "
         "Mean colour: a constant picture of the target's own mean colour.",
         "- The model's answers are those a user gets: with a mask, the pixels outside it are the input's. "
-        "Earlier rounds of conversations are the true ones, except over the turns of the two sections on turns.",
+        f"{wording(report).method}",
         "- Style: a small classifier that ships with the package; its own reading of the true answers stands beside.",
         "- LPIPS: AlexNet, version 0.1, at the pictures' own size (smaller than 64 px: enlarged to 64 px).",
         "- “Within chance”: the interval of the difference includes zero.",

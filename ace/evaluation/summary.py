@@ -19,6 +19,7 @@ from ace.evaluation.scores import Row, Score
 from ace.evaluation.turns import Identity, RepeatedEdit
 
 SEEN = "nothing unseen but words and scene"
+KindsOf = Callable[[Row], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ class WorldReport:
     """What was measured.
 
     list_sha256: of all samples, so that it shows whether two reports are of the same list. count: samples scored;
-    num_resized: answers that were not of their target's size. held_out: samples with and without material that training
-    never saw, by kind. facts: scores of single tasks; ssim: family, model, copied input; repeated, identity: what many
-    turns do. num_unlisted: samples that are not those of the frozen list. missing: samples without an answer.
-    absent_metrics, absent_tasks: what could not be measured, and why."""
+    num_resized: answers that were not of their target's size. kinds: samples by what a benchmark tells apart, such as
+    material that training never saw; a sample may be of several. facts: scores of single tasks; ssim: family, model,
+    copied input; repeated, identity: what many turns do. num_unlisted: samples that are not those of the frozen list.
+    missing: samples without an answer. absent_metrics, absent_tasks: what could not be measured, and why."""
 
     model_name: str
     settings: dict[str, object]
@@ -115,7 +116,7 @@ class WorldReport:
     overall: Group
     families: tuple[Group, ...]
     tasks: tuple[Group, ...]
-    held_out: tuple[Group, ...]
+    kinds: tuple[Group, ...]
     drift: DriftSummary
     facts: tuple[FactSummary, ...]
     ssim: tuple[tuple[str, Interval, Interval], ...]
@@ -129,7 +130,7 @@ class WorldReport:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, with the verdicts."""
-        named = (("families", self.families), ("tasks", self.tasks), ("held_out", self.held_out))
+        named = (("families", self.families), ("tasks", self.tasks), ("kinds", self.kinds))
         judged = {
             key: [{**asdict(g), "beats_copying": g.beats_copying, "verdict": g.verdict} for g in groups]
             for key, groups in named
@@ -149,8 +150,9 @@ def make_report(
     identity: Identity | None = None,
     num_unlisted: int = 0,
     missing: Sequence[Entry] = (),
+    kinds_of: KindsOf = lambda row: tuple(f"unseen {kind}" for kind in row.held_out) or (SEEN,),
 ) -> WorldReport:
-    """Summarise rows. They must be of at least one sample."""
+    """Summarise rows. They must be of at least one sample. kinds_of: the kinds of each."""
     rows = sorted(rows, key=lambda row: (TASKS.index(row.task), row.number))
     digest = hashlib.sha256("".join(row.sample_sha256 for row in rows).encode()).hexdigest()
     masked = [row for row in rows if row.drift is not None]
@@ -164,11 +166,7 @@ def make_report(
         overall=_group("all", rows),
         families=_groups(FAMILIES, rows, lambda row: (row.family,)),
         tasks=_groups(TASKS, rows, lambda row: (row.task,)),
-        held_out=_groups(
-            (SEEN, *(f"unseen {kind}" for kind in sorted({kind for row in rows for kind in row.held_out}))),
-            rows,
-            lambda row: tuple(f"unseen {kind}" for kind in row.held_out) or (SEEN,),
-        ),
+        kinds=_groups(sorted({kind for row in rows for kind in kinds_of(row)}), rows, kinds_of),
         drift=DriftSummary(
             count=len(masked),
             violations=sum(row.drift is not None and row.drift.max_levels > 0 for row in masked),
@@ -187,7 +185,7 @@ def make_report(
     )
 
 
-def _groups(names: Iterable[str], rows: Sequence[Row], names_of: Callable[[Row], tuple[str, ...]]) -> tuple[Group, ...]:
+def _groups(names: Iterable[str], rows: Sequence[Row], names_of: KindsOf) -> tuple[Group, ...]:
     members = {name: [row for row in rows if name in names_of(row)] for name in names}
     return tuple(_group(name, own) for name, own in members.items() if own)
 
