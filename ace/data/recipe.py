@@ -25,6 +25,7 @@ Kind = Literal["auto", "folder", "parquet", "webdataset", "huggingface"]
 Encoder = Literal["vgg", "siglip"]
 By = Literal["grammar", "endpoint", "local"]
 Relation = Literal["content", "face", "style", "series"]
+GENERATORS = ("base", "ip_adapter", "editor", "portrait", "portrait_base", "writer")  # of `Models`
 T = TypeVar("T")
 
 # scores of the second turn, from and below: of faces and style the paper's (B.4.1, B.4.2), of objects measured
@@ -148,6 +149,44 @@ class Synthesis:
 
 
 @dataclass(frozen=True)
+class Models:
+    """Models of yours that synthesis uses, `[models]`; "" = the default, or for generators none.
+
+    lama: LaMa as ONNX, for MI-GAN. depth: a depth model of transformers, hub id or folder, for FastDepth. line_art:
+    weights of informative drawings, for contours out of HED. face: an ArcFace ONNX file; faces are compared. base and
+    ip_adapter, editor, portrait and portrait_base, writer: folders of diffusers models, as `ace.data.tasks.generators`
+    says, run on device in so many steps at about side_px a side. segment: whether tasks that only profit from objects
+    may look for them, which takes seconds a picture; object_regions: whether signals may be regional by objects'
+    outlines, too."""
+
+    lama: str = ""
+    depth: str = ""
+    line_art: str = ""
+    face: str = ""
+    base: str = ""
+    ip_adapter: str = ""
+    editor: str = ""
+    portrait: str = ""
+    portrait_base: str = ""
+    writer: str = ""
+    device: str = "cuda"
+    steps: int = 30
+    side_px: int = 512
+    segment: bool = True
+    object_regions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.side_px < 64:
+            raise ConfigError("models: steps is 1 or more, side_px 64 or more")
+
+    def placed(self, folder: Path) -> Models:
+        """The same with relative paths counted from a folder."""
+        names = ("lama", "line_art", "face", *GENERATORS)
+        paths = {name: _path_from(folder, getattr(self, name)) for name in names if getattr(self, name)}
+        return dataclasses.replace(self, **paths)
+
+
+@dataclass(frozen=True)
 class Labelling:
     """Who writes instructions, `[label]`; without it the templates' own words stay.
 
@@ -247,6 +286,7 @@ class DataRecipe:
     seed: int = 0
     mine: Mining | None = None
     synthesize: Synthesis = field(default_factory=Synthesis)
+    models: Models = field(default_factory=Models)
     label: Labelling | None = None
     filter: Filtering = field(default_factory=Filtering)
     output: Output = field(default_factory=Output)
@@ -283,7 +323,13 @@ def read_recipe(file: Path) -> DataRecipe:
     if mine is not None and mine.face_model:
         mine = dataclasses.replace(mine, face_model=_path_from(file.parent, mine.face_model))
     rules = dataclasses.replace(rules, benchmarks=tuple(_path_from(file.parent, name) for name in rules.benchmarks))
-    return dataclasses.replace(recipe, source=placed(recipe.source, file.parent), mine=mine, filter=rules)
+    return dataclasses.replace(
+        recipe,
+        source=placed(recipe.source, file.parent),
+        mine=mine,
+        models=recipe.models.placed(file.parent),
+        filter=rules,
+    )
 
 
 def placed(collection: Collection, folder: Path) -> Collection:

@@ -16,10 +16,11 @@ from random import Random
 from typing import Any
 
 from ace.data.engine import Job, Part, Record, Tell, Where, run_stage
-from ace.data.recipe import DataRecipe
+from ace.data.recipe import GENERATORS, DataRecipe, Models
 from ace.data.shards import to_row
 from ace.data.sources import OF_ONE_PICTURE, load_source
 from ace.data.tasks import TASK_MAKERS, Rejected, Tools, check
+from ace.data.tasks.generators import Generators
 from ace.errors import ConfigError, MissingDependencyError
 
 _SLICES_PER_ROUND = 4  # of synthesis with a quota; decides what is made, so never the number of workers
@@ -29,10 +30,11 @@ _OF_SETS = ("semantic_editing", "reference_generation", "multi_turn")
 
 
 def tasks_of(recipe: DataRecipe) -> list[str]:
-    """The tasks of a recipe that there is a maker for. Raises ConfigError if there are none."""
+    """The tasks of a recipe that there is a maker for. Raises ConfigError if there are none, and as `tools_of` does."""
     found = [task for task in TASK_MAKERS if recipe.synthesize.wants(task)]
     if not found:
         raise ConfigError(f"nothing makes {', '.join(recipe.synthesize.tasks)}: use {', '.join(TASK_MAKERS)}")
+    tools_of(recipe.models)
     return found
 
 
@@ -107,12 +109,13 @@ def _make(recipe: DataRecipe, task: str, facts: dict[str, Any]) -> Record:
     """One sample of a task from a source, or why there is none."""
     where = {"what": facts["id"], "task": task}
     dice = Random(f"{recipe.seed}:{task}:{facts['id']}")
+    tools = tools_of(recipe.models)
     try:
         source = load_source(recipe, facts if task.startswith(_OF_SETS) else {**facts, "others": ()})
-        sample = TASK_MAKERS[task](source, dice, _tools())
+        sample = TASK_MAKERS[task](source, dice, tools)
         if isinstance(sample, Rejected):
             return Record(**where, reason=sample.reason, detail=sample.detail)
-        reason = check(sample, _tools())
+        reason = check(sample, tools)
     except MissingDependencyError as error:
         return Record(**where, reason=_NOT_INSTALLED, detail=str(error))
     except OF_ONE_PICTURE as error:
@@ -137,5 +140,23 @@ def _with_others(facts: dict[str, Any], sets: dict[str, list[dict[str, Any]]]) -
 
 
 @lru_cache(maxsize=1)
-def _tools() -> Tools:
-    return Tools()
+def tools_of(models: Models) -> Tools:
+    """The extractors and generators that a recipe names. Raises ConfigError for a file that is not there,
+    MissingDependencyError for a generator that is not."""
+    files = {
+        name: Path(getattr(models, name)) if getattr(models, name) else None for name in ("lama", "line_art", "face")
+    }
+    for name, file in files.items():
+        if file is not None and not file.is_file():
+            raise ConfigError(f"models: {name}: there is no file {file}")
+    folders = {name: Path(getattr(models, name)) for name in GENERATORS if getattr(models, name)}
+    run = {"device": models.device, "steps": models.steps, "side_px": models.side_px}
+    return Tools(
+        lama=files["lama"],
+        depth_model=models.depth or None,
+        line_art=files["line_art"],
+        face_embedder=files["face"],
+        generators=Generators(**folders, **run) if folders else None,
+        segment=models.segment,
+        object_regions=models.object_regions,
+    )

@@ -43,6 +43,7 @@ from ace.data.tasks import (
     text_guided_inpainting,
     text_remove,
     text_to_image,
+    things,
     time_of_day,
 )
 from ace.data.tasks.common import check_sample
@@ -112,6 +113,8 @@ TASK_MAKERS: dict[str, Maker] = {task: partial(_make, maker) for task, maker in 
 # what a task asks for beyond `check_sample`, which holds for all
 CHECKS: dict[str, Check] = {
     "semantic_editing/face": face.check,
+    "element_editing/object_add": things.check_visible,
+    "element_editing/object_remove": things.check_visible,
     "element_editing/text_add": text_add.check,
     "element_editing/text_remove": text_remove.check,
     "reference_generation/multi_condition": multi_condition.check,

@@ -1,8 +1,7 @@
 """Background changes (B.4.3): a person, or the object in front, stays; what is behind becomes a plain colour, blurred,
 grey, or another picture of the set.
 
-A person's outline is BlazePose's; without a person the largest object that is not cut by the border is taken, if the
-tools may segment.
+A person's outline is BlazePose's; without a person the largest object that is not cut by the border is taken.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def find_subject(image: np.ndarray, tools: Tools) -> tuple[np.ndarray | None, st
     person = tools.person(image)
     if person is not None and SMALLEST <= person.mask.mean() <= LARGEST:
         return person.mask, "BlazePose"
-    if tools.object_regions:
+    if tools.can_segment:
         found = candidates(image, tools, SMALLEST, LARGEST)
         if found:
             return found[0].mask, "SAM 2"

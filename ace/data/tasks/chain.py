@@ -1,13 +1,14 @@
 """Multi-turn chains (B.9), of two kinds.
 
 Homogeneous: pictures of one set follow each other, each asked for by its caption. Task-mixed: single-picture tasks are
-applied one after the other, each to the answer of the one before. The last turn is the request, the others its history.
+applied one after the other, each to the answer of the one before; the first may begin with a damaged or emptied
+picture, the last may end in a signal. The last turn is the request, the others its history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
 
@@ -16,14 +17,35 @@ import numpy as np
 from ace.conditions import ConditionUnit, LongContextConditionUnit
 from ace.conditions.units import Turn
 from ace.data.sample import EditSample
-from ace.data.tasks import camera, degradation, gray, mosaic, style, text_add, time_of_day
+from ace.data.tasks import (
+    background,
+    camera,
+    degradation,
+    depth,
+    doodle,
+    edge,
+    face,
+    gray,
+    inpainting,
+    mosaic,
+    object_add,
+    object_remove,
+    object_replace,
+    outpainting,
+    style,
+    text_add,
+    text_remove,
+    time_of_day,
+)
 from ace.data.tasks.common import caption_of, check_sample, pixels, say
 from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.things import check_visible
 from ace.data.tasks.tools import Tools
 
 TASK = "multi_turn/chain"
 FEWEST, MOST = 2, 4  # rounds, the last one included
 TRIES = 12  # single tasks tried for one chain
+END_SHARE = 0.3  # of first and last rounds that are of a kind of their own
 RELATIONS = ("content", "face", "series")
 TEMPLATES = (
     "now show <caption>",
@@ -32,16 +54,47 @@ TEMPLATES = (
     "go on with <caption>",
 )
 FIRST = ("based on {image}, show <caption>", "change {image} to <caption>", "after {image} comes <caption>")
-# single-picture tasks that start from the picture itself and leave something to go on with
-STEPS: tuple[Callable[[Source, Random, Tools], EditSample | Rejected], ...] = (
-    camera.make,
-    style.make,
-    text_add.make,
-    time_of_day.make,
-    gray.analyse,
-    mosaic.analyse,
-    degradation.analyse,
-)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A single-picture task as a round. check: its own, None = none. of_objects: whether it has to find objects, which
+    is slow, so that it is tried less often."""
+
+    make: Callable[[Source, Random, Tools], EditSample | Rejected]
+    check: Callable[[EditSample, Tools], str | None] | None = None
+    of_objects: bool = False
+
+
+STEPS = {
+    "semantic_editing/camera": Step(camera.make),
+    "semantic_editing/style": Step(style.make),
+    "semantic_editing/time_of_day": Step(time_of_day.make),
+    "semantic_editing/face": Step(face.make, face.check),
+    "semantic_editing/background": Step(background.make, of_objects=True),
+    "element_editing/text_add": Step(text_add.make, text_add.check),
+    "element_editing/text_remove": Step(text_remove.make, text_remove.check),
+    "element_editing/object_remove": Step(object_remove.make, check_visible, of_objects=True),
+    "element_editing/object_replace": Step(object_replace.make, of_objects=True),
+    "low_level_analysis/gray": Step(gray.analyse),
+    "low_level_analysis/mosaic": Step(mosaic.analyse),
+    "low_level_analysis/degradation": Step(degradation.analyse),
+}
+# for the first round alone: what they begin with is no answer of another task
+BEGINNINGS = {
+    "repainting/inpainting": Step(inpainting.make),
+    "repainting/outpainting": Step(outpainting.make),
+    "controllable_generation/gray": Step(gray.control),
+    "controllable_generation/mosaic": Step(mosaic.control),
+    "controllable_generation/degradation": Step(degradation.control),
+    "element_editing/object_add": Step(object_add.make, check_visible, of_objects=True),
+}
+# for the last round alone: little can be done to what they end in
+ENDINGS = {
+    "low_level_analysis/edge": Step(edge.analyse),
+    "low_level_analysis/depth": Step(depth.analyse),
+    "low_level_analysis/doodle": Step(doodle.analyse),
+}
 
 
 def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
@@ -84,23 +137,45 @@ def _mixed(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     tasks: list[str] = []
     slots: dict[str, str | int | float] = {}
     picture = source.image.convert("RGB")
-    steps = [dice.choice(STEPS) for _ in range(TRIES)]
-    for step in steps:
-        made = step(replace(source, image=picture, others=(), relation=""), dice, tools)
-        if isinstance(made, Rejected) or made.task in tasks:
+    for _ in range(TRIES):
+        name, step = _choose(tasks, wanted, dice, tools)
+        made = step.make(replace(source, image=picture, others=(), relation=""), dice, tools)
+        if name in tasks or isinstance(made, Rejected) or _fault(made, step, tools):
             continue
         unit = made.request.current
-        if len(unit.images) != 1 or np.any(pixels(unit.images[0]) != pixels(picture)) or check_sample(made):
-            continue  # it starts from something else than the picture
-        turns.append(Turn(replace(unit, images=(picture,)), made.target))
-        tasks.append(made.task)
-        slots = {name: value for name, value in made.provenance.items() if name.startswith("slot.")}
+        if len(unit.images) != 1:
+            continue
+        if turns:
+            if np.any(pixels(unit.images[0]) != pixels(picture)):
+                continue  # it begins with something else than the last answer
+            unit = replace(unit, images=(picture,))
+        turns.append(Turn(unit, made.target))
+        tasks.append(name)
+        slots = {slot: value for slot, value in made.provenance.items() if slot.startswith("slot.")}
         picture = made.target
         if len(turns) == wanted:
             break
     if len(turns) < FEWEST:
         return Rejected("too few tasks fit to make a chain", str(len(turns)))
     return _finish(source, turns, {"kind": "mixed", "tasks": " ".join(tasks), **slots})
+
+
+def _choose(done: list[str], wanted: int, dice: Random, tools: Tools) -> tuple[str, Step]:
+    """A task for the next of so many rounds, whose tools are there."""
+    steps = STEPS
+    if dice.random() < END_SHARE:
+        steps = {0: BEGINNINGS, wanted - 1: ENDINGS}.get(len(done), STEPS)
+    steps = {
+        name: step
+        for name, step in steps.items()
+        if not tools.missing(name) and (tools.can_segment or not step.of_objects)
+    }
+    return dice.choices(list(steps.items()), [1 if step.of_objects else 4 for step in steps.values()])[0]
+
+
+def _fault(made: EditSample, step: Step, tools: Tools) -> str | None:
+    """Why a round does not keep its promises, None if it does."""
+    return check_sample(made) or (step.check(made, tools) if step.check else None)
 
 
 def _finish(source: Source, turns: list[Turn], provenance: dict[str, str | int | float]) -> EditSample:

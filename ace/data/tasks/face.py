@@ -16,11 +16,11 @@ from ace.data.sample import EditSample
 from ace.data.tasks.common import GLOBAL, REGIONAL, caption_of, finish, pixels, say, within
 from ace.data.tasks.object_replace import dye
 from ace.data.tasks.source import Rejected, Source
-from ace.data.tasks.tools import FACE_SIMILARITY, Tools
+from ace.data.tasks.tools import ALIGNED_SIMILARITY, FACE_SIMILARITY, Tools
 from ace.extract.faces import BROWS, FACE_OVAL, JAW, LIPS_INNER, LIPS_OUTER, NOSE_BASE, UPPER_EYELIDS, Face
 
 TASK = "semantic_editing/face"
-MASK_SHARE = 0.4
+MASK_SHARE, PRESERVATION_SHARE = 0.4, 0.7
 SMALLEST_PX = 40  # of a face's shorter side: less shows no attribute
 HAIR_COLORS: dict[str, tuple[int, int, int]] = {
     "red": (190, 50, 40),
@@ -68,15 +68,15 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     faces = tools.faces(image)
     if not faces:
         return Rejected("no face found")
-    if source.relation == "face" and source.others and len(faces) == 1 and dice.random() < 0.7:
-        return _preserve(source, image, faces[0], dice, tools)
+    if len(faces) == 1 and (can_keep(source) or tools.can_portray) and dice.random() < PRESERVATION_SHARE:
+        return (_portray if tools.can_portray else _preserve)(source, image, faces[0], dice, tools)
     face = faces[0]
     if min(face.box[2] - face.box[0], face.box[3] - face.box[1]) < SMALLEST_PX:
         return Rejected("the face is too small")
     mesh = tools.face_mesh(image, face)
     if mesh is None:
         return Rejected("the face cannot be measured")
-    kinds = ["smile", "beard", "makeup"] + (["hair"] if tools.object_regions else [])
+    kinds = ["smile", "beard", "makeup"] + (["hair"] if tools.can_segment else [])
     kind = dice.choice(kinds)
     slots: dict[str, str] = {}
     if kind == "smile":
@@ -118,21 +118,29 @@ def check(sample: EditSample, tools: Tools) -> str | None:
     return None if before and after else "the face is lost"
 
 
+def can_keep(source: Source) -> bool:
+    """Whether a source has other pictures of its person."""
+    return source.relation == "face" and bool(source.others)
+
+
+def _portray(source: Source, image: np.ndarray, face: Face, dice: Random, tools: Tools) -> EditSample | Rejected:
+    """The same person in a picture that InstantID makes, the face in the same place."""
+    assert tools.generators is not None and tools.embedder is not None
+    caption = caption_of(source)
+    slots = {"caption": caption} if caption else {}
+    identity = tools.embedder.embed(image, face)
+    made = tools.generators.portray(image, face, identity, caption, dice.getrandbits(32))
+    found = tools.faces(made)
+    if len(found) != 1:
+        return Rejected("not one face in the generated picture", str(len(found)))
+    similarity = float(identity @ tools.embedder.embed(made, found[0]))
+    if similarity <= ALIGNED_SIMILARITY:
+        return Rejected("the generated face is another one", f"{similarity:.2f}")
+    return finish(TASK, source, say(KEEP, slots, dice), made, images=(image,), slots=slots, made_by="InstantID")
+
+
 def _preserve(source: Source, image: np.ndarray, face: Face, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """The same person in another picture of the set, or in one that a generator makes."""
-    if tools.generators is not None and tools.generators.can_portray:
-        caption = caption_of(source)
-        slots = {"caption": caption} if caption else {}
-        made = tools.generators.portray(image, face, caption, dice.getrandbits(32))
-        return finish(
-            TASK,
-            source,
-            say(KEEP, slots, dice),
-            made,
-            images=(image,),
-            slots=slots,
-            made_by=tools.generators.portrait,
-        )
+    """The same person in another picture of the set."""
     other = dice.choice(source.others)
     after = pixels(other.image)
     found = tools.faces(after)

@@ -15,7 +15,7 @@ from ace.data.sample import EditSample
 from ace.data.tasks.common import GLOBAL, REGIONAL, finish, pixels, say
 from ace.data.tasks.decouple import LARGEST, SMALLEST, WHITE
 from ace.data.tasks.source import Rejected, Source
-from ace.data.tasks.things import candidates, describe, find_artifact, widen
+from ace.data.tasks.things import candidates, describe, take_out, widen
 from ace.data.tasks.tools import Tools
 from ace.extract.objects import Object
 
@@ -46,11 +46,9 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     if apart and dice.random() < 0.5:
         chosen.append(dice.choice(apart))
     hole = np.logical_or.reduce([widen(thing.mask) for thing in chosen])
-    behind = tools.fill(image, hole)
-    for thing in chosen:
-        reason = find_artifact(image, behind, thing.mask, hole, tools)
-        if reason:
-            return Rejected(reason)
+    behind, reason = take_out(image, tuple(thing.mask for thing in chosen), hole, tools)
+    if reason:
+        return Rejected(reason)
     subjects = [on_canvas(image, thing, dice) for thing in chosen]
     names = [describe(image, thing.mask, tools) for thing in chosen]
     template = dice.choice(TEMPLATES[len(chosen)])

@@ -22,6 +22,7 @@ from ace.extract.people import draw_person
 from ace.extract.sketch import draw_doodle, draw_scribble
 
 TASK = "reference_generation/multi_condition"
+MIXED_SHARE = 0.4  # one picture whose objects are in different conditions
 TEMPLATES = (
     "make a picture from <conditions>",
     "follow all of these: <conditions>",
@@ -52,7 +53,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     used = list(drawn)[: dice.choice((2, 2, 3)) if len(drawn) > 2 else 2]
     caption = caption_of(source)
     slots = {"caption": caption} if caption and dice.random() < 0.6 else {}
-    if tools.object_regions and dice.random() < 0.5:
+    if tools.can_segment and dice.random() < MIXED_SHARE:
         objects = [o.mask for o in tools.objects(image) if o.share >= 0.02]
         if objects:
             canvas = drawn[used[0]].copy()

@@ -53,7 +53,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     style = dice.choice(list(STYLERS))
     made_by = style
     if tools.generators is not None and tools.generators.can_restyle:
-        drawn, made_by = tools.generators.restyle(image, style, dice.getrandbits(32)), tools.generators.editor
+        drawn, made_by = tools.generators.restyle(image, style, dice.getrandbits(32)), "instruction editor"
     else:
         drawn = STYLERS[style](image)
     slots = {"style": style}

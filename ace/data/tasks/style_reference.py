@@ -1,7 +1,7 @@
 """Style-reference editing (B.8.2): a picture, and another one in the style that it shall get.
 
-A set that shares content gives the pair and its styles; else a styler makes the target, and the reference out of
-another picture of the set, in the same style.
+A styler makes the target, and the reference out of another picture of the set, in the same style: a pair of style
+editing with one more picture of the style, as in the paper.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from random import Random
 import cv2
 import numpy as np
 
+from ace.data.sample import EditSample
+from ace.data.tasks.common import pixels
 from ace.data.tasks.describe import name_color, name_place_of
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import PERSON, UNNAMED, Tools
@@ -26,7 +28,8 @@ MOST_BORDER = 0.04  # share of the picture's border that it may lie on
 MOST_LEFT = 0.5  # overlap with the object above which what was filled in counts as the object again
 MOST_SEAM = 1.6  # step across the filled border, in steps that the picture itself has there
 MOST_ALIKE = 0.5  # of the certainty of its name that may be left after a removal
-LEAST_CHANGE = 8.0  # mean difference, of 255, below which nothing was removed
+LEAST_VISIBLE = 14.0  # mean difference of the blurred pictures, of 255: below it nobody sees that something went
+BLUR = 40  # the shorter side is so many times as long as the blur is wide: what is finer is texture
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,24 @@ def remove_one(
         return Rejected("no object of a fitting size and place")
     thing = dice.choice(found)
     hole = widen(thing.mask)
-    without = tools.fill(image, hole)
-    reason = find_artifact(image, without, thing.mask, hole, tools)
+    without, reason = take_out(image, (thing.mask,), hole, tools)
     if reason:
         return Rejected(reason)
     return Removal(thing, hole, without, describe(image, thing.mask, tools))
+
+
+def take_out(
+    image: np.ndarray, masks: tuple[np.ndarray, ...], hole: np.ndarray, tools: Tools
+) -> tuple[np.ndarray, str | None]:
+    """The picture with the hole (H, W) bool filled, (H, W, 3) uint8, and why that is no good removal of the objects
+    under the masks; None if it is. Found once, because several tasks take the same object out."""
+
+    def find() -> tuple[np.ndarray, str | None]:
+        without = tools.fill(image, hole)
+        reasons = (find_artifact(image, without, mask, hole, tools) for mask in masks)
+        return without, next((reason for reason in reasons if reason), None)
+
+    return tools.once("removal", (image, hole, *masks), find)
 
 
 def describe(image: np.ndarray, mask: np.ndarray, tools: Tools) -> str:
@@ -123,7 +139,7 @@ def find_artifact(
 
     The last is asked of the segmenter, which must not find the object's outline at the middle of where it was, and of
     the namer, which must not be nearly as sure as before that the object's name is there."""
-    if np.abs(without[mask].astype(np.int16) - image[mask]).mean() < LEAST_CHANGE:
+    if visible_change(image, without, mask) < LEAST_VISIBLE:
         return "hardly anything was removed"
     if seam(without, hole) > MOST_SEAM:
         return "the filling has a seam"
@@ -138,6 +154,22 @@ def find_artifact(
         return None
     before, after = (tools.namer.certainty(picture, mask, word) for picture in (image, without))
     return "something of the same name came back" if after > MOST_ALIKE * before else None
+
+
+def visible_change(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
+    """Mean difference, 0 … 255, under a mask (H, W) bool of two pictures that are blurred first: one texture in place
+    of a like one differs in every pixel, and shows no one that something is gone."""
+    sigma = max(2.0, min(mask.shape) / BLUR)
+    soft = [cv2.GaussianBlur(picture, (0, 0), sigma).astype(np.int16) for picture in (before, after)]
+    return float(np.abs(soft[0] - soft[1]).max(2)[mask].mean())
+
+
+def check_visible(sample: EditSample, tools: Tools) -> str | None:
+    """The check of removal and addition: who compares the two pictures sees it."""
+    before, after = pixels(sample.request.current.images[0]), pixels(sample.target)
+    changed = (before != after).any(2)
+    seen = changed.any() and visible_change(before, after, changed) >= 0.7 * LEAST_VISIBLE  # margin and all
+    return None if seen else "hardly anything changed"
 
 
 def seam(image: np.ndarray, hole: np.ndarray) -> float:

@@ -9,10 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ace.errors import MissingDependencyError
 from ace.extract.weights import is_there
 
 if TYPE_CHECKING:
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from ace.extract.people import Person, PoseFinder
     from ace.extract.text import TextReader
 
+T = TypeVar("T")
 REMEMBERED = 16  # pictures whose objects, edges, depth, … are kept
 PERSON, UNNAMED = "person", "object"  # words for what the namer does not know
 NOSE = 0  # of a person's keypoints
 FACE_SIMILARITY = (0.8, 0.9)  # between two pictures of one person (B.4.1): alike, but not the same picture
+ALIGNED_SIMILARITY = 0.65  # between a face and the one that a generator made of it, at least (B.4.1)
 
 
 class Tools:
@@ -36,8 +39,11 @@ class Tools:
     lama: an ONNX file of LaMa, to be used instead of MI-GAN. depth_model: a depth model of transformers, hub id or
     folder, instead of FastDepth. line_art: weights of informative drawings for contours, instead of HED's edges.
     face_embedder: an ArcFace ONNX file, to compare faces. generators: the models behind the tasks that need one.
-    object_regions: whether a region may be the outline of an object, which costs several seconds a picture.
-    Asking for a tool whose weights or package are missing raises MissingDependencyError; `missing` tells before."""
+    segment: whether tasks that only profit from objects may look for them, which costs several seconds a picture;
+    object_regions: whether the region of a signal may be the outline of an object, too.
+
+    Asking for a tool whose weights or package are missing raises MissingDependencyError; `missing` tells before. A
+    portrait generator without a face embedder, which InstantID is steered by, raises it at once."""
 
     def __init__(
         self,
@@ -47,24 +53,37 @@ class Tools:
         line_art: Path | None = None,
         face_embedder: Path | None = None,
         generators: Generators | None = None,
+        segment: bool = True,
         object_regions: bool = False,
     ) -> None:
         self._lama, self._depth_model, self._line_art, self._face_embedder = lama, depth_model, line_art, face_embedder
         self.generators = generators
-        self.object_regions = object_regions
+        self._segment, self.object_regions = segment, object_regions
+        if self.can_portray and face_embedder is None:
+            raise MissingDependencyError("InstantID needs face features: name an ArcFace ONNX file as face_embedder")
         self._known: dict[str, OrderedDict[int, Any]] = {}
 
     def missing(self, task: str) -> tuple[str, ...]:
         """Names of the weights that a task needs and that have not been fetched."""
         return tuple(name for name in needed_weights(task) if not is_there(name))
 
+    @property
+    def can_portray(self) -> bool:
+        """Whether a person's further pictures can be generated."""
+        return self.generators is not None and self.generators.can_portray
+
+    @cached_property
+    def can_segment(self) -> bool:
+        """Whether objects may be found; tasks that only profit from them do without if not."""
+        return self._segment and all(is_there(name) for name in (*_SAM2, *_NAMES))
+
     def objects(self, image: np.ndarray) -> list[Object]:
         """The objects of a picture (H, W, 3) uint8, largest first."""
-        return self._once("objects", image, lambda: self.segmenter.find_objects(image))
+        return self.once("objects", (image,), lambda: self.segmenter.find_objects(image))
 
     def edges(self, image: np.ndarray) -> np.ndarray:
         """Soft edges (H, W) float32 0 … 1."""
-        return self._once("edges", image, lambda: self._soft_edges(image))
+        return self.once("edges", (image,), lambda: self._soft_edges(image))
 
     def contour(self, image: np.ndarray) -> np.ndarray:
         """Fine lines, dark on white, (H, W, 3) uint8."""
@@ -76,15 +95,15 @@ class Tools:
 
     def depth(self, image: np.ndarray) -> np.ndarray:
         """Nearness (H, W) float32 0 … 1."""
-        return self._once("depth", image, lambda: self._depth(image))
+        return self.once("depth", (image,), lambda: self._depth(image))
 
     def person(self, image: np.ndarray) -> Person | None:
         """The person of a picture, whose face is seen: the pose net alone takes animals and towers for people."""
-        return self._once("person", image, lambda: self._person_with_face(image))
+        return self.once("person", (image,), lambda: self._person_with_face(image))
 
     def faces(self, image: np.ndarray) -> list[Face]:
         """The faces of a picture, largest first."""
-        return self._once("faces", image, lambda: self._face_finder.find(image))
+        return self.once("faces", (image,), lambda: self._face_finder.find(image))
 
     def word(self, image: np.ndarray, mask: np.ndarray) -> str:
         """What is under a mask (H, W) bool: "person" where a face is, a thing's name, "object" if none is certain."""
@@ -98,7 +117,7 @@ class Tools:
 
     def text(self, image: np.ndarray) -> list:
         """The lines of text of a picture (`ace.extract.text.Line`)."""
-        return self._once("text", image, lambda: self.reader.read(image))
+        return self.once("text", (image,), lambda: self.reader.read(image))
 
     def fill(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The picture with what is under the mask (H, W) bool made up from its surroundings."""
@@ -189,8 +208,9 @@ class Tools:
         boxes = (face.box for face in self.faces(image))
         return person if any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes) else None
 
-    def _once(self, what: str, image: np.ndarray, find: Callable[[], Any]) -> Any:
-        key = hash((image.shape, image.tobytes()))
+    def once(self, what: str, arrays: tuple[np.ndarray, ...], find: Callable[[], T]) -> T:
+        """What `find` gives for these arrays, found once and then remembered for a while under the name `what`."""
+        key = hash(tuple((array.shape, array.tobytes()) for array in arrays))
         known = self._known.setdefault(what, OrderedDict())
         if key not in known:
             known[key] = find()
@@ -209,7 +229,8 @@ def _middle(face: Face, shape: tuple[int, ...]) -> tuple[float, float]:
 _SAM2 = ("sam2-encoder", "sam2-decoder")
 _MTCNN = ("mtcnn-p", "mtcnn-r", "mtcnn-o")
 _POSE = ("pose-detector", "pose-landmarks", *_MTCNN)
-_OBJECTS = (*_SAM2, *_MTCNN, "efficientnet-lite2", "migan")
+_NAMES = (*_MTCNN, "efficientnet-lite2")
+_OBJECTS = (*_SAM2, *_NAMES, "migan")
 _NEEDED: dict[str, tuple[str, ...]] = {
     "low_level_analysis/segmentation": _SAM2,
     "low_level_analysis/depth": ("fastdepth",),

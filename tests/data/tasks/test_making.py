@@ -1,15 +1,20 @@
 """What the makers are made of: words, places, colours, styles, cleaning of removals, generators of diffusers."""
 
+from dataclasses import replace
 from random import Random
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from ace.conditions import ConditionUnit, LongContextConditionUnit
+from ace.data.sample import EditSample
+from ace.data.tasks import check
 from ace.data.tasks.common import say
 from ace.data.tasks.describe import name_color, name_place_of
 from ace.data.tasks.stylers import STYLERS
-from ace.data.tasks.things import is_part, seam, solidity
+from ace.data.tasks.things import LEAST_VISIBLE, is_part, seam, solidity, visible_change
 from ace.data.tasks.tools import Tools
 from tests.extract.photographs import needs, photograph
 
@@ -56,6 +61,21 @@ def test_a_hard_patch_has_a_seam_and_a_smooth_filling_has_none():
     assert seam(patched, hole) > 2 * seam(smooth, hole)
 
 
+def test_one_texture_in_place_of_a_like_one_is_no_visible_change():
+    dice = np.random.default_rng(0)
+    gravel, other = (dice.integers(60, 200, (160, 160, 3)).astype(np.uint8) for _ in range(2))
+    mask = np.zeros((160, 160), bool)
+    mask[50:110, 50:110] = True
+    same, ball = np.where(mask[..., None], other, gravel), gravel.copy()
+    ball[mask] = (200, 40, 40)
+    assert np.abs(same.astype(int) - gravel)[mask].mean() > 30, "every pixel differs"
+    assert visible_change(gravel, same, mask) < LEAST_VISIBLE < visible_change(gravel, ball, mask)
+    unit = ConditionUnit("remove it from {image}", (Image.fromarray(gravel),))
+    sample = EditSample(LongContextConditionUnit(unit), Image.fromarray(same), "element_editing/object_remove", {})
+    assert check(sample, Tools()) == "hardly anything changed"
+    assert check(replace(sample, target=Image.fromarray(ball)), Tools()) is None
+
+
 def test_rims_and_parts_are_no_whole_objects():
     y, x = np.mgrid[:120, :120]
     distance = np.hypot(y - 60, x - 60)
@@ -64,51 +84,6 @@ def test_rims_and_parts_are_no_whole_objects():
     assert is_part(inner, rim) and is_part(inner, disc)
     assert not is_part(disc, inner) and not is_part(disc, np.ones_like(disc))
     assert not is_part(np.roll(inner, 50, 1), disc)
-
-
-@pytest.mark.slow
-def test_an_instruction_editor_of_diffusers_makes_the_styled_side(tmp_path):
-    """A pipeline of the published class with tiny random weights, saved and found as a user's folder would be."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        EulerAncestralDiscreteScheduler,
-        StableDiffusionInstructPix2PixPipeline,
-        UNet2DConditionModel,
-    )
-    from PIL import Image
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from ace.data.sample import EditSample
-    from ace.data.tasks import Source, Tools, check, style
-    from ace.data.tasks.generators import Generators
-
-    torch.manual_seed(0)
-    letters = {f"{letter}</w>": number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
-    vocabulary = {**letters, "<|startoftext|>": 26, "<|endoftext|>": 27}
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16, norm_num_groups=4, attention_head_dim=4,
-    )  # fmt: skip
-    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=28,
-            bos_token_id=26, eos_token_id=27, pad_token_id=27,
-        )
-    )  # fmt: skip
-    pipeline = StableDiffusionInstructPix2PixPipeline(
-        vae=vae, text_encoder=text, tokenizer=CLIPTokenizer(vocabulary, [], model_max_length=77), unet=unet,
-        scheduler=EulerAncestralDiscreteScheduler(), safety_checker=None, feature_extractor=None,
-        image_encoder=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(tmp_path / "editor")
-    tools = Tools(generators=Generators(editor_folder=tmp_path / "editor", device="cpu", steps=1))
-    source = Source(Image.fromarray(photograph("chelsea", 64)), "cat")
-    sample = style.make(source, Random(0), tools)
-    assert isinstance(sample, EditSample) and sample.provenance["made_by"] == "instruction editor"
-    assert check(sample, tools) is None
 
 
 POSE_AND_NAMES = ("pose-detector", "pose-landmarks", "mtcnn-p", "mtcnn-r", "mtcnn-o", "efficientnet-lite2")
