@@ -167,7 +167,7 @@ def _settings(file: Path, metadata: Mapping[str, str]) -> dict:
             settings = json.loads(beside.read_text(encoding="utf-8"))
         else:
             text = metadata.get("lora_adapter_metadata", "{}")
-            settings = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+            settings = {key.rpartition(".")[2]: value for key, value in json.loads(text).items()}  # diffusers' prefix
     except (ValueError, AttributeError):
         raise CheckpointError(f"the settings of {file.name} cannot be read: get the adapter again") from None
     if settings.get("use_dora"):

@@ -1,37 +1,48 @@
 """LoRA through PEFT: which layers, where to go on from, and the two formats in which adapters are handed on.
 
 An adapter folder holds PEFT's own pair of files and `comfyui.safetensors`, with ComfyUI's names and the alpha beside
-every pair. Not here: using adapters for inference.
+every pair. Not here: using adapters for inference; names of FLUX (`adapters_plus.py`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ace.errors import CheckpointError, ConfigError
+from ace.inference.adapters import find_adapter
+from ace.model.lora import read_adapter
+from ace.model.transformer import ACETransformer
 from ace.training.config import Lora
 
 ACE_TARGETS = ("to_q", "to_k", "to_v", "to_out", "mlp.up", "mlp.down")
 PEFT_PREFIX = "base_model.model."
 PEFT_FILE, COMFYUI_FILE = "adapter_model.safetensors", "comfyui.safetensors"
-_COMFYUI = re.compile(r"lora_unet_(.+)\.(lora_down\.weight|lora_up\.weight|alpha)")
-_SWIFT = re.compile(r"model\.(.+)\.lora_([AB])\.0_SwiftLoRA\.weight")
 
 
-def add_lora(model: nn.Module, lora: Lora, targets: tuple[str, ...] | str = ACE_TARGETS) -> None:
+def read_lora(start: str, transformer: nn.Module) -> dict[str, Tensor]:
+    """An adapter of ACE, a file or folder in any format that inference reads, as `lora_state` gives it; its alpha is
+    worked in, so that it adds with a scale of 1. Raises ConfigError or CheckpointError."""
+    return read_adapter(find_adapter(Path(start)), cast(ACETransformer, transformer)).state_dict(torch.float32)
+
+
+def add_lora(
+    model: nn.Module,
+    lora: Lora,
+    targets: tuple[str, ...] | str = ACE_TARGETS,
+    read: Callable[[str, nn.Module], dict[str, Tensor]] = read_lora,
+) -> None:
     """Freeze a diffusers model and put trainable adapters on its layers, started from `lora.start` if it says so.
 
-    targets: where the recipe names none; one string is a regular expression of whole names. Raises ConfigError if no
-    layer matches, CheckpointError for a start that does not fit."""
+    targets: where the recipe names none; one string is a regular expression of whole names. read: what `read_lora` is,
+    for another model. Raises ConfigError if no layer matches, CheckpointError for a start that does not fit."""
     model.requires_grad_(False)
     names = list(lora.targets) or (targets if isinstance(targets, str) else list(targets))
     alpha: Any = lora.scale_alpha  # PEFT takes fractions too
@@ -41,16 +52,20 @@ def add_lora(model: nn.Module, lora: Lora, targets: tuple[str, ...] | str = ACE_
     except ValueError as error:
         raise ConfigError(f"lora: no layer matches {', '.join(lora.targets)}: {str(error).splitlines()[0]}") from None
     if lora.start:
-        start = read_lora(Path(lora.start), model)
-        own = get_peft_model_state_dict(model)
-        shapes, wanted = ({name: value.shape for name, value in part.items()} for part in (start, own))
-        if unfit := sorted(dict(shapes.items() ^ wanted.items())):
-            where = Path(lora.start).name
-            raise CheckpointError(f"{where} does not fit rank {lora.rank} and these targets: {unfit[0]}")
-        set_peft_model_state_dict(model, start)
+        _start_from(model, lora, read(lora.start, model))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_" in name:
             parameter.data = parameter.data.float()  # trained in float32 whatever the base is
+
+
+def _start_from(model: nn.Module, lora: Lora, start: dict[str, Tensor]) -> None:
+    """Put an adapter with a scale of 1 where one with the recipe's scale is trained."""
+    shapes, wanted = ({n: v.shape for n, v in part.items()} for part in (start, get_peft_model_state_dict(model)))
+    if unfit := sorted(dict(shapes.items() ^ wanted.items())):
+        where = Path(lora.start).name
+        raise CheckpointError(f"{where} does not fit rank {lora.rank} and these targets: {unfit[0]}")
+    scale = lora.scale_alpha / lora.rank
+    set_peft_model_state_dict(model, {n: v / scale if "lora_B" in n else v for n, v in start.items()})
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
@@ -59,13 +74,20 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_lora(model: nn.Module, lora: Lora, folder: Path) -> None:
-    """Write the adapter in PEFT's and ComfyUI's formats."""
+    """Write the adapter in PEFT's and ComfyUI's formats; PEFT's file holds its settings too, as diffusers writes them,
+    so that it keeps its alpha when it is moved on its own."""
     folder.mkdir(parents=True, exist_ok=True)
     state = lora_state(model)
-    save_file({PEFT_PREFIX + name: value for name, value in state.items()}, folder / PEFT_FILE, {"format": "pt"})
     configs: Any = model.peft_config
+    settings = {PEFT_PREFIX + key: _plain(value) for key, value in configs["default"].to_dict().items()}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings)}
+    save_file({PEFT_PREFIX + name: value for name, value in state.items()}, folder / PEFT_FILE, metadata)
     configs["default"].save_pretrained(str(folder))
     save_file(to_comfyui(state, lora.scale_alpha), folder / COMFYUI_FILE, {"format": "pt"})
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else value
 
 
 def to_comfyui(state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -77,36 +99,3 @@ def to_comfyui(state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
         converted[f"{stem}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = value
         converted[f"{stem}.alpha"] = torch.tensor(alpha)
     return converted
-
-
-def read_lora(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """An adapter for `model` in PEFT's, ComfyUI's or the published trainer's (Swift) names, as `lora_state` gives it.
-
-    path: a file, or a folder that holds one. ComfyUI's alpha is worked into the up weights where it is not the rank.
-    Raises CheckpointError if it cannot be read or names layers that the model does not have."""
-    if path.is_dir():
-        path = next((path / name for name in (PEFT_FILE, COMFYUI_FILE) if (path / name).is_file()), path)
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter {path.name} cannot be read: {str(error).splitlines()[0]}") from None
-    names = [n.replace(".base_layer", "") for n, _ in model.named_modules() if "lora_" not in n]
-    layers = {name.replace(".", "_"): name for name in names}
-    state: dict[str, Tensor] = {}
-    for name, value in stored.items():
-        if match := _COMFYUI.fullmatch(name):
-            layer = layers.get(match[1])
-            if layer is None:
-                raise CheckpointError(f"{path.name} has {match[1]}, the model does not: it is for another model")
-            if match[2] == "alpha":
-                continue
-            if match[2] == "lora_up.weight":
-                alpha = stored.get(f"lora_unet_{match[1]}.alpha")
-                scale = 1.0 if alpha is None else float(alpha) / value.shape[1]
-                value = value * scale if scale != 1 else value
-            state[f"{layer}.lora_{'A' if 'down' in match[2] else 'B'}.weight"] = value
-        elif match := _SWIFT.fullmatch(name):
-            state[f"{match[1]}.lora_{match[2]}.weight"] = value
-        else:
-            state[name.removeprefix(PEFT_PREFIX).removeprefix("transformer.")] = value
-    return state

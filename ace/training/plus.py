@@ -4,13 +4,14 @@ channels), with flow matching.
 Canvases go through the model one by one: they are large, all of different sizes, and FLUX has no packed attention. The
 loss is over the whole canvas, its reference too, as published. Autoencoder, T5 and CLIP are frozen.
 
-Not here: the canvas (`canvas.py`), the loop, inference (`ace.inference.pipeline_plus`).
+Not here: the canvas (`canvas.py`), layers and names of adapters (`adapters_plus.py`), previews
+(`previews_plus.py`), the loop, inference (`ace.inference.pipeline_plus`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers import FluxTransformer2DModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -30,8 +30,9 @@ from ace.inference.pipeline_plus import ACEPlusPipeline
 from ace.inference.plus_inputs import condition_tokens, pack, position_ids
 from ace.inference.plus_load import load_plus
 from ace.inference.plus_sources import find_plus
-from ace.model.convert_plus import FluxSizes, flux_sizes, pieces, widen
-from ace.training.adapters import COMFYUI_FILE, add_lora, lora_state, save_lora, to_comfyui
+from ace.model.convert_plus import FluxSizes, widen
+from ace.training.adapters import add_lora
+from ace.training.adapters_plus import PLUS_TARGETS, plain_sizes, read_plus_lora, save_plus_lora
 from ace.training.batches import BROKEN
 from ace.training.cache import FeatureCache, picture_content
 from ace.training.canvas import TrainingCanvas, training_canvas
@@ -41,13 +42,6 @@ from ace.training.previews_plus import canvas_parts, draw_plus_previews
 from ace.training.report import write_report
 from ace.training.sources import Mixture, Records, open_records
 from ace.training.stream import Item, Skipped
-
-# the published list, as diffusers names the layers: of double blocks modulation, attention and MLP of both streams, of
-# single blocks both linears and the modulation; not the embedders, not the final layer
-PLUS_TARGETS = (
-    r"transformer_blocks\.\d+\.(norm1(_context)?\.linear|attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
-    r"|ff(_context)?\.net\.(0\.proj|2))|single_transformer_blocks\.\d+\.(norm\.linear|attn\.to_[qkv]|proj_mlp|proj_out)"
-)
 
 
 @dataclass(frozen=True)
@@ -192,7 +186,7 @@ def train_plus(
 ) -> ACEPlusPipeline:
     """Run the recipe; writes an adapter to `folder/adapter`, or the whole pipeline to `folder/model`, and a report."""
     pipeline = start_plus(recipe)
-    sizes = flux_sizes(_plain_shapes(pipeline.transformer))
+    sizes = plain_sizes(pipeline.transformer)
     train(_task(pipeline, sizes, recipe, folder), recipe, folder, quiet, tell)
     if PartialState().is_main_process:
         _save(pipeline, sizes, recipe, folder)
@@ -217,7 +211,7 @@ def start_plus(recipe: PlusRecipe) -> ACEPlusPipeline:
     widen_model(pipeline.transformer, recipe.in_channels)
     pipeline.transformer.requires_grad_(True)
     if recipe.lora:
-        add_lora(pipeline.transformer, recipe.lora, PLUS_TARGETS)
+        add_lora(pipeline.transformer, recipe.lora, PLUS_TARGETS, lambda *_: read_plus_lora(recipe))
     if recipe.gradient_checkpointing:
         pipeline.transformer.enable_gradient_checkpointing()
     return pipeline
@@ -252,42 +246,6 @@ def _task(pipeline: ACEPlusPipeline, sizes: FluxSizes, recipe: PlusRecipe, folde
 
 def _save(pipeline: ACEPlusPipeline, sizes: FluxSizes, recipe: PlusRecipe, folder: Path) -> None:
     if recipe.lora:
-        save_lora(pipeline.transformer, recipe.lora, folder / "adapter")
-        state = fused_lora(lora_state(pipeline.transformer), sizes)
-        save_file(to_comfyui(state, recipe.lora.scale_alpha), folder / "adapter" / COMFYUI_FILE)
+        save_plus_lora(pipeline.transformer, recipe.lora, sizes, folder / "adapter")
     else:
         pipeline.save_pretrained(folder / "model")
-
-
-def _plain_shapes(transformer: nn.Module) -> dict[str, tuple[int, ...]]:
-    state = transformer.state_dict()
-    return {n.replace(".base_layer", ""): tuple(v.shape) for n, v in state.items() if "lora_" not in n}
-
-
-def fused_lora(state: Mapping[str, Tensor], sizes: FluxSizes) -> dict[str, Tensor]:
-    """diffusers' layers of an adapter as the published ones: queries, keys and values are one layer there.
-
-    Their pairs stand one above the other, and side by side in a block diagonal: exact, at the sum of their ranks. The
-    alpha that goes with it must grow alike, so the strength of alpha / rank is kept by scaling the up weights."""
-    groups: dict[str, list[tuple[int, int, Tensor, Tensor]]] = {}
-    for parameter, piece in pieces(sizes).items():
-        layer = parameter.removesuffix(".weight")
-        if f"{layer}.lora_A.weight" in state:
-            down, up = state[f"{layer}.lora_A.weight"], state[f"{layer}.lora_B.weight"]
-            start = piece.start or 0
-            groups.setdefault(piece.source.removesuffix(".weight"), []).append((start, len(up), down, up))
-    sources = {piece.source: 0 for piece in pieces(sizes).values()}
-    for piece in pieces(sizes).values():
-        sources[piece.source] = max(sources[piece.source], piece.stop or 0)
-    fused: dict[str, Tensor] = {}
-    for layer, parts in groups.items():
-        rows = sources[f"{layer}.weight"] or parts[0][1]
-        rank = sum(len(down) for _, _, down, _ in parts)
-        up = torch.zeros(rows, rank, dtype=parts[0][3].dtype)
-        column = 0
-        for start, count, down, own in parts:
-            up[start : start + count, column : column + len(down)] = own * (rank / len(down))
-            column += len(down)
-        fused[f"{layer}.lora_A.weight"] = torch.cat([down for _, _, down, _ in parts])
-        fused[f"{layer}.lora_B.weight"] = up
-    return fused

@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import FluxTransformer2DModel
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 
 from ace.conditions.canvas import Reference
@@ -91,19 +93,19 @@ def merged(transformer: FluxTransformer2DModel, adapter: Adapter) -> Iterator[No
     """The base's weights with the adapter in them, as inference loads them; afterwards the very ones from before.
 
     Those wait in main memory, so that a GPU never holds both."""
-    kept: dict[str, torch.Tensor] = {}
-    trained = [p for p in transformer.parameters() if p.requires_grad]
-    for name, delta in adapter.deltas.items():
-        weight = transformer.get_submodule(name.removesuffix(".weight")).base_layer.weight  # type: ignore[union-attr]
+    layers = {name: transformer.get_submodule(name.removesuffix(".weight")) for name in adapter.deltas}
+    weights = {name: cast(torch.Tensor, cast(LoraLayer, layer).base_layer.weight) for name, layer in layers.items()}
+    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    kept = {}
+    for name, weight in weights.items():
         kept[name] = weight.data.cpu()
-        weight.data = delta.apply(weight.data, 1.0)
+        weight.data = adapter.deltas[name].apply(weight.data, 1.0)
     transformer.disable_adapters()
     try:
         yield
     finally:
         transformer.enable_adapters()
-        for name, before in kept.items():
-            weight = transformer.get_submodule(name.removesuffix(".weight")).base_layer.weight  # type: ignore[union-attr]
-            weight.data = before.to(weight.device)
+        for name, weight in weights.items():
+            weight.data = kept[name].to(weight.device)
         for parameter in trained:  # switching adapters off also froze them
             parameter.requires_grad_(True)

@@ -175,7 +175,7 @@ def test_a_lora_trains_little_and_goes_on_from_either_of_its_formats(tmp_path: P
     base = {name.replace(".base_layer", ""): value for name, value in trained.state_dict().items()}
     assert all(torch.equal(base[name], value) for name, value in before.items())
     from_peft, from_comfyui = (
-        read_lora(adapter / n, trained) for n in ("adapter_model.safetensors", "comfyui.safetensors")
+        read_lora(str(adapter / n), trained) for n in ("adapter_model.safetensors", "comfyui.safetensors")
     )
     assert len(from_peft) == 2 * 8 * 10
     assert from_peft.keys() == from_comfyui.keys()
@@ -185,7 +185,7 @@ def test_a_lora_trains_little_and_goes_on_from_either_of_its_formats(tmp_path: P
     going_on = train_model(
         dataclasses.replace(again, stages=(dataclasses.replace(STAGE, lr=1e-12),)), tmp_path / "two", quiet=True
     )
-    state = read_lora(tmp_path / "two" / "adapter", going_on.transformer)
+    state = read_lora(str(tmp_path / "two" / "adapter"), going_on.transformer)
     assert all(torch.allclose(state[name], value, atol=1e-9) for name, value in from_peft.items())
 
 

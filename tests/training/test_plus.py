@@ -16,9 +16,10 @@ from ace.inference.plus_load import load_plus
 from ace.inference.plus_sources import find_plus
 from ace.inference.plus_weights import load_adapter
 from ace.model.convert_plus import FLUX_FILL, pieces
+from ace.training.adapters_plus import PLUS_TARGETS
 from ace.training.config import Lora, PlusRecipe, Source, Stage
 from ace.training.plan import FLUX_PARAMETERS
-from ace.training.plus import PLUS_TARGETS, train_plus
+from ace.training.plus import start_plus, train_plus
 from ace.training.previews import preview_samples, save_sheet
 from ace.training.previews_plus import plus_requests
 from ace.training.sources import Mixture, open_records
@@ -102,7 +103,7 @@ def test_a_preview_of_a_whole_model_is_what_inference_draws(tmp_path: Path, base
 
 
 def test_a_lora_of_ace_plus_is_what_inference_loads_in_both_formats(tmp_path: Path, base: Path, pairs: Path):
-    trained = train_plus(recipe(base, pairs, lora=Lora(rank=2)), tmp_path, quiet=True).transformer
+    trained = train_plus(recipe(base, pairs, lora=Lora(rank=2, alpha=3.0)), tmp_path, quiet=True).transformer
     layers = {n.rpartition(".lora_A")[0] for n, _ in trained.named_parameters() if ".lora_A" in n}
     assert layers and all(re.fullmatch(PLUS_TARGETS, layer) for layer in layers)
     files = [tmp_path / "adapter" / name for name in ("adapter_model.safetensors", "comfyui.safetensors")]
@@ -111,11 +112,19 @@ def test_a_lora_of_ace_plus_is_what_inference_loads_in_both_formats(tmp_path: Pa
     assert "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight" in load_file(files[1])
     changed = 0
     for name, delta in adapters[0].deltas.items():
-        zero = torch.zeros(trained.get_submodule(name.removesuffix(".weight")).base_layer.weight.shape)
+        layer = trained.get_submodule(name.removesuffix(".weight"))
+        zero = torch.zeros(layer.base_layer.weight.shape)
         ours, theirs = (d.apply(zero, 1.0) for d in (delta, adapters[1].deltas[name]))
         assert torch.allclose(ours, theirs, atol=1e-7)
+        assert torch.allclose(ours, layer.get_delta_weight("default"), atol=1e-7), "as strong as it was trained"
         changed += bool(ours.abs().max() > 0)
     assert changed > 10
+    for file in files:  # goes on from either, with another alpha
+        start = Lora(rank=2, alpha=1.0, start=str(file))
+        again = start_plus(recipe(base, pairs, lora=start)).transformer
+        for name in adapters[0].deltas:
+            was, now = (model.get_submodule(name.removesuffix(".weight")) for model in (trained, again))
+            assert torch.allclose(was.get_delta_weight("default"), now.get_delta_weight("default"), atol=1e-7)
 
 
 def test_full_training_widens_the_model_and_the_result_loads(tmp_path: Path, base: Path, pairs: Path):
