@@ -127,8 +127,15 @@ function drawTalk(before) {
   turns.forEach((turn, place) => { if (column.children[place] !== turn) column.insertBefore(turn, column.children[place] || null); });
   while (column.children.length > turns.length) column.lastChild.remove();
   const grown = !before || before.head !== view.head || (busy && !before.running);
-  if (grown && turns.length) requestAnimationFrame(() => turns.at(-1).scrollIntoView({ block: "end", behavior: before ? "smooth" : "auto" }));
+  if (grown && turns.length) requestAnimationFrame(() => reveal(turns.at(-1), before ? "smooth" : "auto"));
   if (before && before.running && !busy && before.head !== view.head) part.live.textContent = `Done: ${mention(view.head)}`;
+}
+
+// Scroll to the end of a turn, but never so far that the top of its picture is out of sight.
+function reveal(turn, behavior) {
+  const box = part.talk.getBoundingClientRect(), picture = turn.querySelector(".stage") || turn;
+  const end = turn.getBoundingClientRect().bottom + 20 - box.bottom, most = picture.getBoundingClientRect().top - 20 - box.top;
+  part.talk.scrollBy({ top: Math.min(end, most), behavior });
 }
 
 function turnOf(one) {
@@ -152,11 +159,13 @@ function asked(one) {
 }
 
 function named(text, inputs) {
+  const several = /\{image\d/.test(text);
   return text.split(/(\{image\d*\})/).map((piece) => {
     const match = /^\{image(\d*)\}$/.exec(piece);
-    const input = match && inputs[Number(match[1] || 0)];
-    if (!input) return match ? "the picture" : piece;
-    return h("span", { class: "name" }, h("img", { src: address(input.picture), alt: "" }), input.node ? mention(input.node) : `picture ${Number(match[1] || 0) + 1}`);
+    if (!match) return piece;
+    const place = Number(match[1] || 0), input = inputs[place], numbered = `picture ${place + 1}`;
+    if (!input) return several ? numbered : "the picture";
+    return h("span", { class: "name" }, h("img", { src: address(input.picture), alt: "" }), input.node ? mention(input.node) : numbered);
   });
 }
 
@@ -290,7 +299,7 @@ function drawTree(changed) {
   const focused = part.tree.contains(document.activeElement) && document.activeElement.dataset.node;
   part.tree.replaceChildren(h("div", { class: "field", style: `width: ${columns * 64 + 8}px; height: ${high * 62 + 6}px` }, h("svg", {}, lines), thumbs));
   const current = part.tree.querySelector('[aria-current="true"]');
-  if (current) part.tree.scrollTo({ left: current.offsetLeft - part.tree.clientWidth + 120, top: current.offsetTop - 40 });
+  if (current) part.tree.scrollTo({ left: current.offsetLeft - part.tree.clientWidth + 120, top: current.offsetTop - (part.tree.clientHeight - current.offsetHeight) / 2 });
   if (focused) part.tree.querySelector(`[data-node="${focused}"]`)?.focus();
 }
 
