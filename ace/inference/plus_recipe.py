@@ -18,7 +18,7 @@ from ace.errors import InputError, ModelNotFoundError
 from ace.inference.adapters import match_adapters
 from ace.inference.plus_models import PLUS_MODELS
 from ace.inference.plus_sources import PlusFiles, find_plus
-from ace.inference.recipe import Environment, Recipe, Setting, hash_file
+from ace.inference.recipe import Environment, Recipe, Setting
 
 if TYPE_CHECKING:
     from ace.inference.pipeline_plus import ACEPlusPipeline, PlusState
@@ -71,7 +71,7 @@ def _weight_settings(model: PlusFiles, pipeline: ACEPlusPipeline) -> dict[str, S
     }
     if model.adapters:
         settings["adapters"] = json.dumps(
-            [{"name": a.name, "sha256": hash_file(a.path), "weight": a.strength} for a in model.adapters]
+            [{"name": a.name, "sha256": a.sha256, "weight": a.strength} for a in model.adapters]
         )
     return {name: value for name, value in settings.items() if value}
 

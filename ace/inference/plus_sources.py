@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ace.inference.hashes import hash_model_once, hash_once
 from ace.inference.plus_addresses import locate
 from ace.inference.plus_models import BASE_HUB_ID, BASE_VARIABLE, PLUS_MODELS, PlusModel, is_plus
-from ace.inference.recipe import hash_file, hash_model
+from ace.inference.sources import cache_folder
 
 if TYPE_CHECKING:
     from ace.model.convert_plus import FluxSizes
@@ -36,6 +37,11 @@ class AdapterFile:
     path: Path
     strength: float = 1.0
     name: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file."""
+        return hash_once(self.path, cache_folder())
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,15 @@ class PlusFiles:
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that makes the pictures: the parts' and weights' names and contents, and strengths."""
+        cache = cache_folder()
         digest = hashlib.sha256()
         for part in PARTS:
             if (self.base / part).is_dir():
-                digest.update(f"{part}\0{hash_model(self.base / part)}\n".encode())
+                digest.update(f"{part}\0{hash_model_once(self.base / part, cache)}\n".encode())
         weights = self.transformer
-        digest.update((hash_model(weights) if weights.is_dir() else hash_file(weights)).encode())
+        digest.update((hash_model_once(weights, cache) if weights.is_dir() else hash_once(weights, cache)).encode())
         for adapter in self.adapters:
-            digest.update(f"{hash_file(adapter.path)}\0{adapter.strength}\n".encode())
+            digest.update(f"{adapter.sha256}\0{adapter.strength}\n".encode())
         return digest.hexdigest()
 
 
