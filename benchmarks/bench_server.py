@@ -2,12 +2,12 @@
 
 Both are the same engine with the same model and every exact optimisation on; one at a time is `max_running = 1`, first
 come first served. Requests are mixed (sizes, 0 to 3 images, masks, histories, steps), drawn from a seed, and arrive in
-closed loop: so many clients, each with its next request when it has its last answer. Runs alternate, the better of each
-counts, since other programs may be at work on the machine.
+closed loop: so many clients, each with its next request when it has its last answer. Runs of the two alternate, in turn
+the one and the other first, and the median over the runs counts, since other programs may be at work on the machine.
 
-    python benchmarks/bench_server.py [--thorough] [--model NAME] [--device cuda] [--full-size] [--clients 1 4 16]
+    python benchmarks/bench_server.py [--thorough] [--rounds 5] [--clients 1 4 16] [--model NAME] [--device cuda]
 
-`--full-size` takes random weights in the published 0.6B shapes (bfloat16, wants a GPU). Not here: HTTP, whose own time
+With `--full-size` random weights in the published 0.6B shapes (bfloat16, wants a GPU). Not here: HTTP, whose own time
 is a few milliseconds; `soak.py` drives that.
 """
 
@@ -21,6 +21,7 @@ import random
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.inference.edit import Job, Settings
 from ace.inference.sources import find_model, load_pipeline
 from ace.server.engine import Engine, Limits
+
+WAYS = {"one by one": Limits(max_running=1), "continuous": Limits()}
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,20 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def report(name: str, outcome: Outcome, count: int) -> dict[str, float | str]:
-    numbers = {
-        "way": name,
-        "pictures_per_s": count / outcome.seconds,
-        "mean_s": statistics.mean(outcome.all),
-        "p50_s": percentile(outcome.all, 0.5),
-        "p99_s": percentile(outcome.all, 0.99),
-        "short_mean_s": statistics.mean(outcome.short),
-        "together": outcome.together,
-    }
-    print(
-        "  " + "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v:12}" for k, v in numbers.items()), flush=True
-    )
+FIGURES: dict[str, Callable[[Outcome], float]] = {
+    "pictures_per_s": lambda run: len(run.all) / run.seconds,
+    "mean_s": lambda run: statistics.mean(run.all),
+    "p50_s": lambda run: percentile(run.all, 0.5),
+    "p99_s": lambda run: percentile(run.all, 0.99),
+    "short_mean_s": lambda run: statistics.mean(run.short),
+    "together": lambda run: run.together,
+}
+
+
+def report(name: str, runs: list[Outcome]) -> dict[str, float]:
+    """The median of each figure over the runs, printed."""
+    numbers = {what: statistics.median(figure(run) for run in runs) for what, figure in FIGURES.items()}
+    print(f"  {name:12}  " + "  ".join(f"{what} {value:.3g}" for what, value in numbers.items()), flush=True)
     return numbers
 
 
@@ -159,7 +163,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full-size", action="store_true")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE", help="write all numbers here")
     arguments = parser.parse_args()
     model = find_model(arguments.model)
@@ -172,21 +176,19 @@ def main() -> None:
     print(
         f"{name}, {torch.get_num_threads()} of {os.cpu_count()} CPU threads, torch {torch.__version__}, "
         f"{'0.6B shapes, random weights' if arguments.full_size else model.name}, "
-        f"{pipeline.transformer.dtype}; best of {arguments.rounds} alternating runs"
+        f"{pipeline.transformer.dtype}; medians of {arguments.rounds} alternating runs"
     )
     steps = 6 if arguments.thorough else 3
     results = []
     for clients in arguments.clients:
-        count = max(16, 4 * clients) if arguments.thorough else max(8, 2 * clients)
+        count = max(32, 4 * clients) if arguments.thorough else max(16, 2 * clients)
         jobs = mixed_jobs(count, side, steps)
         print(f"{clients} clients, {count} mixed requests", flush=True)
-        best: dict[str, Outcome] = {}
-        for _ in range(arguments.rounds):
-            for way, limits in (("one by one", Limits(max_running=1)), ("continuous", Limits())):
-                outcome = run(pipeline, model, jobs, clients, limits)
-                if way not in best or outcome.seconds < best[way].seconds:
-                    best[way] = outcome
-        one, many = (report(way, best[way], count) for way in ("one by one", "continuous"))
+        runs: dict[str, list[Outcome]] = {way: [] for way in WAYS}
+        for number in range(arguments.rounds):
+            for way in sorted(WAYS, reverse=number % 2 == 0):
+                runs[way].append(run(pipeline, model, jobs, clients, WAYS[way]))
+        one, many = (report(way, runs[way]) for way in WAYS)
         ratios = {
             "throughput": many["pictures_per_s"] / one["pictures_per_s"],
             "mean latency": many["mean_s"] / one["mean_s"],
