@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ace.data.world.backgrounds import COLORS, Background, near, paint
+from ace.data.world.backgrounds import COLORS, Background, paint
+from ace.data.world.landscapes import near
 from ace.data.world.puppet import Puppet, draw_puppet
 from ace.data.world.sprites import Face, SpriteLibrary
 from ace.errors import ConfigError
