@@ -70,9 +70,10 @@ _TIME_WORDS = {"day": "", "sunset": " at sunset", "night": " at night"}
 
 @dataclass(frozen=True)
 class Background:
-    """A background, named. kind: of `PATTERNS`, `LANDSCAPES` or `PLACES`. colors: one name for plain, two for the other patterns, none otherwise.
+    """A background, named.
 
-    time_of_day: of `TIMES` for landscapes, "" otherwise."""
+    kind: of `PATTERNS`, `LANDSCAPES` or `PLACES`. colors: one name for plain, two for the other patterns, none
+    otherwise. time_of_day: of `TIMES` for landscapes, "" otherwise."""
 
     kind: str
     colors: tuple[str, ...] = ()
@@ -112,8 +113,9 @@ class Background:
 
 @dataclass(frozen=True)
 class Painted:
-    """A painted window, read-only. image: (H, W, 3) uint8. classes: (H, W) uint8, `BACKDROP` … `BUILDING`. depth: (H, W)
-    float32, 0 far … 1 near."""
+    """A painted window, read-only.
+
+    image: (H, W, 3) uint8. classes: (H, W) uint8, `BACKDROP` … `BUILDING`. depth: (H, W) float32, 0 far … 1 near."""
 
     image: np.ndarray
     classes: np.ndarray
