@@ -54,8 +54,12 @@ def test_an_example_runs_and_gives_a_picture_of_the_right_size(command, models, 
             drawn.paste(255, (10, 10, 40, 30))
         drawn.save(name)
     edits = arguments[1].endswith(".png")
-    small = ["--steps", "1", "-o", "out.png", *([] if edits else ["--size", "48x48"])]
+    several = "--out-dir" in arguments
+    small = ["--steps", "1", *([] if several else ["-o", "out.png"]), *([] if edits else ["--size", "48x48"])]
     result = CliRunner().invoke(app, [*arguments, *small], prog_name="ace")
     assert result.exit_code == 0, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
-    with Image.open("out.png") as picture:
-        assert picture.size == ((64, 48) if edits else (48, 48))
+    made = sorted(Path(arguments[arguments.index("--out-dir") + 1]).iterdir()) if several else [Path("out.png")]
+    assert len(made) == (8 if several else 1)
+    for path in made:
+        with Image.open(path) as picture:
+            assert picture.size == ((64, 48) if edits else (48, 48))
