@@ -55,28 +55,15 @@ __all__ = ["CHECKS", "TASK_MAKERS", "Rejected", "Source", "Tools", "check"]
 Maker = Callable[[Source, Random, Tools], EditSample | Rejected]
 Check = Callable[[EditSample, Tools], str | None]
 
+# in the order of the paper (B.2)
+SIGNALS = tuple(
+    part.SIGNAL for part in (segmentation, depth, pose, mosaic, degradation, gray, edge, doodle, contour, scribble)
+)
+
 _MAKERS: dict[str, Maker] = {
     "text_guided_generation/text_to_image": text_to_image.make,
-    "low_level_analysis/segmentation": segmentation.analyse,
-    "low_level_analysis/depth": depth.analyse,
-    "low_level_analysis/pose": pose.analyse,
-    "low_level_analysis/mosaic": mosaic.analyse,
-    "low_level_analysis/degradation": degradation.analyse,
-    "low_level_analysis/gray": gray.analyse,
-    "low_level_analysis/edge": edge.analyse,
-    "low_level_analysis/doodle": doodle.analyse,
-    "low_level_analysis/contour": contour.analyse,
-    "low_level_analysis/scribble": scribble.analyse,
-    "controllable_generation/segmentation": segmentation.control,
-    "controllable_generation/depth": depth.control,
-    "controllable_generation/pose": pose.control,
-    "controllable_generation/mosaic": mosaic.control,
-    "controllable_generation/degradation": degradation.control,
-    "controllable_generation/gray": gray.control,
-    "controllable_generation/edge": edge.control,
-    "controllable_generation/doodle": doodle.control,
-    "controllable_generation/contour": contour.control,
-    "controllable_generation/scribble": scribble.control,
+    **{f"low_level_analysis/{signal.name}": signal.analyse for signal in SIGNALS},
+    **{f"controllable_generation/{signal.name}": signal.control for signal in SIGNALS},
     "semantic_editing/style": style.make,
     "semantic_editing/face": face.make,
     "semantic_editing/background": background.make,

@@ -76,24 +76,24 @@ STEPS = {
     "element_editing/text_remove": Step(text_remove.make, text_remove.check),
     "element_editing/object_remove": Step(object_remove.make, check_visible, of_objects=True),
     "element_editing/object_replace": Step(object_replace.make, of_objects=True),
-    "low_level_analysis/gray": Step(gray.analyse),
-    "low_level_analysis/mosaic": Step(mosaic.analyse),
-    "low_level_analysis/degradation": Step(degradation.analyse),
+    "low_level_analysis/gray": Step(gray.SIGNAL.analyse),
+    "low_level_analysis/mosaic": Step(mosaic.SIGNAL.analyse),
+    "low_level_analysis/degradation": Step(degradation.SIGNAL.analyse),
 }
 # for the first round alone: what they begin with is no answer of another task
 BEGINNINGS = {
     "repainting/inpainting": Step(inpainting.make),
     "repainting/outpainting": Step(outpainting.make),
-    "controllable_generation/gray": Step(gray.control),
-    "controllable_generation/mosaic": Step(mosaic.control),
-    "controllable_generation/degradation": Step(degradation.control),
+    "controllable_generation/gray": Step(gray.SIGNAL.control),
+    "controllable_generation/mosaic": Step(mosaic.SIGNAL.control),
+    "controllable_generation/degradation": Step(degradation.SIGNAL.control),
     "element_editing/object_add": Step(object_add.make, check_visible, of_objects=True),
 }
 # for the last round alone: little can be done to what they end in
 ENDINGS = {
-    "low_level_analysis/edge": Step(edge.analyse),
-    "low_level_analysis/depth": Step(depth.analyse),
-    "low_level_analysis/doodle": Step(doodle.analyse),
+    "low_level_analysis/edge": Step(edge.SIGNAL.analyse),
+    "low_level_analysis/depth": Step(depth.SIGNAL.analyse),
+    "low_level_analysis/doodle": Step(doodle.SIGNAL.analyse),
 }
 
 

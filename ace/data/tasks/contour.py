@@ -6,9 +6,8 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 
 
@@ -18,21 +17,11 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn if drawn.mean() < 253 else Rejected("the picture has no edges")
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="contour",
     names=("contour drawing", "contour image", "line drawing"),
     draw=draw,
-    analyse=("trace the contours of {image} with fine lines", "make a line drawing of {image}"),
-    control=("color in the line drawing {image}", "color in the line drawing {image} as <caption>"),
+    analysis_words=("trace the contours of {image} with fine lines", "make a line drawing of {image}"),
+    control_words=("color in the line drawing {image}", "color in the line drawing {image} as <caption>"),
     made_by="HED",
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/contour`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/contour`."""
-    return signals.control(SIGNAL, source, dice, tools)

@@ -7,9 +7,8 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.degrade import blur, jpeg, low_resolution, noise
 
@@ -31,31 +30,20 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return image
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="degradation",
     names=("degraded version", "low quality version", "damaged version"),
     draw=draw,
-    analyse=(
+    analysis_words=(
         "make {image} look like a bad old photo",
         "add noise and artefacts to {image}",
         "lower the quality of {image}",
     ),
-    control=(
+    control_words=(
         "restore {image}",
         "improve the quality of {image}",
         "remove noise and blur from {image}",
         "enhance {image} to high resolution",
         "restore the bad photo {image}: <caption>",
     ),
-    made_by="",
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/degradation`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/degradation`."""
-    return signals.control(SIGNAL, source, dice, tools)

@@ -6,9 +6,8 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.sketch import draw_doodle
 
@@ -19,21 +18,11 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn if drawn.mean() < 252 else Rejected("the picture has no edges")
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="doodle",
     names=("doodle", "rough sketch", "simple hand drawing"),
     draw=draw,
-    analyse=("draw {image} as a child would, with a few thick lines", "make a rough doodle of {image}"),
-    control=("turn my doodle {image} into a picture", "my doodle {image} is meant to be <caption>: paint it"),
+    analysis_words=("draw {image} as a child would, with a few thick lines", "make a rough doodle of {image}"),
+    control_words=("turn my doodle {image} into a picture", "my doodle {image} is meant to be <caption>: paint it"),
     made_by="HED",
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/doodle`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/doodle`."""
-    return signals.control(SIGNAL, source, dice, tools)

@@ -6,9 +6,8 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.exact import canny
 
@@ -21,21 +20,10 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn if drawn.mean() > 1 else Rejected("the picture has no edges")
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="edge",
     names=("edge map", "canny edge map", "edges", "canny edges"),
     draw=draw,
-    analyse=("detect the edges in {image}", "find the outlines of everything in {image} as thin white lines"),
-    control=("turn the white lines of {image} into a photograph",),
-    made_by="",
+    analysis_words=("detect the edges in {image}", "find the outlines of everything in {image} as thin white lines"),
+    control_words=("turn the white lines of {image} into a photograph",),
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/edge`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/edge`."""
-    return signals.control(SIGNAL, source, dice, tools)

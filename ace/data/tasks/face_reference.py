@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 
 from ace.data.sample import EditSample
-from ace.data.tasks.common import GLOBAL, REGIONAL, as_bool, finish, pixels, say, within
+from ace.data.tasks.common import GLOBAL, REGIONAL, as_bool, finish, pixels, say
 from ace.data.tasks.face import SMALLEST_PX, face_area
-from ace.data.tasks.inpainting import EMPTY
+from ace.data.tasks.inpainting import empty
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import FACE_SIMILARITY, Tools
 from ace.extract.faces import Face
@@ -45,7 +45,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
         if not FACE_SIMILARITY[0] <= similarity <= FACE_SIMILARITY[1]:
             return Rejected("the faces are not similar enough or too similar", f"{similarity:.2f}")
     mask = erased_area(image, here[0], tools)
-    emptied = within(mask, np.full_like(image, dice.choice(EMPTY)), image)
+    emptied = empty(image, mask, dice)
     regional = dice.random() < MASK_SHARE
     return finish(
         TASK,

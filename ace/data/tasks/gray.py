@@ -6,10 +6,9 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
 from ace.data.tasks.common import SEEN
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.exact import gray
 
@@ -22,17 +21,17 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="gray",
     names=("gray image", "grayscale image", "black and white image"),
     draw=draw,
-    analyse=(
+    analysis_words=(
         "make {image} black and white",
         "convert {image} to grayscale",
         "take the colors out of {image}",
         "remove all color from {image}",
     ),
-    control=(
+    control_words=(
         "colorize {image}",
         "give {image} natural colors",
         "add color to the old photo {image}",
@@ -40,13 +39,3 @@ SIGNAL = signals.Signal(
         "give the gray picture {image} its colors, it shows <caption>",
     ),
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/gray`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/gray`."""
-    return signals.control(SIGNAL, source, dice, tools)

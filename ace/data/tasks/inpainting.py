@@ -34,7 +34,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     """`repainting/inpainting`."""
     image = pixels(source.image)
     mask = draw_mask(*image.shape[:2], dice)
-    emptied = within(mask, np.full_like(image, dice.choice(EMPTY)), image)
+    emptied = empty(image, mask, dice)
     return finish(
         "repainting/inpainting",
         source,
@@ -44,3 +44,8 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
         masks=(mask,),
         variant=REGIONAL,
     )
+
+
+def empty(image: np.ndarray, mask: np.ndarray, dice: Random) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with nothing under the mask (H, W) bool: one of the levels of `EMPTY`."""
+    return within(mask, np.full_like(image, dice.choice(EMPTY)), image)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from random import Random
 
-import numpy as np
-
 from ace.data.sample import EditSample
-from ace.data.tasks.common import REGIONAL, caption_of, finish, pixels, say, within
-from ace.data.tasks.inpainting import EMPTY
+from ace.data.tasks.common import REGIONAL, caption_of, finish, pixels, say
+from ace.data.tasks.inpainting import empty
 from ace.data.tasks.masks import DIRECTIONS, draw_border
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
@@ -44,7 +42,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
         source,
         say(TEMPLATES, slots, dice),
         image,
-        images=(within(mask, np.full_like(image, dice.choice(EMPTY)), image),),
+        images=(empty(image, mask, dice),),
         masks=(mask,),
         slots=slots,
         variant=REGIONAL,

@@ -6,9 +6,8 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.people import draw_person
 
@@ -25,21 +24,14 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return draw_person(person, *image.shape[:2])
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="pose",
     names=("human pose", "pose skeleton", "body keypoints", "pose map"),
     draw=draw,
-    analyse=("how does the person in {image} stand? draw the skeleton", "detect the pose of the person in {image}"),
-    control=("let a person take the pose in {image}", "show <caption> in the pose of {image}"),
+    analysis_words=(
+        "how does the person in {image} stand? draw the skeleton",
+        "detect the pose of the person in {image}",
+    ),
+    control_words=("let a person take the pose in {image}", "show <caption> in the pose of {image}"),
     made_by="BlazePose",
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/pose`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/pose`."""
-    return signals.control(SIGNAL, source, dice, tools)

@@ -6,9 +6,8 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.sketch import draw_scribble
 
@@ -19,21 +18,14 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn if drawn.mean() < 252 else Rejected("the picture has no edges")
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="scribble",
     names=("scribble", "scribble map", "ink scribble"),
     draw=draw,
-    analyse=("scribble over the lines of {image} with a broad pen",),
-    control=("make something beautiful of the scribble {image}", "the scribble {image} shows <caption>: finish it"),
+    analysis_words=("scribble over the lines of {image} with a broad pen",),
+    control_words=(
+        "make something beautiful of the scribble {image}",
+        "the scribble {image} shows <caption>: finish it",
+    ),
     made_by="HED",
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/scribble`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/scribble`."""
-    return signals.control(SIGNAL, source, dice, tools)

@@ -6,9 +6,8 @@ from random import Random
 
 import numpy as np
 
-from ace.data.sample import EditSample
-from ace.data.tasks import signals
-from ace.data.tasks.source import Rejected, Source
+from ace.data.tasks.signals import Signal
+from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.segments import draw_objects
 
@@ -23,24 +22,14 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return draw_objects([o.mask for o in objects], *image.shape[:2])
 
 
-SIGNAL = signals.Signal(
+SIGNAL = Signal(
     name="segmentation",
     names=("segmentation map", "segmentation", "segmentation mask", "color map of its objects"),
     draw=draw,
-    analyse=("segment {image}", "mark every object of {image} in a different flat color"),
-    control=(
+    analysis_words=("segment {image}", "mark every object of {image} in a different flat color"),
+    control_words=(
         "each flat color of {image} is an object: paint the picture",
         "each flat color of {image} is an object: paint <caption>",
     ),
     made_by="SAM 2",
 )
-
-
-def analyse(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`low_level_analysis/segmentation`."""
-    return signals.analyse(SIGNAL, source, dice, tools)
-
-
-def control(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """`controllable_generation/segmentation`."""
-    return signals.control(SIGNAL, source, dice, tools)

@@ -1,4 +1,4 @@
-"""Low-level analysis and its inverse, for any of the ten signals (B.2, B.3); each signal's file says how it is drawn.
+"""Low-level analysis and its inverse, for any of the ten signals (B.2, B.3); each signal's file draws and names it.
 
 Analysis shows the signal of a picture, or of one region of it. Control goes the other way: from the signal, or from a
 picture whose region has been replaced by it, back to the picture, guided by its caption where there is one.
@@ -62,81 +62,74 @@ Draw = Callable[[np.ndarray, Random, Tools], "np.ndarray | Rejected"]
 
 @dataclass(frozen=True)
 class Signal:
-    """One of the ten.
+    """One of the ten; `analyse` and `control` are its two tasks.
 
-    name: as in the task's name. names: what people call it. draw: makes it. analyse, control: further templates of its
-    own, in the same slots or without `<signal>`. made_by: the model behind it, "" = exact."""
+    name: as in the tasks' names. names: what people call it. draw: makes it. analysis_words, control_words: further
+    templates of its own, in the same slots or without `<signal>`. made_by: the model behind it, "" = exact."""
 
     name: str
     names: tuple[str, ...]
     draw: Draw
-    analyse: tuple[str, ...] = ()
-    control: tuple[str, ...] = ()
+    analysis_words: tuple[str, ...] = ()
+    control_words: tuple[str, ...] = ()
     made_by: str = ""
 
+    def analyse(self, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+        """`low_level_analysis/…`: picture to signal."""
+        image = pixels(source.image)
+        drawn = self.draw(image, dice, tools)
+        if isinstance(drawn, Rejected):
+            return drawn
+        mask = _region(image, dice, tools) if dice.random() < REGIONAL_SHARE else None
+        templates = ANALYSE + self.analysis_words if mask is None else ANALYSE_REGION
+        target = drawn if mask is None else within(mask, drawn, image)
+        return self._finish("low_level_analysis", source, templates, "", (image, target), mask, dice)
 
-def analyse(signal: Signal, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """Picture to signal."""
-    image = pixels(source.image)
-    drawn = signal.draw(image, dice, tools)
-    if isinstance(drawn, Rejected):
-        return drawn
-    task = f"low_level_analysis/{signal.name}"
-    if dice.random() < REGIONAL_SHARE:
-        mask = _region(image, dice, tools)
-        words, slots = _words(ANALYSE_REGION, signal, "", dice)
-        target = within(mask, drawn, image)
+    def control(self, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+        """`controllable_generation/…`: signal to picture."""
+        image = pixels(source.image)
+        drawn = self.draw(image, dice, tools)
+        if isinstance(drawn, Rejected):
+            return drawn
+        caption = caption_of(source) if dice.random() < CAPTION_SHARE else ""
+        mask = _region(image, dice, tools) if dice.random() < REGIONAL_SHARE else None
+        templates = CONTROL + self.control_words if mask is None else CONTROL_REGION
+        shown = drawn if mask is None else within(mask, drawn, image)
+        return self._finish("controllable_generation", source, templates, caption, (shown, image), mask, dice)
+
+    def _finish(
+        self,
+        family: str,
+        source: Source,
+        templates: tuple[str, ...],
+        caption: str,
+        pair: tuple[np.ndarray, np.ndarray],
+        mask: np.ndarray | None,
+        dice: Random,
+    ) -> EditSample:
+        """The record of a pair of before and after."""
+        words, slots = self._words(templates, caption, dice)
         return finish(
-            task,
+            f"{family}/{self.name}",
             source,
             words,
-            target,
-            images=(image,),
+            pair[1],
+            images=pair[:1],
             masks=(mask,),
             slots=slots,
-            variant=REGIONAL,
-            made_by=signal.made_by,
+            variant=GLOBAL if mask is None else REGIONAL,
+            made_by=self.made_by,
         )
-    words, slots = _words(ANALYSE + signal.analyse, signal, "", dice)
-    return finish(task, source, words, drawn, images=(image,), slots=slots, variant=GLOBAL, made_by=signal.made_by)
 
-
-def control(signal: Signal, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
-    """Signal to picture."""
-    image = pixels(source.image)
-    drawn = signal.draw(image, dice, tools)
-    if isinstance(drawn, Rejected):
-        return drawn
-    task = f"controllable_generation/{signal.name}"
-    caption = caption_of(source) if dice.random() < CAPTION_SHARE else ""
-    if dice.random() < REGIONAL_SHARE:
-        mask = _region(image, dice, tools)
-        words, slots = _words(CONTROL_REGION, signal, caption, dice)
-        shown = within(mask, drawn, image)
-        return finish(
-            task,
-            source,
-            words,
-            image,
-            images=(shown,),
-            masks=(mask,),
-            slots=slots,
-            variant=REGIONAL,
-            made_by=signal.made_by,
-        )
-    words, slots = _words(CONTROL + signal.control, signal, caption, dice)
-    return finish(task, source, words, image, images=(drawn,), slots=slots, variant=GLOBAL, made_by=signal.made_by)
-
-
-def _words(templates: tuple[str, ...], signal: Signal, caption: str, dice: Random) -> tuple[str, dict[str, str]]:
-    """An instruction and its slots; a template of the signal's own may leave its name out."""
-    slots = {"caption": caption} if caption else {}
-    bare = [t for t in templates if "<signal>" not in t and ("<caption>" in t) == bool(caption)]
-    named = [t for t in templates if "<signal>" in t and ("<caption>" in t) == bool(caption)]
-    template = dice.choice(bare + named)
-    if "<signal>" in template:
-        slots["signal"] = dice.choice(signal.names)
-    return say((template,), slots, dice), slots
+    def _words(self, templates: tuple[str, ...], caption: str, dice: Random) -> tuple[str, dict[str, str]]:
+        """An instruction and its slots; a template of the signal's own may leave its name out."""
+        slots = {"caption": caption} if caption else {}
+        bare = [t for t in templates if "<signal>" not in t and ("<caption>" in t) == bool(caption)]
+        named = [t for t in templates if "<signal>" in t and ("<caption>" in t) == bool(caption)]
+        template = dice.choice(bare + named)
+        if "<signal>" in template:
+            slots["signal"] = dice.choice(self.names)
+        return say((template,), slots, dice), slots
 
 
 def _region(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray:
