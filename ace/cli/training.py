@@ -87,7 +87,7 @@ def train(
 
         train_plus(wanted, folder, quiet, complain)
     else:
-        from ace.training.denoiser import train_model
+        from ace.training.model import train_model
 
         train_model(wanted, folder, quiet, complain)
     output.say(f"{short(folder)}  trained")

@@ -142,36 +142,40 @@ def _sync(path: Path) -> None:
 class Average:
     """Exponential moving average of parameters, with a short memory at the start (decay grows to its full value).
 
-    Sharded parameters have sharded averages; a checkpoint holds them whole."""
+    Without decay the parameters stand for themselves and nothing is kept. Sharded parameters have sharded averages; a
+    checkpoint holds them whole."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.values = [p.detach().float().clone() for p in parameters]  # a small step would vanish in bfloat16
+        # a small step would vanish in bfloat16
+        self.values = [p.detach().float().clone() for p in parameters] if decay else []
 
     @torch.no_grad()
     def update(self, parameters: list[torch.nn.Parameter]) -> None:
         """Move towards the parameters' values of now."""
         self.updates += 1
+        if not self.values:
+            return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.values, [p.detach().float() for p in parameters], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, parameters: list[torch.nn.Parameter]) -> None:
         """Write the averages into the parameters."""
-        for parameter, value in zip(parameters, self.values, strict=True):
+        for parameter, value in zip(parameters, self.values, strict=bool(self.values)):
             parameter.copy_(value)
 
     @contextmanager
     def shown_in(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
         """The parameters are the averages for a while, for a look at what those draw."""
-        kept = [p.detach().clone() for p in parameters]
+        kept = [p.detach().clone() for p in parameters] if self.values else []
         self.copy_to(parameters)
         try:
             yield
         finally:
             with torch.no_grad():
-                for parameter, value in zip(parameters, kept, strict=True):
+                for parameter, value in zip(parameters, kept, strict=bool(kept)):
                     parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,7 +186,7 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.updates = state["updates"]
-        for value, saved in zip(self.values, state["values"], strict=True):
+        for value, saved in zip(self.values, state["values"], strict=bool(self.values)):
             if hasattr(value, "device_mesh"):
                 saved = torch.distributed.tensor.distribute_tensor(
                     saved.to(value.device), value.device_mesh, value.placements

@@ -104,7 +104,7 @@ def plan(recipe: Recipe, device: Device, devices: int = 1) -> Plan:
     config, parameters = _sizes(recipe)
     trained = _trained(recipe, config, parameters)
     frozen_bytes = 4 if isinstance(recipe, ModelRecipe) else 2
-    state = 4 + 4 + _STATE_BYTES[recipe.optimizer] + 4  # weights, gradients, optimiser, averages
+    state = _bytes_per_weight(recipe)
     stages, most = [], 0
     for stage in recipe.stages:
         cells = stage.sequence_length or _default_cells(recipe, config)
@@ -132,7 +132,10 @@ def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
     if isinstance(recipe, PlusRecipe):
         config = ACEConfig(hidden_size=FLUX_WIDTH, depth=19 + 38, num_heads=24, latent_channels=16)
         return config, FLUX_PARAMETERS + (recipe.in_channels - 64) * FLUX_WIDTH
-    if recipe.init:
+    published = PRESETS.get(recipe.init.removeprefix("ace-"))
+    if published:  # nobody needs its weights for a plan
+        config = published
+    elif recipe.init:
         from ace.inference.sources import find_model
 
         written = json.loads((find_model(recipe.init).folder / "transformer" / "config.json").read_text())
@@ -158,6 +161,11 @@ def _trained(recipe: ModelRecipe | PlusRecipe, config: ACEConfig, parameters: in
     return recipe.lora.rank * config.depth * per_block
 
 
+def _bytes_per_weight(recipe: Recipe) -> int:
+    """Of a trained one: itself, its gradient, the optimiser's state, its average."""
+    return 4 + 4 + _STATE_BYTES[recipe.optimizer] + (4 if recipe.ema_decay else 0)
+
+
 def _default_cells(recipe: ModelRecipe | PlusRecipe, config: ACEConfig) -> int:
     return (recipe.size_px // (TINY_CELLS_PX * config.patch_size)) ** 2
 
@@ -175,7 +183,7 @@ def _autoencoder(recipe: AutoencoderRecipe, device: Device, devices: int) -> Pla
             parameters += weights
             per_picture += 2.0 * weights * side * side
             kept += (4 * count + 2) * width * side * side
-    state = parameters * (12 + _STATE_BYTES[recipe.optimizer])
+    state = parameters * _bytes_per_weight(recipe)
     rate = devices * device.tflops * 1e12
     stages = tuple(_picture_stage(stage, recipe.size_px, per_picture, rate) for stage in recipe.stages)
     local = max(stage.batch_size for stage in recipe.stages) // devices or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from ace.cli import app
 from ace.errors import ConfigError
+from ace.inference.sources import SHIPPED_MODEL
 from ace.training.config import AutoencoderRecipe, ModelRecipe, Stage, read_recipe, write_recipe
 from ace.training.plan import Device, plan
 from ace.training.speed import this_device
@@ -106,6 +108,13 @@ def test_a_dry_run_needs_nothing_that_the_recipe_names(monkeypatch: pytest.Monke
     assert made["device"]["tflops"] == 125 and made["devices"] == 64
     assert [stage["steps"] for stage in made["stages"]] == [900_000, 100_000, 500_000, 100_000]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_to_go_on_from_a_published_model_needs_no_weights_of_it():
+    recipe = dataclasses.replace(read_recipe(RECIPES / "lora.toml"), init="ace-0.6b-512")
+    assert 600e6 < plan(recipe, A800).parameters < 620e6
+    named, folder = (dataclasses.replace(recipe, init=init) for init in ("ace-tiny", str(SHIPPED_MODEL)))
+    assert plan(named, A800) == plan(folder, A800)
 
 
 def test_this_machine_is_measured():

