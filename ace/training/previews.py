@@ -15,7 +15,7 @@ from ace.inference.pipeline import ACEPipeline, Request
 from ace.training.sources import Mixture
 
 APART = 2**40  # sample numbers that no training reaches
-CELL_PX, TEXT_PX, GAP_PX = 128, 44, 8
+CELL_PX, TEXT_PX, GAP_PX = 128, 58, 8
 
 
 def draw_previews(pipeline: ACEPipeline, mixture: Mixture, path: Path, count: int = 6) -> Path:
@@ -42,7 +42,7 @@ def save_sheet(samples: Sequence[EditSample], answers: Sequence[Image.Image], pa
         for row, picture in enumerate(shown):
             if picture is not None:
                 sheet.paste(_fitted(picture), (left, GAP_PX + row * (CELL_PX + GAP_PX)))
-        lines = textwrap.wrap(sample.request.current.instruction, 21)[:3]
+        lines = textwrap.wrap(sample.request.current.instruction, 21, max_lines=4, placeholder=" …")
         pen.multiline_text((left, GAP_PX + 3 * (CELL_PX + GAP_PX)), "\n".join(lines), fill="black", spacing=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -38,11 +38,10 @@ def write_report(folder: Path, recipe: Run) -> Path:
             f"<p>{mean['tokens_per_s']:,.0f} tokens/s, {100 * mean['mfu']:.1f} % of the machine's peak (MFU), "
             f"{100 * mean['waiting']:.1f} % of the time spent waiting for data.</p>"
         )
-    parts.append(f"<h2>Loss</h2>{_image(folder / 'report.png')}")
+    parts.append(f"<h2>Loss</h2>{_image(folder / 'report.png', 'loss over the steps, of every family')}")
     families = sorted({key for line in log for key in line if key.startswith("loss/")})
-    parts.append(
-        _table(("family", "samples' first loss", "last"), [(f.removeprefix("loss/"), *_ends(log, f)) for f in families])
-    )
+    ends = [(_words(family), *_ends(log, family)) for family in families]
+    parts.append(_table(("family", "loss of its first samples", "of its last"), ends))
     if skipped:
         reasons = Counter(line["reason"] for line in skipped).most_common(10)
         parts.append(f"<h2>Left out: {len(skipped)}</h2>")
@@ -51,7 +50,7 @@ def write_report(folder: Path, recipe: Run) -> Path:
     if previews:
         parts.append("<h2>Previews</h2><p>Rows: the image edited, the answer, the truth.</p>")
         for path in dict.fromkeys((previews[0], previews[len(previews) // 2], previews[-1])):
-            parts.append(f"<h3>Step {int(path.stem):,}</h3>{_image(path)}")
+            parts.append(f"<h3>Step {int(path.stem):,}</h3>{_image(path, 'pictures drawn after this step')}")
     page = folder / "report.html"
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
     head += f"<title>Training of {html.escape(folder.name)}</title>"
@@ -62,6 +61,7 @@ def write_report(folder: Path, recipe: Run) -> Path:
 def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
     """The loss over the steps, all samples in black and every family in its colour, smoothed."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(10, 5.5), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -74,9 +74,11 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
         width = max(1, len(values) // 60)
         smooth = np.convolve(values, np.ones(width) / width, mode="valid")
         whole = key == "loss"
-        label = "all samples" if whole else key.removeprefix("loss/").replace("_", " ")
+        label = "all samples" if whole else _words(key)
         colour = "black" if whole else f"C{number % 10}"
-        axes.plot(steps[width - 1 :], smooth, label=label, color=colour, linewidth=2.2 if whole else 1.1)
+        marker = "o" if len(smooth) < 5 else None  # a line of one point cannot be seen
+        style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 2.2 if whole else 1.1}
+        axes.plot(steps[width - 1 :], smooth, label=label, **style)
     seen = ""
     for line in log:
         if line["stage"] != seen:
@@ -86,6 +88,10 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
@@ -109,12 +115,17 @@ def _ends(log: list[dict[str, Any]], key: str) -> tuple[str, str]:
     return tuple(f"{sum(part) / len(part):.4f}" for part in (values[:some], values[-some:]))  # type: ignore[return-value]
 
 
+def _words(key: str) -> str:
+    """A family's name out of its key in the log."""
+    return key.removeprefix("loss/").replace("_", " ")
+
+
 def _stage_batch(stage: Any) -> str:
     return f"{stage.batch_tokens:,} tokens" if stage.batch_tokens else f"{stage.batch_size} samples"
 
 
-def _image(path: Path) -> str:
-    return f"<img alt='' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'>"
+def _image(path: Path, words: str) -> str:
+    return f"<img alt='{words}' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'>"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
