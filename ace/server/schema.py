@@ -2,7 +2,7 @@
 
 The only place that knows their names. What the API of OpenAI has and this server cannot do is refused, what changes no
 picture (`user`, `moderation`, …) is accepted and does nothing, and an unknown name is an error. Extensions of ours:
-`seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt` in requests, `ace` in replies.
+`seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt`, `metadata` in requests, `ace` in replies.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ class PictureBody(_Strict):
 
 
 class ImagesBody(PictureBody):
-    """`generations` and `edits`."""
+    """`generations` and `edits`. metadata: false = the file holds the picture only, no recipe."""
 
+    metadata: bool = True
     response_format: Literal["b64_json", "url"] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None

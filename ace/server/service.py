@@ -237,9 +237,9 @@ class Service:
         )
 
 
-def encode_result(made: Made, output_format: str) -> bytes:
-    """The bytes of a result, with its recipe inside."""
-    return encode(made.image, output_format.upper(), made.recipe)
+def encode_result(made: Made, output_format: str, metadata: bool = True) -> bytes:
+    """The bytes of a result, with its recipe inside unless there is to be no metadata."""
+    return encode(made.image, output_format.upper(), made.recipe if metadata else None)
 
 
 def _message_of(error: BaseException) -> str:

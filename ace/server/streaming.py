@@ -38,7 +38,8 @@ async def stream_images(
             loop.call_soon_threadsafe(previews.put_nowait, (picture, number, image))
 
     accepted = await front.accept(request, jobs, fields.partial_images or 0, on_preview)
-    events = _events(front, accepted, previews, _Writer(kind, fields.output_format or "png", fields.quality or "auto"))
+    writer = _Writer(kind, fields.output_format or "png", fields.quality or "auto", fields.metadata)
+    events = _events(front, accepted, previews, writer)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
@@ -61,7 +62,7 @@ async def _events(
             return
         usage = usage_of(accepted).model_dump()
         for index, one in enumerate(made):
-            encoded = await front.in_worker(encode_result, one, writer.output_format)
+            encoded = await front.in_worker(encode_result, one, writer.output_format, writer.metadata)
             own = details_of(one, accepted, index)
             yield writer.event("completed", index, encoded, own.size, usage=usage, ace=own.model_dump())
     finally:
@@ -86,6 +87,7 @@ class _Writer:
     kind: str
     output_format: str
     quality: str
+    metadata: bool
 
     def event(self, name: str, index: int, image: bytes, size: str, **more: object) -> str:
         """One event with a picture."""

@@ -471,6 +471,16 @@ def test_results_and_errors_name_no_folder_of_the_server(server):
             assert not re.search(r"(/[a-z]+){3}\.py|Traceback|File \"", reply.text)
 
 
+def test_prompts_and_file_names_stay_out_of_the_file_where_that_is_asked(server):
+    told = edit(server, png(picture()), name="private.png")
+    silent = edit(server, png(picture()), name="private.png", metadata="false", prompt="a secret wish")
+    streamed = edit(server, png(picture()), name="private.png", metadata="false", stream="true")
+    assert b"private.png" in base64.b64decode(told.json()["data"][0]["b64_json"])
+    for encoded in (silent.json()["data"][0]["b64_json"], streamed.text.split('"b64_json": "')[1].split('"')[0]):
+        data = base64.b64decode(encoded)
+        assert opened(data).info == {} and b"private" not in data and b"secret" not in data
+
+
 # Work
 
 

@@ -75,7 +75,7 @@ async def _data_of(
 ) -> ImageData:
     """One picture of a reply: in it, or kept and named by its address."""
     file_format = fields.output_format or "png"
-    encoded = await front.in_worker(encode_result, made[number], file_format)
+    encoded = await front.in_worker(encode_result, made[number], file_format, fields.metadata)
     own = details_of(made[number], accepted, number)
     if fields.response_format == "url":
         token = front.service.keep(encoded, MIME[file_format])
