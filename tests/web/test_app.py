@@ -31,6 +31,9 @@ from ace.web.app import make_app
 pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")
 HOW = "install one: `apt install chromium`, or `playwright install chromium`"
 MINE = {"X-Ace-Studio": "1"}
+# whether the top of a turn's picture can be seen, whatever the height of what is written under it
+IN_SIGHT = """node => document.querySelector(`#turn-${node} .stage`).getBoundingClientRect().top
+    >= document.querySelector(".talk").getBoundingClientRect().top"""
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,8 @@ def test_a_conversation_of_three_turns_with_a_mask_a_branch_undo_cancel_and_relo
         say(page, "make the background blue", "0004")
         assert session.node("0004").parents == ("0001",)
         assert page.query_selector("#turn-0003") is None
+        page.wait_for_function(IN_SIGHT, arg="0004")
+        assert page.evaluate("(tree => tree.scrollHeight <= tree.clientHeight)(document.querySelector('.tree'))")
 
         page.click("#undo")
         move_to(page, "0001")
@@ -172,6 +177,7 @@ def test_a_conversation_of_three_turns_with_a_mask_a_branch_undo_cancel_and_relo
         page.fill("#say", "this takes too long")
         page.press("#say", "Enter")
         page.wait_for_selector("#running .stage img")
+        page.wait_for_selector(r"#progress >> text=/Step \d+ of 900 · about \d+ s/")
         page.reload()
         page.wait_for_selector("#running")
         page.click("#send")
@@ -237,6 +243,14 @@ def test_a_mask_can_be_painted_and_an_answer_extended_with_the_keyboard_alone(br
         page.keyboard.press("Enter")
         say(page, "fill it in", "0003")
         assert session.answer("0003").size == (80, 64)
+        page.focus('.tree [data-node="0003"]')
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("Enter")
+        move_to(page, "0002")
+        page.keyboard.press("Control+z")
+        move_to(page, "0001")
+        page.keyboard.press("Control+Shift+z")
+        move_to(page, "0002")
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
         form = page.locator("form").bounding_box()
         assert form["x"] >= 0
@@ -249,6 +263,7 @@ def test_an_example_fills_the_composer_and_its_next_rounds_are_offered(browser, 
         set_steps(page, 1)
         page.click("#examples")
         assert page.locator("dialog .cards button").count() == 42
+        assert "picture 1 before the backdrop picture 2" in page.inner_text('dialog [data-task="layer_editing/fusion"]')
         page.click('dialog [data-task="repainting/inpainting"]')
         page.wait_for_selector(".tray .chip:nth-child(2)")
         say(page, page.input_value("#say"), "0001")
