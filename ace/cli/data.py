@@ -152,6 +152,12 @@ def label(
         str, typer.Option("--model", help="Its model's name; without --endpoint a folder.", show_default=False)
     ] = "",
     rewrites: Annotated[int, typer.Option("--rewrites", "-n", help="Further wordings of each instruction.")] = 1,
+    max_alike: Annotated[
+        float, typer.Option("--max-alike", help="A model's wording is dropped that is so like another; 1 = never.")
+    ] = 0.95,
+    min_alike: Annotated[
+        float, typer.Option("--min-alike", help="... or less than so like the first; -1 = never.")
+    ] = 0.4,
     budget: Annotated[int, typer.Option("--budget", help="Stop after so many tokens; 0 = no limit.")] = 0,
     seed: Words = 0,
     json: Json = False,
@@ -166,7 +172,15 @@ def label(
     from ace.data.recipe import Collection, DataRecipe, Labelling
 
     by = "endpoint" if endpoint else "local" if model else "grammar"
-    settings = Labelling(by, endpoint, model, rewrites=rewrites, budget_tokens=budget)
+    settings = Labelling(
+        by,
+        endpoint,
+        model,
+        rewrites=rewrites,
+        max_alike=max_alike,
+        min_alike=min_alike,
+        budget_tokens=budget,
+    )
     recipe = DataRecipe(Collection(str(source)), seed=seed, label=settings)
     _rework(recipe, folder, Output(json=json, quiet=quiet))
 

@@ -46,6 +46,7 @@ Tell = Callable[[int, int], None]  # (jobs done, jobs in all)
 Told = Callable[[str], Tell | None]  # whom a stage tells, by its name
 
 _GROUP = 4096  # rows of a part that are written and read together
+_PATIENCE_S = 600  # a busy machine of a cluster takes minutes to import what a worker needs; Daft waits for two
 _HEAVY = 64  # a row with pictures counts for so many
 
 
@@ -256,6 +257,7 @@ def _daft(where: Where) -> Any:
     if where.ray:
         _join(where)
         daft.set_runner_ray(noop_if_initialized=True)
+        daft.set_execution_config(actor_udf_ready_timeout=_PATIENCE_S)
     elif daft.get_or_infer_runner_type() != "native":
         raise ConfigError(
             "Daft is set to run on Ray in this process: name the cluster with --ray, or unset DAFT_RUNNER"
