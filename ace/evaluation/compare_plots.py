@@ -62,7 +62,7 @@ def _draw_radar(axes: PolarAxes, comparison: Comparison) -> None:
     axes.tick_params(axis="x", pad=16)
     axes.set_rlabel_position(180 / max(1, len(names)))  # between two families, where no label of theirs is
     axes.set_title("1 − error where it should change (further out is better)", pad=24)
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.3, 1.12), frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.3, -0.12), frameon=False)
 
 
 def _draw_scatter(axes: Axes, comparison: Comparison) -> None:
@@ -106,6 +106,8 @@ def _finish(axes: Axes) -> None:
     """What all but the radar share; without anything drawn, a plot says so."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+        if axes.get_xlabel() == "turn":
+            axes.xaxis.get_major_locator().set_params(integer=True)
     else:
         axes.text(0.5, 0.5, "not measured in these runs", ha="center", transform=axes.transAxes)
     axes.spines[["top", "right"]].set_visible(False)
