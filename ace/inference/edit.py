@@ -22,7 +22,7 @@ from ace.conditions.images import OpenedImage, open_image, open_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.errors import MaskError
 from ace.inference.preserve import DriftReport, drift_report, paste_back
-from ace.inference.recipe import Environment, FileRef, Recipe, Round
+from ace.inference.recipe import Environment, FileRef, Recipe, Round, Setting
 from ace.inference.session import Session
 from ace.inference.sources import ModelFiles
 
@@ -295,8 +295,8 @@ def finish_job(
     environment = Environment.here(
         device=pipeline._execution_device.type, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
-    also = {"adapters": pipeline.adapters, "fast": pipeline.fast.name if pipeline.fast else "", "refine": refined}
-    recipe = _recipe(model, job, state, batch_size, environment, {name: text for name, text in also.items() if text})
+    also = _how_it_ran(pipeline, state.inputs.size, refined)
+    recipe = _recipe(model, job, state, batch_size, environment, also)
     latents = None if pipeline.published or refined else pipeline.turn(state, image).latents
     return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)
 
@@ -315,10 +315,29 @@ def _mask_of(job: Job) -> Image.Image | None:
     return job.unit.current.masks[0] if job.unit.current.images else None
 
 
+def _how_it_ran(pipeline: ACEPipeline, size: tuple[int, int], refined: str) -> dict[str, Setting]:
+    """What a recipe says of the model beside its weights, where that changes the picture."""
+    from ace.inference.latents import tile_px
+
+    settings: dict[str, Setting] = {
+        "adapters": pipeline.adapters,
+        "fast": pipeline.fast.name if pipeline.fast else "",
+        "quantize_text": pipeline.text_quantization,
+        "tile_px": tile_px(pipeline.vae, size),
+        "refine": refined,
+    }
+    return {name: value for name, value in settings.items() if value}
+
+
 def _recipe(
-    model: ModelFiles, job: Job, state: RequestState, batch_size: int, environment: Environment, also: Mapping[str, str]
+    model: ModelFiles,
+    job: Job,
+    state: RequestState,
+    batch_size: int,
+    environment: Environment,
+    also: Mapping[str, Setting],
 ) -> Recipe:
-    settings: dict[str, bool | int | float | str] = {**also}
+    settings: dict[str, Setting] = {**also}
     if job.settings.size is not None:
         settings["size"] = "chosen"
     if job.settings.feather_px is not None:

@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
+
+from ace.model.devices import working_device
 
 ALONE_PX = 256 * 256  # pictures with more pixels go one by one
 
@@ -93,13 +95,10 @@ def scale_factor(autoencoder: Autoencoder) -> int:
     return 2 ** (levels - 1)
 
 
-def working_device(module: nn.Module) -> torch.device:
-    """Where a model computes, which is not where its weights are while they wait (offloading)."""
-    for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return next(module.parameters()).device
+def tile_px(autoencoder: Autoencoder, size: tuple[int, int]) -> int:
+    """Side of the tiles that pictures of (width, height) px go through it in, 0 = whole."""
+    tiled = getattr(autoencoder, "use_tiling", False) and max(size) > autoencoder.tile_sample_min_size
+    return autoencoder.tile_sample_min_size if tiled else 0
 
 
 def _shift(autoencoder: Autoencoder) -> float:

@@ -190,6 +190,7 @@ class ACEPipeline(DiffusionPipeline):
         self.published = published
         self.float16_attention = published
         self.adapters = ""  # what `attach_adapters` stacked, for recipes
+        self.text_quantization = ""  # "int8" if the text encoder has 8-bit weights, for recipes
         self._fast: Fast | None = None
         self.latent_cache = LatentCache()
         self._packed: _Packed | None = None

@@ -27,7 +27,7 @@ from ace.conditions.units import LongContextConditionUnit
 from ace.diffusion import guide
 from ace.errors import ConditionError, InputError
 from ace.inference.inputs import Geometry, Inputs, latent_mask
-from ace.inference.latents import working_device
+from ace.model.devices import working_device
 from ace.model.text import TextEncoder, tokenize
 from ace.model.text_on_disk import TextEncoderOnDisk
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ace.conditions.prompt import IMAGE_NAMES
+from ace.model.devices import working_device
 from ace.model.text_on_disk import TextEncoderOnDisk
 
 PADDING = 16
@@ -70,7 +71,7 @@ def tokenize(
 
 def encode(batch: TokenBatch, text_encoder: TextEncoder) -> list[Tensor]:
     """Text states of a token batch, one (L_k, C) per text, padding cut off."""
-    device = text_encoder.device
+    device = text_encoder.device if isinstance(text_encoder, TextEncoderOnDisk) else working_device(text_encoder)
     states = text_encoder(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device)).last_hidden_state
     assert states is not None  # transformers' type allows it
     return [row[:length] for row, length in zip(states, batch.lengths, strict=True)]

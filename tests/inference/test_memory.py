@@ -11,12 +11,15 @@ import psutil
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConfigError
 from ace.inference.memory import MemoryPlan, free_memory, plan_memory, sizes_of
+from ace.inference.pipeline import ACEPipeline
 from ace.inference.sources import find_model, load_pipeline
+from ace.model.devices import working_device
 from ace.model.text_on_disk import TextEncoderOnDisk
 from tests.random_models import PUBLISHED_LIKE, random_pipeline
 
@@ -61,14 +64,50 @@ def test_every_exact_mode_gives_the_same_picture(folder, cache, text):
     assert list((cache / "prompts").glob("*.safetensors"))
 
 
+def test_a_published_autoencoder_works_channels_last_with_the_same_latents(folder):
+    fast = load_pipeline(find_model(str(folder)), device="cpu").vae
+    plain = AutoencoderKL.from_pretrained(folder / "vae")
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in fast.parameters() if w.ndim == 4)
+    pixels = torch.rand(2, 3, 64, 64, generator=seeded_generator(0)) * 2 - 1
+    with torch.no_grad():
+        latents = plain.encode(pixels).latent_dist.mode()
+        assert torch.allclose(fast.encode(pixels).latent_dist.mode(), latents, atol=1e-4)
+        assert torch.allclose(fast.decode(latents).sample, plain.decode(latents).sample, atol=1e-4)
+
+
 def test_weights_that_wait_elsewhere_are_there_when_a_part_works(folder):
-    model = find_model(str(folder))
-    expected = edit(load_pipeline(model, device="cpu", memory="full"))
-    pipeline = load_pipeline(model, device="cpu", memory="full")
-    for part in (pipeline.transformer, pipeline.vae):
-        cpu_offload(part, torch.device("cpu"))  # what sequential offloading does, layer by layer
+    """What sequential offloading does, with the CPU in the place of a GPU: weights are nowhere while they wait."""
+    pipeline = ACEPipeline.from_pretrained(folder)
+    expected = edit(pipeline)
+    for part in (pipeline.text_encoder, pipeline.vae, pipeline.transformer):
+        cpu_offload(part, torch.device("cpu"))
         assert all(parameter.device.type == "meta" for parameter in part.parameters())
     assert np.array_equal(edit(pipeline), expected)
+
+
+@pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_group_offload"])
+def test_offloading_works_as_on_any_diffusers_pipeline(folder, method):
+    pipeline = ACEPipeline.from_pretrained(folder)
+    expected = edit(pipeline)
+    if method == "enable_model_cpu_offload":
+        pipeline.enable_model_cpu_offload(device="cpu")
+    else:
+        pipeline.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert np.array_equal(edit(pipeline), expected)
+    assert np.array_equal(edit(pipeline), expected)  # hooks are set anew after every call
+
+
+def test_ids_go_where_an_offloaded_text_encoder_works(folder):
+    encoder = load_pipeline(find_model(str(folder)), device="cpu").text_encoder
+    encoder._hf_hook = SimpleNamespace(execution_device=torch.device("cuda", 1))
+    assert working_device(encoder) == torch.device("cuda", 1)  # its weights are elsewhere while they wait
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_says_in_one_line_that_there_is_no_gpu(folder, method):
+    with pytest.raises(RuntimeError, match="requires accelerator, but not found"):
+        getattr(ACEPipeline.from_pretrained(folder), method)()
 
 
 def test_text_keys_call_the_hook_of_model_offloading(folder):
