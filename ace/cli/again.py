@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from ace.cli.terminal import FAILED, Output, load
 from ace.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
+    from ace.inference.edit import Made
     from ace.inference.recipe import Recipe
     from ace.inference.sources import ModelFiles
 
@@ -71,13 +73,8 @@ def replay(
     ace replay out.png
     ace replay out.png --image photo.png --image mask.png
     """
-    import numpy as np
-    from PIL import Image, ImageChops
-
     from ace.inference import recipe as recipes
-    from ace.inference.adapters import match_adapters
-    from ace.inference.edit import job_of_recipe, make
-    from ace.inference.plus_recipe import changed_settings, is_plus_recipe
+    from ace.inference.plus_recipe import is_plus_recipe
 
     output = Output(json, quiet)
     written = recipes.read(picture)
@@ -88,58 +85,103 @@ def replay(
     if is_plus_recipe(written):
         found, made = remake_plus(written, files, model, lora or [], transformer, device, dtype, output)
     else:
-        job = job_of_recipe(written, files)
-        found = _model_of(written, model)
-        adapters = match_adapters(str(written.settings.get("adapters", "")), lora or [])
-        with output.progress(f"loading {found.name}") as tell:
-            pipeline = load(found, device, dtype, adapters=adapters)
-            from ace.inference.accelerate import fast_again
-
-            pipeline.fast = fast_again(str(written.settings.get("fast", "")))
-            (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
-    with Image.open(picture) as opened:
-        data = recipes.encode(made.image, opened.format or "PNG", written)
-    then = picture.read_bytes()
-    same_bytes = data == then
-    largest = 0
-    if not same_bytes:
-        with Image.open(picture) as before, Image.open(io.BytesIO(data)) as after:
-            if before.size != after.size:
-                largest = 255
-            else:
-                difference = ImageChops.difference(before.convert("RGBA"), after.convert("RGBA"))
-                largest = int(np.asarray(difference).max())
-    differences = list(recipes.compare(written, made.recipe.environment, model_sha256=found.sha256))
-    if is_plus_recipe(written):
-        differences += changed_settings(written, made.recipe)
-    batch = written.settings.get("batch_size", 1)
-    if batch != 1:
-        differences.append(f"made together with {int(batch) - 1} others then, alone now")
-    if written.settings.get("latents") == "kept":
-        differences.append("went on from latents that its session keeps then, from the answers' files now")
-    if written.settings.get("refine"):
-        differences.append(f"refined then ({_refiner_of(written)}), not now")
+        found, made = _remake(written, files, model, lora or [], device, dtype, output)
+    same = _compare(picture, recipes.encode(made.image, _format_of(picture), written))
+    differences = _differences(written, made.recipe, found.sha256)
     if out is not None:
         recipes.embed(made.image, out, made.recipe)
     output.data(
         {
-            "same_bytes": same_bytes,
-            "same_pixels": largest == 0,
-            "largest_difference": largest,
+            "same_bytes": same.bytes,
+            "same_pixels": same.largest == 0,
+            "largest_difference": same.largest,
             "differences": differences,
             "file": None if out is None else str(out),
         }
     )
-    if same_bytes:
-        output.say(f"{picture.name}: made again, the same to the byte")
+    output.say(f"{picture.name}: made again, {same}")
+    if same.bytes:
         return
-    if largest == 0:
-        output.say(f"{picture.name}: made again, every pixel is the same; the file was written differently")
-    else:
-        output.say(f"{picture.name}: made again, pixels differ by up to {largest} of 255 levels")
     for line in differences or ["nothing that the recipe knows of differs: the file was changed since"]:
         output.say(f"  {line}")
     raise typer.Exit(FAILED)
+
+
+def _remake(
+    written: Recipe,
+    files: Mapping[str, Path],
+    model: str | None,
+    loras: Sequence[Path],
+    device: str,
+    dtype: str,
+    output: Output,
+) -> tuple[ModelFiles, Made]:
+    """The picture of an ACE model's recipe again, with the weights held as they were, and the model that made it."""
+    from ace.inference.adapters import match_adapters
+    from ace.inference.edit import job_of_recipe, make
+
+    job = job_of_recipe(written, files)
+    found = _model_of(written, model)
+    adapters = match_adapters(str(written.settings.get("adapters", "")), loras)
+    with output.progress(f"loading {found.name}") as tell:
+        pipeline = load(found, device, dtype, _memory_of(written), adapters)
+        from ace.inference.accelerate import fast_again
+
+        pipeline.fast = fast_again(str(written.settings.get("fast", "")))
+        (made,) = make(pipeline, found, [job], lambda done, total: tell(done, total, "denoising"))
+    return found, made
+
+
+@dataclass(frozen=True)
+class Sameness:
+    """Whether a picture file and its remake are equal: to the byte, and else by how many of 255 levels at most."""
+
+    bytes: bool
+    largest: int
+
+    def __str__(self) -> str:
+        if self.bytes:
+            return "the same to the byte"
+        if self.largest == 0:
+            return "every pixel is the same; the file was written differently"
+        return f"pixels differ by up to {self.largest} of 255 levels"
+
+
+def _compare(picture: Path, remade: bytes) -> Sameness:
+    """The file as it is, against the bytes that a remake would be."""
+    import numpy as np
+    from PIL import Image, ImageChops
+
+    if remade == picture.read_bytes():
+        return Sameness(True, 0)
+    with Image.open(picture) as before, Image.open(io.BytesIO(remade)) as after:
+        if before.size != after.size:
+            return Sameness(False, 255)
+        difference = ImageChops.difference(before.convert("RGBA"), after.convert("RGBA"))
+        return Sameness(False, int(np.asarray(difference).max()))
+
+
+def _format_of(picture: Path) -> str:
+    from PIL import Image
+
+    with Image.open(picture) as opened:
+        return opened.format or "PNG"
+
+
+def _differences(then: Recipe, now: Recipe, model_sha256: str) -> list[str]:
+    """What was otherwise when a picture was made than when it was made again, a line each."""
+    from ace.inference import recipe as recipes
+    from ace.inference.plus_recipe import changed_settings
+
+    found = [*recipes.compare(then, now.environment, model_sha256=model_sha256), *changed_settings(then, now)]
+    batch = then.settings.get("batch_size", 1)
+    if batch != 1:
+        found.append(f"made together with {int(batch) - 1} others then, alone now")
+    if then.settings.get("latents") == "kept":
+        found.append("went on from latents that its session keeps then, from the answers' files now")
+    if then.settings.get("refine"):
+        found.append(f"refined then ({_refiner_of(then)}), not now")
+    return found
 
 
 def _refiner_of(recipe: Recipe) -> str:
@@ -150,6 +192,13 @@ def _refiner_of(recipe: Recipe) -> str:
         return str(json.loads(str(recipe.settings["refine"]))["model"])
     except (ValueError, KeyError, TypeError):
         return "by an unknown model"
+
+
+def _memory_of(recipe: Recipe) -> str:
+    """The memory mode that holds the weights as a recipe says: the modes that are exact are alike."""
+    if recipe.settings.get("quantize_text"):
+        return "8bit"
+    return "lean" if recipe.settings.get("tile_px") else "auto"
 
 
 def _model_of(recipe: Recipe, asked: str | None) -> ModelFiles:

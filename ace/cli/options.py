@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -107,6 +111,33 @@ Refine = Annotated[
 RefineStrength = Annotated[float, typer.Option("--refine-strength", help="How much the refiner may change, 0 to 1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
+def takes_options(options: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a verb of a function one of whose parameters is a dataclass of options: each field is one of the verb's."""
+    hints = get_type_hints(options, include_extras=True)
+    shared = {
+        field.name: inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in dataclasses.fields(options)
+    }
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+        (whole,) = (parameter.name for parameter in parameters if parameter.annotation is options)
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name != whole]
+
+        @functools.wraps(function)
+        def verb(**given: Any) -> None:
+            asked = options(**{name: given.pop(name) for name in shared})
+            function(**given, **{whole: asked})
+
+        verb.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+        verb.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared.values())}
+        return verb
+
+    return decorate
 
 
 def read_seed(seed: int | None) -> int:

@@ -6,9 +6,9 @@ Everything that is asked for is opened and checked before torch is imported (`ma
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,6 +46,7 @@ from ace.cli.options import (
     check_fast,
     read_seed,
     read_size,
+    takes_options,
 )
 from ace.cli.plus import (
     Control,
@@ -60,6 +61,9 @@ from ace.cli.plus import (
 )
 from ace.cli.terminal import Output
 from ace.errors import ConditionError, ConfigError
+
+if TYPE_CHECKING:
+    from ace.inference.edit import Settings
 
 Count = Annotated[
     int,
@@ -78,29 +82,65 @@ SessionFolder = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What `ace generate` and `ace edit` are asked for alike: each field is an option of both."""
+
+    out: Out = None
+    out_dir: OutDir = None
+    count: Count = 1
+    session: SessionFolder = None
+    seed: Seed = None
+    steps: Steps = None
+    guidance: Guidance = None
+    avoid: Avoid = ""
+    size: Size = None
+    model: Model = None
+    lora: Lora = None
+    refine: Refine = None
+    refine_strength: RefineStrength = 0.2
+    device: Device = "auto"
+    dtype: NumberType = "auto"
+    memory: Memory = "auto"
+    fast: Fast = None
+    compile_network: Compile = False
+    no_metadata: NoMetadata = False
+    json: Json = False
+    quiet: Quiet = False
+
+    def run(self) -> Run:
+        """What all pictures share, with an ACE model. Raises InputError for what does not exist or fit."""
+        from ace.inference.adapters import AdapterChoice
+
+        return Run(
+            find_model_files(self.model, self.steps, self.guidance, self.size),
+            Output(self.json, self.quiet),
+            self.device,
+            self.dtype,
+            not self.no_metadata,
+            self.session,
+            self.memory,
+            tuple(AdapterChoice.parse(text) for text in self.lora or ()),
+            self.refine,
+            self.refine_strength,
+            self.fast,
+            self.compile_network,
+        )
+
+    def settings(self) -> list[Settings]:
+        """How each of the `count` pictures is made, with consecutive seeds. Raises ConfigError."""
+        from ace.inference.edit import Settings
+
+        first, size = read_seed(self.seed), read_size(self.size)
+        return [
+            Settings(first + number, self.steps, self.guidance, None, self.avoid, size) for number in range(self.count)
+        ]
+
+
+@takes_options(Asked)
 def generate(
     instruction: Annotated[str, typer.Argument(help="What to create.", show_default=False)],
-    out: Out = None,
-    out_dir: OutDir = None,
-    count: Count = 1,
-    session: SessionFolder = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    avoid: Avoid = "",
-    size: Size = None,
-    model: Model = None,
-    lora: Lora = None,
-    refine: Refine = None,
-    refine_strength: RefineStrength = 0.2,
-    device: Device = "auto",
-    dtype: NumberType = "auto",
-    memory: Memory = "auto",
-    fast: Fast = None,
-    compile_network: Compile = False,
-    no_metadata: NoMetadata = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    asked: Asked,
 ) -> None:
     """Create a picture from words.
 
@@ -108,42 +148,41 @@ def generate(
     ace generate "a red apple on a green background" -o apple.png
     ace generate "a cat at night" --count 8 --out-dir cats
     """
-    from ace.inference.adapters import AdapterChoice
-    from ace.inference.edit import Settings, open_job
+    from ace.inference.edit import open_job
 
-    check_fast(fast)
-    files = find_model_files(model, steps, guidance, size)
-    adapters = tuple(AdapterChoice.parse(text) for text in lora or ())
-    first = read_seed(seed)
-    check_count(count, out, out_dir, session)
+    check_fast(asked.fast)
+    run = asked.run()
+    check_count(asked.count, asked.out, asked.out_dir, asked.session)
 
-    def plan(number: int) -> Plan:
-        settings = Settings(first + number, steps, guidance, None, avoid, read_size(size))
-        where = out_dir / f"{number + 1:03d}.png" if out_dir is not None else output_of(out, "generated.png", session)
+    def plan(number: int, settings: Settings) -> Plan:
+        if asked.out_dir is not None:
+            where: Path | None = asked.out_dir / f"{number + 1:03d}.png"
+        else:
+            where = output_of(asked.out, "generated.png", asked.session)
         return Plan(f"picture {number + 1}", lambda: open_job(instruction, settings), where)
 
-    plans = [plan(number) for number in range(count)]
-    check_outputs(plans, (), out_dir)
-    check_session(session)
-    make_all(
-        plans,
-        Run(
-            files,
-            Output(json, quiet),
-            device,
-            dtype,
-            not no_metadata,
-            session,
-            memory,
-            adapters,
-            refine,
-            refine_strength,
-            fast,
-            compile_network,
-        ),
-    )
+    plans = [plan(number, settings) for number, settings in enumerate(asked.settings())]
+    check_outputs(plans, (), asked.out_dir)
+    check_session(asked.session)
+    make_all(plans, run)
 
 
+@dataclass(frozen=True)
+class Edit:
+    """What is to be done to which pictures. start: the node of a session that is continued, None = the newest."""
+
+    photos: tuple[Path, ...]
+    instruction: str
+    mask: Path | None
+    references: tuple[Path, ...]
+    start: str | None
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that it names."""
+        return (*self.photos, *self.references, *([self.mask] if self.mask else ()))
+
+
+@takes_options(Asked)
 def edit(
     words: Annotated[
         list[str],
@@ -153,8 +192,7 @@ def edit(
             show_default=False,
         ),
     ],
-    out: Out = None,
-    out_dir: OutDir = None,
+    asked: Asked,
     mask: Annotated[
         Path | None,
         typer.Option(
@@ -174,8 +212,6 @@ def edit(
             show_default=False,
         ),
     ] = None,
-    count: Count = 1,
-    session: SessionFolder = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -185,29 +221,12 @@ def edit(
             show_default=False,
         ),
     ] = None,
-    seed: Seed = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    avoid: Avoid = "",
-    size: Size = None,
-    model: Model = None,
-    lora: Lora = None,
     reference: References = None,
     repaint: Repaint = None,
     control: Control = None,
     max_seq_length: MaxSeqLength = None,
     quantize: Quantize = None,
     transformer: Transformer = None,
-    refine: Refine = None,
-    refine_strength: RefineStrength = 0.2,
-    device: Device = "auto",
-    dtype: NumberType = "auto",
-    memory: Memory = "auto",
-    fast: Fast = None,
-    compile_network: Compile = False,
-    no_metadata: NoMetadata = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Edit pictures as the instruction says.
 
@@ -223,81 +242,92 @@ def edit(
     ace edit "the logo on a mug" --model ace-plus-subject --reference logo.png
     ace edit room.png "put {image1} on the table" --mask table.png --model ace-plus-fft --reference vase.png
     """
-    from ace.conditions.prompt import check_references
-    from ace.inference.adapters import AdapterChoice
-    from ace.inference.edit import Settings, open_job
     from ace.inference.plus_models import is_plus
 
-    check_fast(fast)
+    check_fast(asked.fast)
+    photos, instruction = _read_words(words)
+    wanted = Edit(photos, instruction, mask, tuple(image or ()), start)
+    plus = PlusOptions(tuple(reference or ()), repaint, control, max_seq_length, quantize, transformer)
+    name = asked.model or os.environ.get("ACE_MODEL")
+    if name is not None and is_plus(name):
+        _edit_with_plus(name, wanted, plus, asked)
+    else:
+        _edit_with_ace(wanted, plus, asked)
+
+
+def _read_words(words: list[str]) -> tuple[tuple[Path, ...], str]:
+    """The pictures and the instruction after them. Raises ConditionError if there is no instruction."""
     *photos, instruction = words
-    paths, references = [Path(photo) for photo in photos], tuple(image or ())
     if not instruction.strip():
         raise ConditionError("the instruction is empty: say what to change")
     if os.path.isfile(instruction):
         raise ConditionError(
             f"the instruction is missing: after the pictures say what to change, got the file {instruction!r}"
         )
-    options = PlusOptions(tuple(reference or ()), repaint, control, max_seq_length, quantize, transformer)
-    asked = model or os.environ.get("ACE_MODEL")
-    if asked is not None and is_plus(asked):
-        if fast is not None or compile_network:
-            raise ConfigError("--fast and --compile are for ACE models, not for ACE++: leave them out")
-        edit_plus(
-            asked,
-            paths,
-            instruction,
-            replace(options, references=(*options.references, *(str(path) for path in references))),
-            PlusRun(Output(json, quiet), device, dtype, memory, quantize, not no_metadata, session),
-            mask=mask,
-            out=out,
-            out_dir=out_dir,
-            start=start,
-            count=count,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            loras=lora or (),
-        )
-        return
-    files = find_model_files(model, steps, guidance, size)
-    options.check_unused(files.name)
-    adapters = tuple(AdapterChoice.parse(text) for text in lora or ())
-    opened = check_session(session, start)
-    if not paths and (opened is None or opened.latest() is None):
-        raise ConditionError("there is no picture to edit: name one before the instruction, or use `ace generate`")
-    check_count(max(1, len(paths)) * count, out, out_dir, session)
-    if opened is None:
-        check_references(instruction, 1 + len(references))
-    settings = Settings(read_seed(seed), steps, guidance, None, avoid, read_size(size))
+    return tuple(Path(photo) for photo in photos), instruction
 
-    def plan(photo: Path | None, number: int) -> Plan:
-        own = replace(settings, seed=settings.seed + number)
+
+def _edit_with_ace(wanted: Edit, plus: PlusOptions, asked: Asked) -> None:
+    from ace.conditions.prompt import check_references
+    from ace.inference.edit import open_job
+
+    run = asked.run()
+    plus.check_unused(run.model.name)
+    session = check_session(asked.session, wanted.start)
+    if not wanted.photos and (session is None or session.latest() is None):
+        raise ConditionError("there is no picture to edit: name one before the instruction, or use `ace generate`")
+    check_count(max(1, len(wanted.photos)) * asked.count, asked.out, asked.out_dir, asked.session)
+    if session is None:
+        check_references(wanted.instruction, 1 + len(wanted.references))
+
+    def plan(photo: Path | None, number: int, settings: Settings) -> Plan:
+        variant = number if asked.count > 1 else None
         return Plan(
             "the answer" if photo is None else photo.name,
             lambda: open_job(
-                instruction, own, photo=photo, references=references, mask=mask, session=opened, start=start
+                wanted.instruction,
+                settings,
+                photo=photo,
+                references=wanted.references,
+                mask=wanted.mask,
+                session=session,
+                start=wanted.start,
             ),
-            out_of(photo, "edited.png", number if count > 1 else None, out, out_dir, session),
+            out_of(photo, "edited.png", variant, asked.out, asked.out_dir, asked.session),
         )
 
-    plans = [plan(photo, number) for photo in paths or [None] for number in range(count)]
-    check_outputs(plans, (*paths, *references, *([mask] if mask else ())), out_dir)
-    make_all(
-        plans,
-        Run(
-            files,
-            Output(json, quiet),
-            device,
-            dtype,
-            not no_metadata,
-            session,
-            memory,
-            adapters,
-            refine,
-            refine_strength,
-            fast,
-            compile_network,
+    variants = list(enumerate(asked.settings()))
+    plans = [plan(photo, number, settings) for photo in wanted.photos or [None] for number, settings in variants]
+    check_outputs(plans, wanted.files(), asked.out_dir)
+    make_all(plans, run, session)
+
+
+def _edit_with_plus(name: str, wanted: Edit, plus: PlusOptions, asked: Asked) -> None:
+    if asked.fast is not None or asked.compile_network:
+        raise ConfigError("--fast and --compile are for ACE models, not for ACE++: leave them out")
+    references = (*plus.references, *(str(path) for path in wanted.references))
+    edit_plus(
+        name,
+        wanted.photos,
+        wanted.instruction,
+        replace(plus, references=references),
+        PlusRun(
+            Output(asked.json, asked.quiet),
+            asked.device,
+            asked.dtype,
+            asked.memory,
+            plus.quantize,
+            not asked.no_metadata,
+            asked.session,
         ),
-        opened,
+        mask=wanted.mask,
+        out=asked.out,
+        out_dir=asked.out_dir,
+        start=wanted.start,
+        count=asked.count,
+        seed=asked.seed,
+        steps=asked.steps,
+        guidance=asked.guidance,
+        size=asked.size,
+        loras=asked.lora or (),
     )
