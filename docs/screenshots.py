@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 import ace
 from ace.inference.chat import ChatSession
@@ -26,7 +27,7 @@ from ace.inference.session import Session
 from ace.inference.sources import find_model
 from ace.web import Studio, make_app
 
-WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+WIDE, NARROW = ViewportSize(width=1440, height=900), ViewportSize(width=390, height=844)
 STEPS = 12
 PATIENCE_MS = 300_000
 
@@ -49,7 +50,7 @@ def studio_in(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def open_page(browser: Browser, address: str, size: dict, colours: str) -> Page:
+def open_page(browser: Browser, address: str, size: ViewportSize, colours: Literal["light", "dark"]) -> Page:
     """The studio in a window of its own."""
     page = browser.new_context(viewport=size, color_scheme=colours, device_scale_factor=1).new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -132,8 +133,8 @@ def take_all(browser: Browser, address: str, folder: Path) -> None:
     page.wait_for_selector(".tray .chip")
     say(page, "make the background orange", "0004")
 
-    for size, colours, name in ((WIDE, "dark", "studio-dark"), (NARROW, "dark", "studio-narrow")):
-        other = open_page(browser, address, size, colours)
+    for size, name in ((WIDE, "studio-dark"), (NARROW, "studio-narrow")):
+        other = open_page(browser, address, size, "dark")
         settle(other)
         shoot(other, folder / f"{name}.png")
     narrow = open_page(browser, address, NARROW, "light")
@@ -155,11 +156,14 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images"
     folder.mkdir(exist_ok=True)
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with tempfile.TemporaryDirectory() as place, studio_in(Path(place) / "holiday") as address:
-        with sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-            take_all(browser, address, folder)
-            browser.close()
+    with (
+        tempfile.TemporaryDirectory() as place,
+        studio_in(Path(place) / "holiday") as address,
+        sync_playwright() as started,
+    ):
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        take_all(browser, address, folder)
+        browser.close()
 
 
 if __name__ == "__main__":
