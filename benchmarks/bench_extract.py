@@ -70,6 +70,18 @@ def extractors():
         name = Namer().name
         return lambda image: name(image, MASK)
 
+    def unsafe():
+        from ace.extract.safety import SafetyNet
+
+        net = SafetyNet()
+        return lambda image: net([image])
+
+    def consistency():
+        from ace.extract.consistency import ObjectFeatures
+
+        features = ObjectFeatures()
+        return lambda image: features([image])
+
     def sketches():
         from ace.extract import sketch
         from ace.extract.hed import SoftEdges
@@ -82,6 +94,17 @@ def extractors():
 
         return TextReader().read
 
+    def degradation():
+        from ace.extract import degrade
+
+        worsen = (
+            lambda image: degrade.noise(image, 30.0, 1),
+            lambda image: degrade.blur(image, 2.0),
+            lambda image: degrade.jpeg(image, 10),
+            lambda image: degrade.low_resolution(image, 4),
+        )
+        return lambda image: [worse(image) for worse in worsen]
+
     def migan():
         from ace.extract.fill import MIGAN
 
@@ -92,11 +115,14 @@ def extractors():
         "canny": lambda: exact.canny,
         "gray": lambda: exact.gray,
         "mosaic": lambda: exact.mosaic,
+        "4 damages": degradation,
         "FastDepth": fastdepth,
         "BlazePose": blazepose,
         "MTCNN": mtcnn,
         "face mesh": face_mesh,
         "names": names,
+        "unsafe": unsafe,
+        "likeness": consistency,
         "3 sketches": sketches,
         "PP-OCRv6": ocr,
         "MI-GAN": migan,

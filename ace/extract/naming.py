@@ -1,7 +1,8 @@
 """Names of things: EfficientNet-Lite2 (Tan and Le 2019, trained on ImageNet-1k) says what a masked object is.
 
 `Namer.name` looks at an object's surroundings and at the object alone, adds up what ImageNet's classes mean in everyday
-words (`naming.txt`: 118 breeds are a dog), and says nothing unless both looks agree with some certainty. Classes that
+words (`naming.txt`: 118 breeds are a dog), and says nothing unless both looks agree with some certainty, or the
+picture's caption says the word. Classes that
 are no things to take hold of, such as rooms, clothes, materials and landscapes, have no word, so they are never said.
 
 Not here: people, who are no class of ImageNet; places and colours (`ace.data.tasks.describe`).
@@ -9,6 +10,7 @@ Not here: people, who are no class of ImageNet; places and colours (`ace.data.ta
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from ace.extract.weights import find_weights
 
 SIDE_PX = 260
 MIN_CERTAINTY = 0.4
+MIN_SAID_CERTAINTY = 0.1  # of a word that the caption says
 _MARGIN = 0.15  # of an object's longer side, shown around it
 _GRAY = 127
 _MEAN, _STD = 127.0, 128.0
@@ -45,14 +48,17 @@ class Namer:
     def __init__(self) -> None:
         self._net = load_efficientnet()
 
-    def name(self, image: np.ndarray, mask: np.ndarray) -> str | None:
+    def name(self, image: np.ndarray, mask: np.ndarray, caption: str = "") -> str | None:
         """The everyday word for what is under mask (H, W) bool in image (H, W, 3) uint8, None if there is no certain
-        one."""
+        one. A word that the picture's caption says needs less certainty."""
         looks = self.certainties(image, mask)
         mean = looks.mean(0)
         best = int(mean.argmax())
-        sure = mean[best] >= MIN_CERTAINTY and looks[:, best].min() >= MIN_CERTAINTY / 2
-        return words()[best] if sure else None
+        if mean[best] >= MIN_CERTAINTY and looks[:, best].min() >= MIN_CERTAINTY / 2:
+            return words()[best]
+        said = [n for n, word in enumerate(words()) if re.search(rf"\b{re.escape(word)}(s|es)?\b", caption.casefold())]
+        best = max(said, key=lambda n: mean[n], default=-1)
+        return words()[best] if said and mean[best] >= MIN_SAID_CERTAINTY else None
 
     def certainty(self, image: np.ndarray, mask: np.ndarray, word: str) -> float:
         """How likely what is under the mask is called by a word of `words`, 0 … 1."""

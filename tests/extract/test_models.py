@@ -128,7 +128,6 @@ def test_migan_changes_nothing_outside_the_mask_and_removes_what_is_inside():
 
 
 @needs("hed")
-@pytest.mark.slow
 def test_hed_draws_the_rim_of_the_cup_and_not_the_grain_of_the_table():
     from ace.extract.hed import SoftEdges
     from ace.extract.sketch import draw_contour, draw_doodle, draw_scribble
@@ -231,6 +230,17 @@ def test_what_is_no_thing_gets_no_name():
     corner[:40, :40] = True  # wood of the table
     assert Namer().name(image, corner) is None
     assert Namer().name(np.full((64, 64, 3), 90, np.uint8), np.ones((64, 64), bool)) is None
+
+
+def test_a_word_that_the_caption_says_needs_less_certainty(monkeypatch):
+    looks = np.zeros((2, len(naming.words())))
+    looks[:, naming.words().index("cat")], looks[:, naming.words().index("dog")] = 0.15, 0.2
+    monkeypatch.setattr(Namer, "certainties", lambda *_: looks)
+    namer, picture, mask = Namer.__new__(Namer), np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool)
+    assert namer.name(picture, mask) is None
+    assert namer.name(picture, mask, "Two cats on a wall") == "cat"
+    assert namer.name(picture, mask, "a cat and a dog") == "dog"
+    assert namer.name(picture, mask, "a catalogue of horses") is None
 
 
 def test_every_word_belongs_to_classes_that_exist_and_no_class_has_two():

@@ -99,9 +99,11 @@ ENDINGS = {
 
 def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     """`multi_turn/chain`."""
-    with_words = [other for other in source.others if caption_of(other)]
-    if source.relation in RELATIONS and len(with_words) >= FEWEST and dice.random() < 0.6:
-        return _homogeneous(source, with_words, dice)
+    told_apart = {
+        caption_of(other): other for other in source.others if caption_of(other) not in ("", caption_of(source))
+    }
+    if source.relation in RELATIONS and len(told_apart) >= FEWEST and dice.random() < 0.6:
+        return _homogeneous(source, list(told_apart.values()), dice)
     return _mixed(source, dice, tools)
 
 
@@ -118,7 +120,7 @@ def check(sample: EditSample, tools: Tools) -> str | None:
 
 
 def _homogeneous(source: Source, others: list[Source], dice: Random) -> EditSample:
-    """A walk through the set."""
+    """A walk through the set, whose captions differ: the same words again would ask for nothing."""
     walk = dice.sample(others, dice.randint(FEWEST, min(MOST, len(others))))
     turns: list[Turn] = []
     picture = source.image

@@ -49,7 +49,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     """`layer_editing/decouple`."""
     image = pixels(source.image)
-    removal = remove_one(image, dice, tools, SMALLEST, LARGEST)
+    removal = remove_one(source, dice, tools, SMALLEST, LARGEST)
     if isinstance(removal, Rejected):
         return removal
     white = np.full_like(image, WHITE)

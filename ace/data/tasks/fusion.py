@@ -50,7 +50,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     if reason:
         return Rejected(reason)
     subjects = [on_canvas(image, thing, dice) for thing in chosen]
-    names = [describe(image, thing.mask, tools) for thing in chosen]
+    names = [describe(image, thing.mask, tools, source.caption) for thing in chosen]
     template = dice.choice(TEMPLATES[len(chosen)])
     slots = {slot: name for slot, name in zip(("first", "second"), names, strict=False) if f"<{slot}>" in template}
     regional = dice.random() < MASK_SHARE

@@ -29,7 +29,7 @@ TEMPLATES_REGION = (
 def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     """`element_editing/object_remove`."""
     image = pixels(source.image)
-    removal = remove_one(image, dice, tools)
+    removal = remove_one(source, dice, tools)
     if isinstance(removal, Rejected):
         return removal
     regional = dice.random() < MASK_SHARE

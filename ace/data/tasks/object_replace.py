@@ -37,7 +37,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     image = pixels(source.image)
     made = _from_another(image, source, dice, tools) if source.others else Rejected("")
     if isinstance(made, Rejected):
-        made = _dyed(image, dice, tools)
+        made = _dyed(image, source.caption, dice, tools)
     if isinstance(made, Rejected):
         return made
     target, mask, slots, made_by = made
@@ -61,10 +61,11 @@ Made = tuple[np.ndarray, np.ndarray, dict[str, str], str]
 
 def _from_another(image: np.ndarray, source: Source, dice: Random, tools: Tools) -> Made | Rejected:
     """An object of another picture in the place of one of this."""
-    removal = remove_one(image, dice, tools)
+    removal = remove_one(source, dice, tools)
     if isinstance(removal, Rejected):
         return removal
-    other = pixels(dice.choice(source.others).image)
+    second = dice.choice(source.others)
+    other = pixels(second.image)
     found = candidates(other, tools, smallest=0.03)
     if not found:
         return Rejected("no object to put in its place")
@@ -84,11 +85,11 @@ def _from_another(image: np.ndarray, source: Source, dice: Random, tools: Tools)
     )
     mask = removal.hole.copy()
     mask[py : py + size[1], px : px + size[0]] |= alpha[..., 0] > 0
-    new = f"{color_and_name(other, thing.mask, tools)} from another picture"
+    new = f"{color_and_name(other, thing.mask, tools, second.caption)} from another picture"
     return target, mask, {"old": removal.words, "new": new}, f"SAM 2, {tools.filler.name}"
 
 
-def _dyed(image: np.ndarray, dice: Random, tools: Tools) -> Made | Rejected:
+def _dyed(image: np.ndarray, caption: str, dice: Random, tools: Tools) -> Made | Rejected:
     """An object in another colour, its light and shade kept."""
     colored = [(thing, name_color(image, thing.mask)) for thing in candidates(image, tools)]
     colored = [(thing, color) for thing, color in colored if color in DYES]
@@ -101,7 +102,7 @@ def _dyed(image: np.ndarray, dice: Random, tools: Tools) -> Made | Rejected:
     return (
         target,
         thing.mask,
-        {"old": f"{old} {tools.word(image, thing.mask)} {place}", "new": f"{new} one"},
+        {"old": f"{old} {tools.word(image, thing.mask, caption)} {place}", "new": f"{new} one"},
         "SAM 2, dyed",
     )
 

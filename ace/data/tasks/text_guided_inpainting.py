@@ -41,7 +41,11 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     rejected."""
     image = pixels(source.image)
     caption = caption_of(source)
-    local = _object(image, dice, tools) if tools.can_segment and (not caption or dice.random() < LOCAL_SHARE) else None
+    local = (
+        _object(image, source.caption, dice, tools)
+        if tools.can_segment and (not caption or dice.random() < LOCAL_SHARE)
+        else None
+    )
     if local is None and not caption:
         return Rejected("no caption")
     mask, slots, templates = local or (draw_mask(*image.shape[:2], dice), {"caption": caption}, TEMPLATES)
@@ -58,11 +62,13 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     )
 
 
-def _object(image: np.ndarray, dice: Random, tools: Tools) -> tuple[np.ndarray, dict[str, str], tuple[str, ...]] | None:
+def _object(
+    image: np.ndarray, caption: str, dice: Random, tools: Tools
+) -> tuple[np.ndarray, dict[str, str], tuple[str, ...]] | None:
     """An object's mask (H, W) bool with a margin and its words; None without one that has a name."""
     things = candidates(image, tools)
     for thing in dice.sample(things, len(things)):
-        name = color_and_name(image, thing.mask, tools)
-        if name != UNNAMED:
+        name = color_and_name(image, thing.mask, tools, caption)
+        if UNNAMED not in name.split():
             return widen(thing.mask), {"object_name": name}, TEMPLATES_OBJECT
     return None

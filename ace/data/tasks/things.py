@@ -2,7 +2,8 @@
 (B.5.2). Used by object removal, addition and replacement, and by layer editing.
 
 The paper names objects with RAM; no package carries it, so an object is called by its colour, by what a classifier is
-sure that it is, and by its place ("the brown dog on the left"); one that it cannot name is an "object".
+sure that it is or what the caption says and it finds likely, and by its place ("the brown dog on the left"); one that
+it cannot name is an "object".
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from ace.data.sample import EditSample
 from ace.data.tasks.common import pixels
 from ace.data.tasks.describe import name_color, name_place_of
-from ace.data.tasks.source import Rejected
+from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import PERSON, UNNAMED, Tools
 from ace.extract.faces import Face
 from ace.extract.objects import Object
@@ -85,9 +86,10 @@ def _is_of_face(mask: np.ndarray, face: Face) -> bool:
 
 
 def remove_one(
-    image: np.ndarray, dice: Random, tools: Tools, smallest: float = SMALLEST, largest: float = LARGEST
+    source: Source, dice: Random, tools: Tools, smallest: float = SMALLEST, largest: float = LARGEST
 ) -> Removal | Rejected:
     """Take a random object out of a picture."""
+    image = pixels(source.image)
     found = candidates(image, tools, smallest, largest)
     if not found:
         return Rejected("no object of a fitting size and place")
@@ -96,7 +98,7 @@ def remove_one(
     without, reason = take_out(image, (thing.mask,), hole, tools)
     if reason:
         return Rejected(reason)
-    return Removal(thing, hole, without, describe(image, thing.mask, tools))
+    return Removal(thing, hole, without, describe(image, thing.mask, tools, source.caption))
 
 
 def take_out(
@@ -113,14 +115,14 @@ def take_out(
     return tools.once("removal", (image, hole, *masks), find)
 
 
-def describe(image: np.ndarray, mask: np.ndarray, tools: Tools) -> str:
+def describe(image: np.ndarray, mask: np.ndarray, tools: Tools, caption: str) -> str:
     """An object's colour, if it has one, name and place: "red cup on the left"."""
-    return f"{color_and_name(image, mask, tools)} {name_place_of(mask)}"
+    return f"{color_and_name(image, mask, tools, caption)} {name_place_of(mask)}"
 
 
-def color_and_name(image: np.ndarray, mask: np.ndarray, tools: Tools) -> str:
-    """An object's colour, if it has one and is no person, and name: "red cup", "object"."""
-    word = tools.word(image, mask)
+def color_and_name(image: np.ndarray, mask: np.ndarray, tools: Tools, caption: str) -> str:
+    """An object's colour, if it has one and is no person, and name: "red cup", "object". caption: the picture's."""
+    word = tools.word(image, mask, caption)
     color = None if word == PERSON else name_color(image, mask)
     return f"{color} {word}" if color else word
 

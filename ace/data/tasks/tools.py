@@ -105,11 +105,12 @@ class Tools:
         """The faces of a picture, largest first."""
         return self.once("faces", (image,), lambda: self._face_finder.find(image))
 
-    def word(self, image: np.ndarray, mask: np.ndarray) -> str:
-        """What is under a mask (H, W) bool: "person" where a face is, a thing's name, "object" if none is certain."""
+    def word(self, image: np.ndarray, mask: np.ndarray, caption: str = "") -> str:
+        """What is under a mask (H, W) bool: "person" where a face is, a thing's name, "object" if none is certain.
+        caption: what the picture is said to show."""
         if any(mask[round(y), round(x)] for x, y in (_middle(face, mask.shape) for face in self.faces(image))):
             return PERSON
-        return self.namer.name(image, mask) or UNNAMED
+        return self.namer.name(image, mask, caption) or UNNAMED
 
     def face_mesh(self, image: np.ndarray, face: Face) -> np.ndarray | None:
         """468 points of a face, (468, 2) px."""

@@ -175,6 +175,22 @@ def test_a_chain_through_a_set_ends_at_its_last_picture(astronaut, tools):
         assert any(np.array_equal(pixels(sample.target), pixels(other.image)) for other in source.others)
 
 
+def test_pictures_of_one_caption_are_no_chain(astronaut, tools):
+    fishes = tuple(replace(other, caption="fish") for other in astronaut.others)
+    source = replace(astronaut, caption="fish", others=fishes, relation="series")
+    kinds = {sample.provenance["kind"] for sample in make_some("multi_turn/chain", source, tools, 3)}
+    assert kinds == {"mixed"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(Tools().missing("element_editing/object_remove")), reason="run `ace data setup`")
+def test_an_object_that_has_a_name_is_asked_for_by_it():
+    wall = Image.new("RGB", (SIDE_PX, SIDE_PX), (176, 170, 160))
+    wall.paste(picture("chelsea").resize((120, 90)), (70, 60))
+    for sample in make_some("repainting/text_guided_inpainting", Source(wall, "poster"), Tools(), 2):
+        assert "cat" in str(sample.provenance["slot.object_name"]) and check(sample, Tools()) is None
+
+
 def test_captions_that_hold_marks_of_templates_do_no_harm(astronaut, tools):
     source = replace(astronaut, caption="a {image7} <signal>\n of \\1 things. ")
     for task in ("text_guided_generation/text_to_image", "repainting/text_guided_inpainting", "repainting/outpainting"):
