@@ -71,7 +71,7 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
         if not points:
             continue
         steps, values = np.array(points).T
-        width = max(1, len(values) // 60)
+        width = min(max(1, len(values) // 8), max(5, len(values) // 60))  # of the moving mean
         smooth = np.convolve(values, np.ones(width) / width, mode="valid")
         whole = key == "loss"
         label = "all samples" if whole else _words(key)
@@ -79,6 +79,8 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
         marker = "o" if len(smooth) < 5 else None  # a line of one point cannot be seen
         style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 2.2 if whole else 1.1}
         axes.plot(steps[width - 1 :], smooth, label=label, **style)
+        if whole:
+            axes.plot(steps, values, color="0.7", linewidth=0.5, zorder=0)
     seen = ""
     for line in log:
         if line["stage"] != seen:
