@@ -27,9 +27,11 @@ body{font:14px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:75rem;paddin
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}
 td,th{padding:.25rem .7rem;text-align:left;border-bottom:1px solid #e5e5ea;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-figure{margin:0 0 1.2rem;padding:.6rem;border:1px solid #e5e5ea;border-radius:8px}
-figure div{display:flex;gap:.5rem;flex-wrap:wrap;align-items:flex-end}
-figcaption{margin-bottom:.4rem}small{color:#6e6e73}img{max-width:180px;max-height:180px;border-radius:4px;display:block}
+figure{display:inline-block;vertical-align:top;max-width:100%;box-sizing:border-box;margin:0 .6rem .8rem 0;
+padding:.6rem;border:1px solid #e5e5ea;border-radius:8px}
+figure div{display:flex;gap:.5rem;flex-wrap:wrap;align-items:center}
+figcaption{margin-bottom:.4rem;max-width:36rem}small{color:#6e6e73}
+img{max-width:180px;max-height:180px;border:1px solid #e5e5ea;border-radius:4px;display:block}
 nav a{margin-right:.8rem}.why{color:#b3261e}
 """
 _THUMBNAIL_PX = 180
@@ -176,15 +178,18 @@ def _img(data: bytes, what: str) -> str:
 
 
 def _survival(folder: Path) -> dict[str, tuple[int, dict[str, int]]]:
-    """By task: how many were kept, and how many rejected for which reason, at any stage."""
-    kept = read_manifest(folder).tasks if (folder / MANIFEST).is_file() else {}
+    """By task: how many were kept, for training or held out, and how many rejected for which reason, at any stage."""
+    kept: Counter[str] = Counter()
+    for place in (folder, folder / "held_out"):
+        if (place / MANIFEST).is_file():
+            kept.update(read_manifest(place).tasks)
     why: dict[str, Counter[str]] = {}
     if (folder / "rejected" / MANIFEST).is_file():
         dropped = read_shards(folder / "rejected")
         for task, reason in zip(dropped.column("task"), dropped.column("reason"), strict=True):
             if task:
                 why.setdefault(task, Counter())[reason] += 1
-    return {task: (kept.get(task, 0), dict(why.get(task, {}))) for task in sorted({*kept, *why})}
+    return {task: (kept[task], dict(why.get(task, {}))) for task in sorted({*kept, *why})}
 
 
 def _largest_first(counts: Mapping[str, int]) -> Iterable[tuple[str, int]]:
