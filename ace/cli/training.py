@@ -90,7 +90,10 @@ def train(
         from ace.training.model import train_model
 
         train_model(wanted, folder, quiet, complain)
-    output.say(f"{short(folder)}  trained")
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        output.say(f"{short(folder)}  trained")
 
 
 def _quieten() -> None:
