@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -203,19 +204,37 @@ def test_several_photos_go_to_a_folder_with_one_model_load(here):
             "10 images given, at most 9",
         ),
         (["photo.png", "x", "--model", "ace-plus-subject", "--lora", "photo.png"], "photo.png is no safetensors"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--lora", "sdxl.safetensors"], "made for an SD or SDXL"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--transformer", "fft.safetensors"], "give FLUX.1-Fill-dev"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--transformer", "gone.gguf"], "gone.gguf"),
         (["x", "--model", "ace-plus-subject"], "nothing to work on"),
         (["photo.png", "x", "--model", "ace-plus-local"], "hub"),
         (["photo.png", "x", "--reference", "logo.png"], "only for ACE++ models"),
         (["photo.png", "x", "--model", "ace-plus-subject", "-o", "photo.png"], "one of the inputs"),
     ],
 )
-def test_a_wrong_request_ends_with_one_line_and_code_2(here, arguments, words, monkeypatch):
+def test_a_wrong_request_ends_with_one_line_and_code_2_before_anything_is_loaded(
+    here, arguments, words, monkeypatch, models
+):
+    def load_plus(*arguments, **settings):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("ace.inference.plus_load.load_plus", load_plus)
     monkeypatch.delenv("LOCAL_MODEL_PATH", raising=False)
+    (here / "fft.safetensors").symlink_to(models / "fft.safetensors")
+    save_file({"lora_unet_down_blocks_0_attn.lora_down.weight": torch.zeros(2, 4)}, here / "sdxl.safetensors")
     files = {path.name for path in here.iterdir()}
     said = ace("edit", *arguments, code=2)
     assert words in said
     assert len(said.strip().splitlines()) == 1
     assert {path.name for path in here.iterdir()} == files
+
+
+def test_a_control_without_its_weights_says_so_before_anything_is_loaded(here, monkeypatch):
+    monkeypatch.setattr("ace.inference.plus_load.load_plus", lambda *arguments, **settings: pytest.fail("loaded"))
+    for name in ("depth", "contour"):
+        said = ace("edit", "photo.png", "x", "--model", "ace-plus-fft", "--control", name, "-o", "a.png", code=1)
+        assert "ace data setup" in said and len(said.strip().splitlines()) == 1
 
 
 def test_an_eight_bit_checkpoint_comes_with_its_error_per_layer_and_on_a_picture(here, models, monkeypatch):

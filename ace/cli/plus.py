@@ -193,12 +193,11 @@ def edit_plus(
 
     plans = [plan(photo, number) for photo in photos or [None] for number in range(count)]
     check_outputs(plans, [*photos, *([mask] if mask else ()), *(one.path for one in references)], out_dir)
-    files: list[PlusFiles] = []
 
     def begin(tell: Tell) -> Maker[PlusJob, PlusMade]:
-        files.append(find_plus(model, [read_adapter_option(text) for text in loras], options.transformer))
-        pipeline = _load(files[0], run, tell, options.max_seq_length)
-        return lambda jobs, progress: make_plus(pipeline, files[0], jobs, progress)
+        files = find_plus(model, [read_adapter_option(text) for text in loras], options.transformer)
+        pipeline = _load(files, run, tell, options.max_seq_length)
+        return lambda jobs, progress: make_plus(pipeline, files, jobs, progress)
 
     def write(plan: Plan[PlusJob], made: PlusMade) -> dict:
         node = keep(plan, made, made.job.unit, run.metadata, run.session_folder, session)

@@ -10,7 +10,7 @@ Not here: writing files, what a recipe says (`plus_recipe.py`), models by name (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,14 +91,16 @@ class PlusSettings:
 
 @dataclass(frozen=True)
 class PlusJob:
-    """One picture to make: opened and checked. images: the edited picture's file, if any, then the references'.
-    parents: the node of a session that it goes on from."""
+    """One picture to make: opened and checked. shown: the edited picture as the model sees it, its control drawn.
+    images: the edited picture's file, if any, then the references'. parents: the node of a session that it goes on
+    from."""
 
     instruction: str
     settings: PlusSettings
     source: OpenedImage | None
     mask: Image.Image | None
     references: tuple[Reference, ...]
+    shown: Image.Image | None = None
     images: tuple[FileRef, ...] = ()
     mask_file: FileRef | None = None
     parents: tuple[str, ...] = ()
@@ -134,33 +136,26 @@ def open_plus_job(
     """Open and check everything that a request names, its canvas included.
 
     photo: the picture to edit; None with a session that has answers = the answer of node `start` (None: the newest).
-    Raises ImageError, MaskError, ConditionError, ConfigError or SessionError."""
+    Raises ImageError, MaskError, ConditionError, ConfigError or SessionError, MissingDependencyError for a control
+    whose weights are not here."""
     opened: dict[str, OpenedImage] = {}
-    source = None
-    files: list[FileRef] = []
     if session is not None and start is None and photo is None:
         latest = session.latest()
         start = None if latest is None else latest.id
+    files: list[FileRef] = []
+    source = None
     if photo is not None:
         file, source = open_picture(photo, opened)
         files.append(file)
     elif session is not None and start is not None:
         source = session.answer(start)
         files.append(FileRef.of(session.node(start).image_path))
-    if mask is not None and source is None:
-        raise MaskError("a mask needs the picture that it belongs to: name the photo before the instruction")
     placed = []
     for reference in references:
         file, picture = open_picture(reference.path, opened)
         files.append(file)
         placed.append(Reference(picture.image, reference.place, reference.fit, reference.rate))
-    if source is None and not placed:
-        raise ConditionError("there is nothing to work on: name a photo before the instruction, or a --reference")
-    if settings.control is not None:
-        if settings.control not in CONTROLS:
-            raise ConfigError(f"control {settings.control!r}: use {', '.join(CONTROLS)}")
-        if source is None:
-            raise ImageError("a control needs the picture that it is drawn from: name the photo before the instruction")
+    _check_parts(source, mask, placed, settings.control)
     opened_mask = open_mask(mask, source.size) if mask is not None and source is not None else None
     job = PlusJob(
         instruction,
@@ -168,12 +163,27 @@ def open_plus_job(
         source,
         opened_mask,
         tuple(placed),
-        tuple(files),
-        None if mask is None else FileRef.of(mask),
-        () if start is None else (start,),
+        images=tuple(files),
+        mask_file=None if mask is None else FileRef.of(mask),
+        parents=() if start is None else (start,),
     )
     _check(job)
-    return job
+    return job if source is None else replace(job, shown=_shown(settings.control, source.image, opened_mask))
+
+
+def _check_parts(
+    source: OpenedImage | None, mask: Path | None, references: Sequence[Reference], control: str | None
+) -> None:
+    """Raise InputError if something is asked for that needs a picture, and there is none."""
+    name_it = "name the photo before the instruction"
+    if source is None and mask is not None:
+        raise MaskError(f"a mask needs the picture that it belongs to: {name_it}")
+    if source is None and not references:
+        raise ConditionError("there is nothing to work on: name a photo before the instruction, or a --reference")
+    if control is not None and control not in CONTROLS:
+        raise ConfigError(f"control {control!r}: use {', '.join(CONTROLS)}")
+    if source is None and control is not None:
+        raise ImageError(f"a control needs the picture that it is drawn from: {name_it}")
 
 
 def _check(job: PlusJob) -> None:
@@ -190,6 +200,10 @@ def _check(job: PlusJob) -> None:
         repainting_scale=1.0 if settings.repainting_scale is None else settings.repainting_scale,
         max_seq_length=settings.max_seq_length or DEFAULT_SEQ_LENGTH,
     )
+
+
+def _shown(control: str | None, source: Image.Image, mask: Image.Image | None) -> Image.Image:
+    return source if control is None else draw_control(control, source, mask)
 
 
 def draw_control(name: str, source: Image.Image, mask: Image.Image | None) -> Image.Image:
@@ -249,12 +263,9 @@ def _request_of(job: PlusJob, model: PlusFiles) -> PlusRequest:
     from ace.inference.pipeline_plus import PlusRequest
 
     settings = job.settings
-    image = None if job.source is None else job.source.image
-    if settings.control is not None and image is not None:
-        image = draw_control(settings.control, image, job.mask)
     return PlusRequest(
         instruction=job.instruction,
-        image=image,
+        image=job.shown,
         mask=job.mask,
         references=job.references,
         size=settings.size or DEFAULT_SIZE,
