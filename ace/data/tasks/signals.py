@@ -19,6 +19,8 @@ from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
 
 REGIONAL_SHARE = 0.4  # of the samples
+LEAST_DRAWN = 4.0  # standard deviation inside a region, of 255
+BLANK = "the region shows nothing of the signal"
 CAPTION_SHARE = 0.8  # of the control samples whose source has a caption
 
 ANALYSE = (
@@ -81,6 +83,8 @@ class Signal:
         if isinstance(drawn, Rejected):
             return drawn
         mask = _region(image, dice, tools) if dice.random() < REGIONAL_SHARE else None
+        if is_blank(drawn, mask):
+            return Rejected(BLANK)
         templates = ANALYSE + self.analysis_words if mask is None else ANALYSE_REGION
         target = drawn if mask is None else within(mask, drawn, image)
         return self._finish("low_level_analysis", source, templates, "", (image, target), mask, dice)
@@ -93,6 +97,8 @@ class Signal:
             return drawn
         caption = caption_of(source) if dice.random() < CAPTION_SHARE else ""
         mask = _region(image, dice, tools) if dice.random() < REGIONAL_SHARE else None
+        if is_blank(drawn, mask):
+            return Rejected(BLANK)
         templates = CONTROL + self.control_words if mask is None else CONTROL_REGION
         shown = drawn if mask is None else within(mask, drawn, image)
         return self._finish("controllable_generation", source, templates, caption, (shown, image), mask, dice)
@@ -130,6 +136,11 @@ class Signal:
         if "<signal>" in template:
             slots["signal"] = dice.choice(self.names)
         return say((template,), slots, dice), slots
+
+
+def is_blank(drawn: np.ndarray, mask: np.ndarray | None) -> bool:
+    """Whether a region of a signal (H, W, 3) uint8 says nothing: no line of a drawing, or one grey level, is in it."""
+    return mask is not None and float(drawn[mask].std()) < LEAST_DRAWN
 
 
 def _region(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray:

@@ -11,6 +11,7 @@ from ace.conditions.units import ConditionUnit
 from ace.data.sample import TASKS, EditSample
 from ace.data.tasks import TASK_MAKERS, Rejected, Source, Tools, check
 from ace.data.tasks.common import as_bool, pixels
+from ace.data.tasks.signals import BLANK, LEAST_DRAWN
 from ace.data.tasks.tools import needed_weights
 from ace.data.tasks.writing import FONTS
 from ace.errors import MissingDependencyError
@@ -98,6 +99,18 @@ def test_signals_come_whole_and_in_regions(task, astronaut, tools):
     assert {sample.provenance["variant"] for sample in samples} == {"global", "regional"}
     for sample in samples:
         assert (sample.request.current.masks[0] is None) == (sample.provenance["variant"] == "global")
+
+
+def test_a_region_in_which_nothing_is_drawn_is_no_sample(tools):
+    half = Image.new("RGB", (SIDE_PX, SIDE_PX), (120, 140, 160))
+    half.paste(picture("chelsea").crop((0, 0, 60, 120)), (0, 0))  # lines in one corner, nothing elsewhere
+    for task in ("low_level_analysis/edge", "controllable_generation/edge"):
+        made = [TASK_MAKERS[task](Source(half, "half"), Random(seed), tools) for seed in range(24)]
+        assert Rejected(BLANK) in made
+        for sample in made:
+            if isinstance(sample, EditSample) and sample.provenance["variant"] == "regional":
+                drawn = sample.target if task.startswith("low") else sample.request.current.images[0]
+                assert pixels(drawn)[as_bool(sample.request.current.masks[0])].std() >= LEAST_DRAWN
 
 
 def test_control_is_analysis_turned_round(astronaut, tools):
