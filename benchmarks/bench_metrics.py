@@ -19,7 +19,9 @@ from ace.evaluation.encoders import CLIP_FRAMING, DINO_FRAMING, frame
 from ace.evaluation.facts import ssim
 from ace.evaluation.lpips import LPIPS, as_tensor
 from ace.evaluation.metrics import levels
+from ace.evaluation.networks.musiq import Musiq
 from ace.evaluation.pairs import pixel_errors
+from ace.evaluation.styles import StyleClassifier
 from ace.extract.text import TextReader
 
 SECONDS = 2.0
@@ -43,7 +45,7 @@ def main() -> None:
     clip = CLIPModel(CLIPConfig(vision_config={**vision, "image_size": 224, "patch_size": 32})).eval().vision_model
     small = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
     dino = ViTModel(ViTConfig(**small, image_size=224, patch_size=16), add_pooling_layer=False).eval()
-    lpips, reader = LPIPS().eval(), TextReader()
+    lpips, reader, styles, musiq = LPIPS().eval(), TextReader(), StyleClassifier(), Musiq().eval()
     for side in (64, 512):
         dice = np.random.default_rng(0)
         first, second = (
@@ -55,11 +57,13 @@ def main() -> None:
             "SSIM": lambda x=a, y=b: ssim(x, y),
             "LPIPS (AlexNet)": lambda x=first, y=second: lpips(as_tensor([x]), as_tensor([y])),
             "CLIP ViT-B/32": lambda x=first: clip(pixel_values=frame(x, CLIP_FRAMING)[None]),
+            "style (ace-world)": lambda x=first: styles.classify([x]),
+            "MUSIQ": lambda x=first: musiq.score(x),
             "DINO ViT-S/16": lambda x=first: dino(pixel_values=frame(x, DINO_FRAMING)[None]),
             "one line by OCR": lambda x=first: reader.read_line(np.asarray(x.resize((200, 48)))),
         }
         for name, score in scores.items():
-            print(f"{side:4d} px  {name:16s} {rate(score):9.1f}")
+            print(f"{side:4d} px  {name:17s} {rate(score):9.1f}")
 
 
 if __name__ == "__main__":
