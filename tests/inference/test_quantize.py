@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from ace.cli import app
 from ace.errors import ConfigError, MissingDependencyError, OutputError
+from ace.inference import recipe as recipes
 from ace.inference.sources import find_model, load_pipeline
 from ace.model import text_on_disk
 from ace.model.transformer import ACETransformer
@@ -65,6 +68,17 @@ def test_the_text_encoder_in_8_bits_stays_close(model):
     difference = (states[0] - states[1]).square().mean().sqrt() / states[0].square().mean().sqrt()
     assert 0 < difference < 0.05
     assert type(small.encoder.block[0].layer[0].SelfAttention.q.weight).__name__ == "Int8Tensor"
+
+
+def test_a_picture_made_with_8_bit_texts_says_so_and_is_made_again_with_them(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    name = str(model.folder)
+    made = CliRunner().invoke(app, ["generate", "a cat", "--model", name, "--memory", "8bit", "--out", "out.png"])
+    assert made.exit_code == 0, made.output
+    assert recipes.read("out.png").settings["quantize_text"] == "int8"
+    again = CliRunner().invoke(app, ["replay", "out.png", "--model", name])
+    assert "the same to the byte" in again.stdout
 
 
 def test_nothing_is_left_of_what_cannot_be_done(model, tmp_path, monkeypatch):
