@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from accelerate import Accelerator
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from ace.errors import CheckpointError
 from ace.training.checkpoint import Average, load_checkpoint, save_checkpoint
 from ace.training.config import Run, Stage
+from ace.training.lock import hold
 from ace.training.log import SKIPPED, Log
 from ace.training.optimizers import make_optimizer, set_lr
 from ace.training.processes import agreed, clip, piece, start_accelerator
@@ -61,8 +62,9 @@ class Task:
 class _Training:
     """A run under way.
 
-    progress: step, position in the data, samples left out; what a checkpoint says beside the weights. saved_step,
-    saved_at: of the last checkpoint. bad_steps: in a row, without a finite gradient."""
+    progress: step, position in the data, samples left out; what a checkpoint says beside the weights. lock: on the
+    folder, of the main process. saved_step, saved_at: of the last checkpoint. bad_steps: in a row, without a finite
+    gradient."""
 
     task: Task
     recipe: Run
@@ -76,6 +78,7 @@ class _Training:
     log: Log
     speed: Speedometer
     progress: dict[str, Any]
+    lock: IO[bytes] | None
     saved_step: int
     saved_at: float
     bad_steps: int = 0
@@ -87,8 +90,8 @@ def train(
     """Train `task.module` in place through all stages of `recipe`; returns it with its averaged weights.
 
     folder: of the run; an earlier, unfinished run there is continued. tell: hears of what went wrong and was survived.
-    Raises TrainingError if no loss is finite any more, CheckpointError if the last checkpoint cannot be written or none
-    of the earlier ones is whole."""
+    Raises ConfigError if another process trains there, TrainingError if no loss is finite any more, CheckpointError if
+    the last checkpoint cannot be written or none of the earlier ones is whole."""
     run = _begin(task, recipe, folder, tell)
     first_step = 0
     with _bar(quiet or not run.accelerator.is_main_process) as bar:
@@ -103,6 +106,8 @@ def train(
         save_checkpoint(run.accelerator, folder, run.progress, recipe.keep_checkpoints)
     if run.accelerator.log_with:
         run.accelerator.end_training()
+    if run.lock:
+        run.lock.close()
     return _averaged_module(run)
 
 
@@ -110,6 +115,7 @@ def _begin(task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -
     """Put everything on its device and go to the last checkpoint, if there is one."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = start_accelerator(recipe, folder)
+    lock = hold(folder) if accelerator.is_main_process else None
     if not accelerator.is_main_process:
         tell = lambda line: None  # noqa: E731
     optimizer = make_optimizer(task.module, recipe, task.lr_scales)
@@ -126,7 +132,7 @@ def _begin(task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -
         accelerator.init_trackers("tracker")
     now = progress["step"], time.monotonic()
     return _Training(
-        task, recipe, folder, tell, accelerator, module, optimizer, trained, average, log, speed, progress, *now
+        task, recipe, folder, tell, accelerator, module, optimizer, trained, average, log, speed, progress, lock, *now
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ace.errors import CheckpointError
+from ace.errors import CheckpointError, ConfigError
 from ace.training.stream import TrainingError
 from tests.training.toy import Numbers, run
 
@@ -85,6 +85,20 @@ def test_a_run_killed_three_times_has_the_same_losses_and_weights_to_the_bit(tmp
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_has_the_same_losses_and_weights_to_the_bit(tmp_path: Path):
     assert check_killed_run(tmp_path, kills=20, steps=150) == 20
+
+
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_gone(tmp_path: Path):
+    process = start(tmp_path, "steps=100", "slow_ms=200")
+    deadline = time.monotonic() + 120
+    while not lines(tmp_path):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(ConfigError, match="another process trains in"):
+        run(tmp_path, steps=2)
+    process.kill()
+    process.communicate()
+    run(tmp_path, steps=2)
+    assert lines(tmp_path) == 4
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path: Path):
