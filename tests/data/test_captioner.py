@@ -10,7 +10,15 @@ import uvicorn
 from ace.conditions import ConditionUnit, LongContextConditionUnit
 from ace.data.instruct import Question
 from ace.data.label import Endpoint, NoAnswer
-from ace.data.label_captioner import ASK, CaptionerRecipe, captioner_app, curated_rows, load_captioner, train_captioner
+from ace.data.label_captioner import (
+    ASK,
+    Captioner,
+    CaptionerRecipe,
+    captioner_app,
+    curated_rows,
+    load_captioner,
+    train_captioner,
+)
 from ace.data.recipe import Labelling
 from ace.data.sample import EditSample
 from ace.errors import DataError, MissingDependencyError
@@ -97,6 +105,14 @@ def captioner(tmp_path_factory):
 def test_it_reproduces_the_twenty_rows_it_learnt(captioner):
     for row in samples():
         assert captioner.write(row.request.current.images[0], row.target) == row.request.current.instruction
+
+
+def test_several_answers_of_one_pass_are_those_of_one_each(captioner):
+    together = Captioner(captioner.model, captioner.processor, 12, at_once=4)
+    rows = samples()[:6]
+    questions = [Question(ASK, (row.request.current.images[0], row.target)) for row in rows]
+    questions.insert(2, Question(ASK, (draw(99, (64, 64)),)))  # a shorter one
+    assert together.answer_all(questions) == [captioner.answer(question) for question in questions]
 
 
 def test_a_cluster_gets_an_instruction_for_every_ordered_pair(captioner):
