@@ -57,10 +57,13 @@ KINDS = ("background", "time_of_day", "pose", "camera", "style", "face")  # of g
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked: words, and the pictures that they are about, in order."""
+    """What a model is asked: words, and the pictures that they are about, in order.
+
+    attempt: how often it was asked before; another answer is wanted then."""
 
     text: str
     pictures: tuple[Image.Image, ...] = ()
+    attempt: int = 0
 
 
 def paraphrase(instruction: str, earlier: Sequence[str], dice: Random) -> str | None:

@@ -105,7 +105,7 @@ class Endpoint:
             "messages": [{"role": "user", "content": _content(question)}],
             "temperature": self.settings.temperature,
             "max_tokens": self.settings.max_reply_tokens,
-            "seed": 0,
+            "seed": question.attempt,
         }
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
         if name in self._known:
@@ -230,7 +230,10 @@ def reword(records: Sequence[Record], settings: Labelling, who: Labeller) -> Ite
     texts: list[list[str]] = [[] for _ in records]
     for number in range(settings.rewrites):
         rows = [record.sample or {} for record in records]
-        questions = [ask_rewording(row["instruction"], known) for row, known in zip(rows, texts, strict=True)]
+        questions = [
+            replace(ask_rewording(row["instruction"], known), attempt=number)
+            for row, known in zip(rows, texts, strict=True)
+        ]
         for record, known, answer in zip(records, texts, who.ask(questions), strict=True):
             row = record.sample or {}
             if isinstance(answer, NoAnswer):

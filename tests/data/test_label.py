@@ -6,7 +6,7 @@ import socket
 import pytest
 from PIL import Image
 
-from ace.data.engine import Job
+from ace.data.engine import Job, Record
 from ace.data.instruct import Question, clean, paraphrase, read_instruction, why_not
 from ace.data.label import SILENT, SPENT, Endpoint, NoAnswer, label_pairs, reword
 from ace.data.recipe import Collection, DataRecipe, Labelling, Mining, Synthesis
@@ -16,6 +16,7 @@ from ace.data.sources import read_pictures
 from ace.errors import ConditionError
 from tests.data.endpoint import chat_server
 from tests.data.pictures import collection
+from tests.extract.photographs import needs
 
 CHEAP = ("low_level_analysis/gray", "repainting/inpainting")
 
@@ -99,6 +100,21 @@ def test_repeated_wordings_are_rejected_and_kept(data_set, tmp_path):
     assert set(dropped.column("reason")) == {"the wording repeats an earlier one"}
     assert len(dropped) == 8
     assert "hue" in from_row(dropped.row(0)).request.current.instruction
+
+
+@needs("minilm", "minilm-tokenizer")
+def test_wordings_that_mean_something_else_or_hardly_differ_are_rejected(data_set, tmp_path):
+    row = read_shards(data_set).row(0) | {"instruction": "Remove the red car on the left from {image}."}
+    answers = (
+        "Make {image} look like a watercolour",
+        "Remove the red car on the left of {image}",
+        "Take it out of {image}, the red car at the left",
+    )
+    with chat_server(lambda body, number: (200, answers[number - 1])) as server:
+        compared = settings(server.url, rewrites=3, max_alike=0.94, min_alike=0.4)
+        made = list(reword([Record(row["id"], sample=row)], compared, Endpoint(compared, tmp_path / "a.jsonl")))
+    reasons = [record.reason for record in made]
+    assert reasons == ["", "the wording means something else", "the wording is too much like an earlier one", ""]
 
 
 def test_a_dead_endpoint_rejects_and_the_run_goes_on(data_set, tmp_path):
