@@ -1,6 +1,7 @@
 """Real pictures become sets: by the offline encoder, by SigLIP, by objects, styles and faces, without the unsafe."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,9 +121,9 @@ def test_two_pictures_in_a_style_are_more_alike_than_in_two():
     [("face", (0.8, 0.9)), ("style", (0.65, 1.01)), ("content", (0.65, 1.01)), ("series", (-1, 1.01))],
 )
 def test_a_relation_brings_its_bounds_unless_others_are_said(relation, bounds):
-    face = {"face_model": "arcface.onnx"} if relation == "face" else {}
-    assert Mining(relation=relation, **face).score_bounds == bounds
-    assert Mining(relation=relation, score_low=0.1, score_high=0.4, **face).score_bounds == (0.1, 0.4)
+    settings = Mining(relation=relation, face_model="arcface.onnx")
+    assert settings.score_bounds == bounds
+    assert replace(settings, score_low=0.1, score_high=0.4).score_bounds == (0.1, 0.4)
 
 
 def test_faces_that_are_too_alike_or_not_alike_are_parted():
