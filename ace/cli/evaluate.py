@@ -88,9 +88,7 @@ def world(
 def ace_bench(
     sets: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="SET", help="Shards of `ace data synthesize` or `ace data build`.", show_default=False
-        ),
+        typer.Argument(metavar="SET", help="Shards of `ace data synthesize` or `ace data build`.", show_default=False),
     ],
     folder: Report,
     limit: Annotated[
