@@ -3,8 +3,9 @@ where the system has no such locks (Windows), nothing is checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from ace.errors import ConfigError
 
@@ -14,13 +15,14 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def hold(folder: Path) -> IO[bytes]:
-    """The folder is this process's until the result is closed. Raises ConfigError if another process has it."""
-    file = (folder / ".lock").open("wb")
-    if fcntl is not None:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise ConfigError(f"another process trains in {folder.name}: stop it, or choose another folder") from None
-    return file
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder is this process's meanwhile. Raises ConfigError if another process has it."""
+    with (folder / ".lock").open("wb") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                why = f"another process trains in {folder.name}: stop it, or choose another folder"
+                raise ConfigError(why) from None
+        yield

@@ -15,9 +15,10 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from accelerate import Accelerator
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 from ace.errors import CheckpointError
 from ace.training.checkpoint import Average, load_checkpoint, save_checkpoint
 from ace.training.config import Run, Stage
-from ace.training.lock import hold
+from ace.training.lock import held
 from ace.training.log import SKIPPED, Log
 from ace.training.optimizers import make_optimizer, set_lr
 from ace.training.processes import agreed, clip, piece, start_accelerator
@@ -62,9 +63,8 @@ class Task:
 class _Training:
     """A run under way.
 
-    progress: step, position in the data, samples left out; what a checkpoint says beside the weights. lock: on the
-    folder, of the main process. saved_step, saved_at: of the last checkpoint. bad_steps: in a row, without a finite
-    gradient."""
+    progress: step, position in the data, samples left out; what a checkpoint says beside the weights. saved_step,
+    saved_at: of the last checkpoint. bad_steps: in a row, without a finite gradient."""
 
     task: Task
     recipe: Run
@@ -78,7 +78,6 @@ class _Training:
     log: Log
     speed: Speedometer
     progress: dict[str, Any]
-    lock: IO[bytes] | None
     saved_step: int
     saved_at: float
     bad_steps: int = 0
@@ -92,32 +91,22 @@ def train(
     folder: of the run; an earlier, unfinished run there is continued. tell: hears of what went wrong and was survived.
     Raises ConfigError if another process trains there, TrainingError if no loss is finite any more, CheckpointError if
     the last checkpoint cannot be written or none of the earlier ones is whole."""
-    run = _begin(task, recipe, folder, tell)
-    first_step = 0
-    with _bar(quiet or not run.accelerator.is_main_process) as bar:
-        for number, stage in enumerate(recipe.stages):
-            if run.progress["step"] < first_step + stage.steps:
-                done = run.progress["step"] - first_step
-                title = f"{stage.name} ({number + 1}/{len(recipe.stages)})"
-                line = bar.add_task(title, total=stage.steps, completed=done, note="")
-                _run_stage(run, stage, first_step, bar, line)
-            first_step += stage.steps
-    if run.saved_step < run.progress["step"]:
-        save_checkpoint(run.accelerator, folder, run.progress, recipe.keep_checkpoints)
-    if run.accelerator.log_with:
-        run.accelerator.end_training()
-    if run.lock:
-        run.lock.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = start_accelerator(recipe, folder)
+    is_main = accelerator.is_main_process
+    with held(folder) if is_main else nullcontext():
+        run = _begin(accelerator, task, recipe, folder, tell if is_main else lambda line: None)
+        with _bar(quiet or not is_main) as bar:
+            _run_stages(run, bar)
+        if run.saved_step < run.progress["step"]:
+            save_checkpoint(accelerator, folder, run.progress, recipe.keep_checkpoints)
+        if accelerator.log_with:
+            accelerator.end_training()
     return _averaged_module(run)
 
 
-def _begin(task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -> _Training:
+def _begin(accelerator: Accelerator, task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -> _Training:
     """Put everything on its device and go to the last checkpoint, if there is one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    accelerator = start_accelerator(recipe, folder)
-    lock = hold(folder) if accelerator.is_main_process else None
-    if not accelerator.is_main_process:
-        tell = lambda line: None  # noqa: E731
     optimizer = make_optimizer(task.module, recipe, task.lr_scales)
     module, optimizer = accelerator.prepare(task.module, optimizer)
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -132,8 +121,20 @@ def _begin(task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -
         accelerator.init_trackers("tracker")
     now = progress["step"], time.monotonic()
     return _Training(
-        task, recipe, folder, tell, accelerator, module, optimizer, trained, average, log, speed, progress, lock, *now
+        task, recipe, folder, tell, accelerator, module, optimizer, trained, average, log, speed, progress, *now
     )
+
+
+def _run_stages(run: _Training, bar: Progress) -> None:
+    """All stages that are left, each with its line in the bar."""
+    first_step = 0
+    for number, stage in enumerate(run.recipe.stages):
+        if run.progress["step"] < first_step + stage.steps:
+            done = run.progress["step"] - first_step
+            title = f"{stage.name} ({number + 1}/{len(run.recipe.stages)})"
+            line = bar.add_task(title, total=stage.steps, completed=done, note="")
+            _run_stage(run, stage, first_step, bar, line)
+        first_step += stage.steps
 
 
 def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, line: TaskID) -> None:
