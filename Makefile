@@ -3,7 +3,7 @@
 #   make test [ARGS=...]   run the tests
 #   make test-slow         run the tests that take longer, on a Ray cluster of two as well
 #   make soak              a real server under broken, impatient and hostile load for a minute
-#   make weights           fetch the extractors' weights (about 340 MB, once); tests that need them are skipped without
+#   make weights           fetch the extractors' weights (about 510 MB, once); tests that need them are skipped without
 #   make check             style, types, spelling;  make fix  puts right what can be put right by itself
 #   make docs              write the generated parts of docs/
 #   make bench             run benchmarks/ and print hardware, command and numbers
