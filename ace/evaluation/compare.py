@@ -16,6 +16,7 @@ from pathlib import Path
 from ace.data.sample import FAMILIES, family_of
 from ace.errors import DataError
 from ace.evaluation.cases import run_name
+from ace.evaluation.folder import read_timings
 from ace.evaluation.lines import read_lines
 from ace.evaluation.statistics import Difference, paired_difference
 from ace.inference.recipe import write_atomically
@@ -54,9 +55,9 @@ def read_run(folder: Path) -> Finished:
     try:
         rows = read_lines(folder / "rows.jsonl")
         report = json.loads((folder / "report.json").read_bytes())
-        timings = json.loads((folder / "timings.json").read_bytes()) if (folder / "timings.json").is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(f"{folder.name} is no finished run of `ace eval ace-world`: name its --output") from error
+    speed = read_timings(folder).speed
     keyed = {(row["task"], row["number"]): row for row in rows}
     repeated, identity = report.get("repeated") or {}, report.get("identity") or {}
     return Finished(
@@ -66,7 +67,7 @@ def read_run(folder: Path) -> Finished:
         tuple(repeated.get("target", ())),
         tuple(repeated.get("unchanged", ())),
         tuple(identity.get("known", ())),
-        1 / timings["pictures_per_second"] if timings.get("pictures_per_second") else None,
+        1 / speed if speed else None,
     )
 
 

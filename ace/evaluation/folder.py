@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ace.conditions.images import open_image
@@ -23,6 +23,20 @@ from ace.evaluation.systems import png_bytes
 from ace.inference.recipe import write_atomically
 
 FORMAT_VERSION = 3
+TIMINGS = "timings.json"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How many pictures a run made, and the seconds that took, over all calls."""
+
+    pictures: int = 0
+    seconds: float = 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Pictures per second; None if nothing was measured."""
+        return round(self.pictures / self.seconds, 4) if self.pictures and self.seconds else None
 
 
 class RunFolder:
@@ -110,6 +124,12 @@ class RunFolder:
             and row.answer_sha256 == answer_sha256(answer)
         )
 
+    def add_time(self, pictures: int, seconds: float) -> None:
+        """Add what a chunk took to `timings.json`: the sum over every call that made pictures for this folder."""
+        earlier = read_timings(self.path)
+        total = Timings(earlier.pictures + pictures, round(earlier.seconds + seconds, 4))
+        self.write(TIMINGS, (json.dumps({**asdict(total), "pictures_per_second": total.speed}) + "\n").encode())
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the report, whole or not at all."""
         write_atomically(self.path / name, data)
@@ -131,6 +151,15 @@ class RunFolder:
         except (OSError, ValueError, TypeError, KeyError) as error:
             name = self._rows_file.name
             raise OutputError(f"{name} cannot be read: delete it, and the answers are scored again") from error
+
+
+def read_timings(folder: Path) -> Timings:
+    """What a run took so far; nothing if that is not known."""
+    try:
+        table = json.loads((folder / TIMINGS).read_bytes())
+        return Timings(int(table["pictures"]), float(table["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Timings()
 
 
 def keep_settings(folder: Path, settings: dict[str, object]) -> None:

@@ -11,7 +11,6 @@ Not here: which samples (`benchmarks/`), the folder (`folder.py`), scores (`scor
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,15 +82,25 @@ def system_of(contestant: Contestant, results: Path | None = None) -> System:
 
 
 def finished_answer(results: Path, task: str, number: int) -> Answer | None:
-    """A finished picture, None if there is none or it cannot be read. Raises DataError if there are two for one id."""
-    places = [results / task / f"{number:05d}{suffix}" for suffix in SUFFIXES]
-    found = [path for path in places if path.is_file()]
-    if len(found) > 1:
-        raise DataError(f"{task}/{number:05d} occurs twice: {' and '.join(path.name for path in found)}; keep one")
+    """A finished picture, None if there is none or it cannot be read."""
+    found = _finished_files(results, task, number)
     try:
         return Answer(open_image(found[0]).image) if found else None
     except InputError:
         return None
+
+
+def check_results(results: Path, entries: Sequence[Entry]) -> None:
+    """Raises DataError that counts and names the samples with two finished pictures."""
+    twice = [f"{task}/{number:05d}" for task, number in entries if len(_finished_files(results, task, number)) > 1]
+    if twice:
+        shown = ", ".join(twice[:5])
+        raise DataError(f"{results.name}: {len(twice)} samples have two pictures, such as {shown}; keep one of each")
+
+
+def _finished_files(results: Path, task: str, number: int) -> list[Path]:
+    places = [results / task / f"{number:05d}{suffix}" for suffix in SUFFIXES]
+    return [path for path in places if path.is_file()]
 
 
 def run(
@@ -107,11 +116,13 @@ def run(
     results: Path | None = None,
 ) -> Finished:
     """Answer and score every entry that is not done yet. results: where the system's finished pictures come from, if
-    they do; one that was exchanged or taken away since the last call is noticed.
+    they do; one that was exchanged or taken away since the last call is noticed. Raises DataError for two of a sample.
 
     A chunk is answered as a whole: the last bits of a batch's numbers may depend on its members."""
-    made, seconds, cases = 0, 0.0, []
-    with progress("evaluating", sum(map(len, chunks)), quiet) as advance:
+    entries, cases = [entry for chunk in chunks for entry in chunk], []
+    if results is not None:
+        check_results(results, entries)
+    with progress("evaluating", len(entries), quiet) as advance:
         for chunk in chunks:
             asked = [Asked(sample_of(task, n), n, answer_seed(seed, task, n)) for task, n in chunk]
             if all(folder.is_made(one.sample, one.number) and _is_current(one, folder, results) for one in asked):
@@ -120,8 +131,9 @@ def run(
             else:
                 start = time.perf_counter()
                 answers = system(asked)
-                seconds += time.perf_counter() - start
-                made += sum(answer is not None for answer in answers)
+                seconds, made = time.perf_counter() - start, sum(answer is not None for answer in answers)
+                if results is None and made:  # finished pictures are only read
+                    folder.add_time(made, seconds)
                 for one, answer in zip(asked, answers, strict=True):
                     folder.put_inputs(one.sample, one.number)
                     if answer is None:
@@ -129,12 +141,8 @@ def run(
                 _score(asked, answers, folder, lpips, judges)
             cases += [folder.case(one.sample, one.number) for one in asked]
             advance(len(chunk))
-    if made and results is None:  # finished pictures are only read
-        speed = {"pictures": made, "seconds": round(seconds, 2), "pictures_per_second": round(made / seconds, 2)}
-        folder.write("timings.json", (json.dumps(speed) + "\n").encode())
     folder.finish()
     write_cases(folder.path, cases)
-    entries = [entry for chunk in chunks for entry in chunk]
     rows = [folder.rows[entry] for entry in entries if entry in folder.rows]
     return Finished(rows, [entry for entry in entries if entry not in folder.rows])
 

@@ -8,6 +8,7 @@ from PIL import Image
 from ace.errors import DataError
 from ace.evaluation import evaluate_world, our_contestant
 from ace.evaluation.compare import compare_runs, read_run, verdicts, write_comparison
+from ace.evaluation.folder import read_timings
 from tests.random_models import random_pipeline
 
 TASKS = ("element_editing/object_add", "semantic_editing/background")
@@ -47,6 +48,21 @@ def test_samples_that_only_one_run_has_are_counted(runs):
     part = type(whole)("part", dict(list(whole.errors.items())[:2]), whole.samples)
     found = compare_runs(whole, part)
     assert found.num_left_out == 2
+
+
+def test_the_time_of_a_picture_is_over_every_call_of_a_run(tmp_path):
+    ours = our_contestant(random_pipeline(), 2, name="one")
+
+    def call(limit):
+        evaluate_world(ours, tmp_path, limit, 0, quiet=True, tasks=TASKS, num_pictures=1)
+        return read_timings(tmp_path)
+
+    first, both = call(1), call(2)
+    assert (first.pictures, both.pictures) == (2, 4) and both.seconds > first.seconds > 0
+    assert call(2) == both  # nothing was made
+    assert read_run(tmp_path).seconds == pytest.approx(both.seconds / 4, rel=0.01)
+    (tmp_path / "timings.json").write_text("{")
+    assert read_run(tmp_path).seconds is None
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -385,7 +385,7 @@ def test_finished_pictures_are_scored_and_what_is_missing_is_told(world, tmp_pat
     (results / task / "00000.png").unlink()
     assert evaluate_world(mine, output, 3, **given).count == 1
     world.sample(0, task).target.save(results / task / "00002.png")
-    with pytest.raises(DataError, match="occurs twice"):
+    with pytest.raises(DataError, match=f"1 samples have two pictures, such as {task}/00002;"):
         evaluate_world(mine, output, 3, **given)
 
 
