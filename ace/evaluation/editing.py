@@ -18,7 +18,7 @@ from ace.evaluation.cases import RunCase, write_cases
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
 from ace.evaluation.folder import keep_settings
 from ace.evaluation.gallery import Case, write_gallery
-from ace.evaluation.pairs import Pair, ScoredPair, metric_names, score_pairs
+from ace.evaluation.pairs import Pair, ScoredPair, is_picture, metric_names, score_pairs
 from ace.evaluation.run import progress
 from ace.evaluation.systems import Contestant
 from ace.evaluation.tables import Table, write_parquet, write_tables
@@ -125,20 +125,20 @@ def _conversations(sessions: Sequence[magicbrush.Session], setting: str, answers
             told = (turn,) if single else session.turns
             words = turn.instruction if len(told) == 1 else "; ".join(f"{t.number}. {t.instruction}" for t in told)
             made = magicbrush.made_file(answers, setting, session.id, turn.number)
-            answer = made if made.is_file() else None
+            answer = made if is_picture(made) else None
             found.append(RunCase(f"{setting}/{session.id}_{turn.number}", words, (told[0].source,), None, answer))
     return found
 
 
 def _request(item: emu_edit.EmuItem, made: Path) -> RunCase:
-    return RunCase(f"{item.task}/{item.id}", item.instruction, (item.source,), None, made if made.is_file() else None)
+    return RunCase(f"{item.task}/{item.id}", item.instruction, (item.source,), None, made if is_picture(made) else None)
 
 
 def _score(pairs: Sequence[Pair], scorers: Scorers, output: Path, name: str, quiet: bool) -> list[ScoredPair]:
     (output / "scored").mkdir(parents=True, exist_ok=True)
     with progress("scoring", len(pairs), quiet) as advance:
         rows = output / "scored" / f"{name.replace(' ', '-')}.jsonl"
-        return score_pairs(pairs, scorers.clip, scorers.dino, rows, scorers.names, advance)
+        return score_pairs(pairs, scorers.clip, scorers.dino, rows, advance)
 
 
 def _write(
@@ -158,7 +158,7 @@ def _write(
     noted = [Table(t.title, t.columns, t.rows, (*t.notes, *notes)) for t in tables]
     write_tables(output, noted)
     rows = [
-        {"id": row.key, "group": group, **{m: getattr(row.scores, m) for m in metric_names()}}
+        {"id": row.key, "group": group, "resized": row.resized, **{m: getattr(row.scores, m) for m in metric_names()}}
         for group, own in scored
         for _, row in own
     ]

@@ -9,15 +9,18 @@ Not here: what the features are used for (`pairs.py`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, Dinov2Model, PreTrainedTokenizerBase, ViTModel
+from transformers import AutoTokenizer, CLIPModel, Dinov2Model, PreTrainedModel, PreTrainedTokenizerBase, ViTModel
 
 from ace.errors import MissingDependencyError
 
@@ -26,6 +29,8 @@ DINO_WEIGHTS = "facebook/dino-vits16"
 DINOV2_WEIGHTS = "facebook/dinov2-giant"
 BATCH = 32
 MAX_CLIP_TOKENS = 77
+NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures")  # of a configuration: they change no feature
+TOKEN_PROBE = "A red cat's hat, on 2 dogs"  # shows how a tokenizer cuts words, besides its vocabulary
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,16 @@ def frame(picture: Image.Image, framing: Framing) -> Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
 
+def network_sha256(model: PreTrainedModel, *more: str) -> str:
+    """A hash of what a network computes: its settings, every tensor, and `more`; not of where it was loaded from."""
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in NO_SETTINGS}
+    digest = hashlib.sha256(json.dumps([settings, *more], sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 class ClipEncoder:
     """CLIP's two towers (Radford et al. 2021). Features are float32 and not normalised.
 
@@ -71,6 +86,12 @@ class ClipEncoder:
         self.tokenizer = tokenizer
         self.framing = framing
         self.num_truncated = 0
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of what makes the features what they are: weights, framing, tokens."""
+        words = self.tokenizer(TOKEN_PROBE)["input_ids"], sorted(self.tokenizer.get_vocab().items())
+        return network_sha256(self.model, json.dumps([asdict(self.framing), words]))
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -109,6 +130,11 @@ class DinoEncoder:
         self.model = model.eval()
         self.framing = framing
         self.mean_tokens = mean_tokens
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of what makes the features what they are: weights, framing, which tokens."""
+        return network_sha256(self.model, json.dumps([asdict(self.framing), self.mean_tokens]))
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:

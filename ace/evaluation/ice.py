@@ -24,7 +24,7 @@ from ace.evaluation.cases import RunCase, write_cases
 from ace.evaluation.folder import keep_settings
 from ace.evaluation.gallery import Case, write_gallery
 from ace.evaluation.judge import Judge
-from ace.evaluation.lines import append_lines, read_lines
+from ace.evaluation.lines import append_lines, read_lines, unique_keys
 from ace.evaluation.metrics import bootstrap
 from ace.evaluation.run import answer_seed, progress
 from ace.evaluation.systems import Contestant, Editor, png_bytes
@@ -32,6 +32,7 @@ from ace.evaluation.tables import Table, write_parquet, write_tables
 from ace.inference.recipe import write_atomically
 
 CASES = 12  # of the gallery, worst and best each
+FORMAT_VERSION = 2  # of kept scores
 UNCLEAR = "vllmqa_unclear"  # replies of the judge without a 0 or 1; enters no score
 Advance = Callable[[int], object]
 Scores = dict[str, dict[str, float]]
@@ -41,8 +42,8 @@ Scores = dict[str, dict[str, float]]
 class IceScorers:
     """What ICE-Bench's items are scored with.
 
-    names: what networks were loaded from; other names, and all is scored again. absent: which are not there, and why.
-    raw: metrics that other tools computed, by id; they do not replace ours."""
+    names: what networks were loaded from; other names or other weights, and all is scored again. absent: which are not
+    there, and why. raw: metrics that other tools computed, by id; they do not replace ours."""
 
     networks: IceNetworks
     names: tuple[str, ...] = ()
@@ -139,14 +140,8 @@ def request_of(item: IceItem) -> LongContextConditionUnit:
 def read_gen_info(file: Path) -> dict[str, Path]:
     """Finished pictures by id. Raises DataError for a file that is none, or an id that occurs twice."""
 
-    def once(pairs: list[tuple[str, str]]) -> dict[str, str]:
-        ids = [key for key, _ in pairs]
-        if twice := sorted({key for key in ids if ids.count(key) > 1}):
-            raise DataError(f"{file.name}: {len(twice)} ids occur twice, such as {twice[0]}")
-        return dict(pairs)
-
     try:
-        named = json.loads(file.read_bytes(), object_pairs_hook=once)
+        named = json.loads(file.read_bytes(), object_pairs_hook=unique_keys(file.name))
         return {key: file.parent / path for key, path in named.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{file.name} is not a gen_info.json: {error}") from error
@@ -161,7 +156,7 @@ def score_items(
 ) -> Scores:
     """Raw metrics of every item with a readable picture. rows: file of what was scored already; an item is scored again
     if its answer, any of its own files or the scorers are others."""
-    kept = _kept(rows, scorers.measured_by)
+    kept = {} if rows is None else _kept(rows, scorers)
     scores: Scores = {}
     for item in items:
         advance(1)
@@ -197,12 +192,13 @@ def _inputs_sha256(item: IceItem, made: Path) -> str:
     return hashlib.sha256(json.dumps([*digests, item.task, item.instruction, item.caption]).encode()).hexdigest()
 
 
-def _kept(rows: Path | None, measured_by: str) -> dict[tuple[str, str], dict[str, float]]:
-    if rows is None:
-        return {}
+def _kept(rows: Path, scorers: IceScorers) -> dict[tuple[str, str], dict[str, float]]:
+    """The scores by these networks and this judge; those by others are thrown away."""
+    by = {"measured_by": scorers.measured_by, "weights_sha256": scorers.networks.sha256}
+    settings = {"format_version": FORMAT_VERSION, **by}
     lines = read_lines(rows)
-    if not lines or lines[0] != measured_by:
-        write_atomically(rows, f"{json.dumps(measured_by, ensure_ascii=False)}\n".encode())
+    if not lines or lines[0] != settings:
+        write_atomically(rows, f"{json.dumps(settings, ensure_ascii=False)}\n".encode())
         return {}
     return {(line["id"], line["inputs_sha256"]): line["scores"] for line in lines[1:]}
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from ace.errors import DataError
 
 
 def append_lines(path: Path, rows: Iterable[object]) -> None:
@@ -34,3 +37,20 @@ def read_lines(path: Path) -> list[Any]:
         with path.open("r+b") as file:
             file.truncate(len(whole))
     return [json.loads(line) for line in whole.decode().splitlines()]
+
+
+def check_unique(ids: Iterable[str], where: str) -> None:
+    """Raises DataError that counts and names the ids that occur more than once."""
+    twice = [key for key, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: {len(twice)} ids occur twice, such as {', '.join(twice[:5])}; each may occur once")
+
+
+def unique_keys(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """For `json.loads`' object_pairs_hook: an object whose keys occur twice raises DataError instead of losing some."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        check_unique((key for key, _ in pairs), where)
+        return dict(pairs)
+
+    return once

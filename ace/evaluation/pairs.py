@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from ace.conditions.images import open_image
-from ace.errors import DataError
+from ace.errors import InputError
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
-from ace.evaluation.lines import append_lines, read_lines
+from ace.evaluation.lines import append_lines, check_unique, read_lines
 from ace.inference.recipe import write_atomically
 
 CHUNK = 16
+FORMAT_VERSION = 2  # of kept rows
 DIGITS = 7
 
 
@@ -64,12 +65,23 @@ class PairScores:
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """A row: which pair, its scores, and what they follow from: `inputs_sha256`, of both files and both captions."""
+    """A row: which pair, its scores, and what they follow from: `inputs_sha256`, of both files and both captions.
+
+    resized: the picture is of another size than its reference, and was resized for the pixel errors."""
 
     key: str
     group: str
     inputs_sha256: str
+    resized: bool
     scores: PairScores
+
+
+def is_picture(path: Path) -> bool:
+    """True if a picture is there and can be read."""
+    try:
+        return path.is_file() and bool(open_image(path))
+    except InputError:
+        return False
 
 
 def pixel_errors(made: Image.Image, reference: Image.Image) -> tuple[float, float]:
@@ -103,18 +115,13 @@ def score_pairs(
     clip: ClipEncoder | None,
     dino: DinoEncoder | None,
     rows: Path | None = None,
-    encoders: Sequence[str] = (),
     advance: Callable[[int], object] = lambda done: None,
 ) -> list[ScoredPair]:
     """Score pairs in chunks. rows: file of rows already scored; those whose pictures and captions are unchanged are not
-    scored again, unless the encoders are others; every chunk is added at its end. encoders: what `clip` and `dino` were
-    loaded from. Raises DataError if two pairs have one key."""
-    keys = [pair.key for pair in pairs]
-    if len(set(keys)) != len(keys):
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise DataError(f"{len(twice)} ids occur twice, such as {twice[0]}: every picture needs an id of its own")
-    settings = f"clip {clip is not None} dino {dino is not None} {' '.join(encoders)}".strip()
-    kept = _kept(rows, settings)
+    scored again, unless the encoders' weights are others; every chunk is added at its end. Raises DataError if two
+    pairs have one key."""
+    check_unique((pair.key for pair in pairs), "the pictures")
+    kept = {} if rows is None else _kept(rows, clip, dino)
     done: list[ScoredPair] = []
     for start in range(0, len(pairs), CHUNK):
         part = pairs[start : start + CHUNK]
@@ -123,15 +130,24 @@ def score_pairs(
         if all(row and row.inputs_sha256 == own for row, own in zip(old, hashes, strict=True)):
             done += [row for row in old if row]
         else:
-            scores = _score(part, clip, dino)
-            done += [ScoredPair(p.key, p.group, own, s) for p, own, s in zip(part, hashes, scores, strict=True)]
+            scored = _score(part, clip, dino)
+            done += [ScoredPair(p.key, p.group, own, *both) for p, own, both in zip(part, hashes, scored, strict=True)]
             if rows is not None:
                 append_lines(rows, [asdict(row) for row in done[start:]])
         advance(len(part))
     return done
 
 
-def _score(pairs: Sequence[Pair], clip: ClipEncoder | None, dino: DinoEncoder | None) -> list[PairScores]:
+def resized_note(rows: Sequence[ScoredPair]) -> list[str]:
+    """What a table says of pictures of another size; nothing without any."""
+    keys = [row.key for row in rows if row.resized]
+    if not keys:
+        return []
+    return [f"RESIZED for the pixel errors: {len(keys)} pictures of another size, such as {', '.join(keys[:5])}."]
+
+
+def _score(pairs: Sequence[Pair], clip: ClipEncoder | None, dino: DinoEncoder | None) -> list[tuple[bool, PairScores]]:
+    """Of each pair, whether its picture had to be resized, and its scores."""
     made = [open_image(pair.made).stored for pair in pairs]
     references = [open_image(pair.reference).stored for pair in pairs]
     absent: list[float | None] = [None] * len(pairs)
@@ -161,7 +177,8 @@ def _score(pairs: Sequence[Pair], clip: ClipEncoder | None, dino: DinoEncoder | 
             for name in ("clip_i", "dino", "clip_t", "clip_t_oracle", "clip_dir")
         }
         scores.append(PairScores(round(l1, DIGITS), round(l2, DIGITS), **learned, no_direction=no_direction[number]))
-    return scores
+    resized = [a.size != b.size for a, b in zip(made, references, strict=True)]
+    return list(zip(resized, scores, strict=True))
 
 
 def _where(has: Sequence[bool], values: Sequence[float]) -> list[float | None]:
@@ -173,10 +190,9 @@ def metric_names() -> tuple[str, ...]:
     return tuple(field.name for field in fields(PairScores) if field.name != "no_direction")
 
 
-def _kept(rows: Path | None, settings: str) -> dict[str, ScoredPair]:
-    """The rows scored with these encoders; those of others are thrown away. The last row of a key counts."""
-    if rows is None:
-        return {}
+def _kept(rows: Path, clip: ClipEncoder | None, dino: DinoEncoder | None) -> dict[str, ScoredPair]:
+    """The rows scored with these weights; those of others are thrown away. The last row of a key counts."""
+    settings = {"format_version": FORMAT_VERSION, "clip": clip and clip.sha256, "dino": dino and dino.sha256}
     lines = read_lines(rows)
     if not lines or lines[0] != settings:
         write_atomically(rows, f"{json.dumps(settings)}\n".encode())

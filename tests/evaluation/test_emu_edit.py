@@ -51,7 +51,7 @@ def test_answers_are_scored_against_the_input_beside_the_papers_rows(tmp_path):
 
 
 def test_an_id_that_occurs_twice_is_named(tmp_path):
-    with pytest.raises(DataError, match="idx 2 occurs twice"):
+    with pytest.raises(DataError, match="1 ids occur twice, such as 2"):
         evaluate_emu_edit(
             write_set(tmp_path / "hub", (1, 2, 2)),
             "test",
@@ -60,6 +60,20 @@ def test_an_id_that_occurs_twice_is_named(tmp_path):
             Scorers(None, None),
             quiet=True,
         )
+
+
+def test_pictures_of_another_size_and_damaged_ones_are_counted_and_named(tmp_path):
+    results = tmp_path / "finished"
+    results.mkdir()
+    picture(1, (32, 32)).save(results / "1.png")
+    picture(2).save(results / "2.png")
+    (results / "3.png").write_bytes(b"no picture")
+    hub, mine = write_set(tmp_path / "hub"), Contestant("mine", None, {})
+    none = Scorers(None, None)
+    main, _ = evaluate_emu_edit(hub, "test", mine, tmp_path / "run", none, results=results, quiet=True)
+    assert main.rows[0].count == 2
+    assert "RESIZED for the pixel errors: 1 pictures of another size, such as 1." in main.notes
+    assert "PARTIAL: 1 pictures are missing or damaged, such as 3." in main.notes
 
 
 def test_a_folder_never_mixes_two_sets(tmp_path):

@@ -93,5 +93,5 @@ def test_missing_and_damaged_results_are_counted(tmp_path):
 
 
 def test_an_id_that_occurs_twice_is_refused(tmp_path):
-    with pytest.raises(DataError, match="twice"):
-        read_pairs(listed(tmp_path, (1, "a.png"), (1, "a.png")))
+    with pytest.raises(DataError, match=r"2 ids occur twice, such as 1, 2;"):
+        read_pairs(listed(tmp_path, (1, "a.png"), (1, "a.png"), (2, "gone.png"), (2, "a.png")))

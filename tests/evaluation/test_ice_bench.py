@@ -22,11 +22,22 @@ from ace.evaluation.benchmarks.ice_bench import (
     task_score,
     write_raw,
 )
-from ace.evaluation.benchmarks.ice_metrics import IceNetworks, colorfulness, load_networks, luma_ssim, pixel_metrics
+from ace.evaluation.benchmarks.ice_metrics import (
+    IceNetworks,
+    colorfulness,
+    load_networks,
+    luma_ssim,
+    pixel_metrics,
+    weight_files,
+)
 from ace.evaluation.cases import read_cases
 from ace.evaluation.encoders import DINO_FRAMING, DinoEncoder, frame
 from ace.evaluation.ice import IceScorers, evaluate_ice_bench, read_gen_info, request_of, score_items
 from ace.evaluation.judge import Judge, question, question_in_chinese
+from ace.evaluation.networks.aesthetic import HEAD
+from ace.evaluation.networks.controls import DEPTH
+from ace.evaluation.networks.musiq import MUSIQ
+from ace.evaluation.networks.weights import files_sha256
 from ace.evaluation.systems import Contestant
 
 from .random_encoders import picture, random_clip, random_dino
@@ -130,6 +141,7 @@ def test_an_overall_score_says_of_how_many_tasks_it_is(bench):
     assert by_name["Text2Image"].values[0] is not None and by_name["Local Subject Addition"].values[0] is None
     assert by_name["overall"].source == "mean of 1 of 31 tasks"
     notes = " ".join(table.notes)
+    assert "RESIZED" not in notes
     assert "3 of 4 items scored" in notes and "1 items have no picture" in notes and "lacks vllmqa" in notes
 
 
@@ -321,7 +333,9 @@ def test_answers_are_made_once_and_scored_again_only_with_other_networks(bench, 
     assert run("one") == (4 + 2, 2)  # only what the system has no form for is asked again
     assert run("other") == (4 + 4, 4)
     page = (tmp_path / "table.md").read_text()
-    assert "PARTIAL: 2 items have no picture, such as 2, 3." in page and "mean of 0 of 31 tasks" in page
+    assert (
+        "PARTIAL: 2 items have no picture that can be read, such as 2, 3." in page and "mean of 0 of 31 tasks" in page
+    )
     assert "Measured by: other." in page and "Absent: style: gone." in page
     assert [case.answer is not None for case in read_cases(tmp_path)] == [True, False, False, True]
     with pytest.raises(ConfigError, match="another name"):
@@ -338,6 +352,54 @@ def test_damaged_pictures_and_ids_twice_in_gen_info_are_told(bench):
     (bench / "gen_info.json").write_text('{"1": "made.png", "1": "made.png"}')
     with pytest.raises(DataError, match="1 ids occur twice, such as 1"):
         read_gen_info(bench / "gen_info.json")
+
+
+def test_pictures_of_another_size_are_counted_and_named(bench):
+    items = read_items(bench / "data.jsonl")
+    picture(1, (32, 32)).save(bench / "small.png")
+    made = {item.id: bench / ("small.png" if item.id in "24" else "made.png") for item in items}
+    table = make_table("mine", items, score_items(items, made, IceScorers(IceNetworks())))
+    told = "RESIZED to the source's size for the pixel metrics: 1 pictures, such as 2."
+    assert told in table.notes  # 4 has no source, so nothing it would have to fit
+
+
+def test_ids_that_occur_twice_in_the_benchmarks_files_are_counted_and_named(bench):
+    whole = (bench / "data.jsonl").read_text()
+    (bench / "data.jsonl").write_text(whole + "".join(whole.splitlines(keepends=True)[1:3]))
+    with pytest.raises(DataError, match=r"data.jsonl: 2 ids occur twice, such as 2, 3;"):
+        read_items(bench / "data.jsonl")
+    (bench / "eval_result.txt").write_text('1#;#Text2Image#;#{"clip_cap": 0.2}\n' * 2)
+    with pytest.raises(DataError, match=r"eval_result.txt: 1 ids occur twice, such as 1;"):
+        read_raw(bench / "eval_result.txt")
+
+
+def test_other_weights_under_the_same_name_score_again(bench):
+    items = read_items(bench / "data.jsonl")
+    made = {item.id: bench / "made.png" for item in items}
+
+    def score(clip):
+        return score_items(items, made, IceScorers(IceNetworks(clip), ("clip folder",)), bench / "scored.jsonl")
+
+    first = score(random_clip())
+    kept = (bench / "scored.jsonl").read_bytes()
+    assert score(random_clip()) == first and (bench / "scored.jsonl").read_bytes() == kept
+    other = random_clip()
+    other.model.visual_projection.weight.data.neg_()
+    assert score(other)["4"]["clip_cap"] == pytest.approx(-first["4"]["clip_cap"], abs=1e-6)
+
+
+def test_the_files_of_the_other_networks_are_part_of_what_tells_weights_apart(tmp_path):
+    models = tmp_path / "models"
+    (models / DEPTH).mkdir(parents=True)
+    files = [models / f"{MUSIQ}.pth", models / f"{HEAD}.safetensors", models / DEPTH / "config.json"]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]))
+    (models / "readme.txt").write_text("no weights")
+    assert {*weight_files(models)} == {*files}
+    before = files_sha256(weight_files(models))
+    files[-1].write_bytes(b"other")
+    assert files_sha256(weight_files(models)) != before
+    assert IceNetworks(files_sha256="a").sha256 != IceNetworks(files_sha256="b").sha256
 
 
 def test_weights_that_are_not_there_are_listed(tmp_path):

@@ -98,6 +98,34 @@ def test_missing_pictures_are_counted_and_the_score_says_that_it_is_partial(data
         )
 
 
+def test_pictures_of_another_size_and_damaged_ones_are_counted_and_named(data, tmp_path):
+    results = tmp_path / "finished"
+    (results / "101").mkdir(parents=True)
+    picture(102).save(results / "101" / "101_1.png")  # right in every pixel
+    picture(5, (32, 24)).save(results / "101" / "101_inde_2.png")
+    (results / "101" / "101_inde_3.png").write_bytes(b"no picture")
+    given = {"results": results, "settings": SETTINGS[:1], "quiet": True}
+    for _ in range(2):  # counted again when nothing is scored again
+        (single,) = evaluate_magicbrush(data, Contestant("mine", None, {}), tmp_path / "run", SCORERS, **given)
+        assert single.rows[0].count == 2
+        assert "RESIZED for the pixel errors: 1 pictures of another size, such as 101_2." in single.notes
+        assert "PARTIAL: 2 pictures are missing or damaged, such as 101_3, 202_1." in single.notes
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "run" / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert rows["resized"][:] == [False, True]
+
+
+def test_sessions_and_turns_that_occur_twice_are_counted_and_named(data):
+    file = data / "edit_sessions.json"
+    whole = file.read_text()
+    table = json.loads(whole)
+    file.write_text(f'{whole[:-1]}, "202": {json.dumps(table["202"])}}}')
+    with pytest.raises(DataError, match=r"edit_sessions\.json: 1 ids occur twice, such as 202"):
+        read_sessions(data)
+    file.write_text(json.dumps({**table, "101": table["101"] + table["101"][1:]}))
+    with pytest.raises(DataError, match=r"2 ids occur twice, such as 101 101-output2.png, 101 101-output3.png"):
+        read_sessions(data)
+
+
 def test_a_folder_never_mixes_two_systems(data, tmp_path):
     evaluate_magicbrush(data, Contestant("one", inverting([]), {}), tmp_path / "run", SCORERS, quiet=True)
     with pytest.raises(ConfigError, match="name"):
@@ -119,7 +147,7 @@ def test_the_small_model_answers_a_conversation_with_long_context(data, tmp_path
 
 
 def test_the_hub_layout_becomes_the_archives(data, tmp_path):
-    rows = []
+    rows: list[dict] = []
     for session in read_sessions(data):
         for turn in session.turns:
             pictures = {
@@ -145,6 +173,9 @@ def test_the_hub_layout_becomes_the_archives(data, tmp_path):
     assert [turn.instruction for turn in one.turns] == ["make it red", "make it blue", "make it green"]
     assert open_image(one.turns[2].source).image.tobytes() == picture(103).tobytes()
     assert two.turns[0].caption == ""
+    datasets.Dataset.from_list([*rows, rows[1]], features=features).to_parquet(str(hub / "train-00000.parquet"))
+    with pytest.raises(DataError, match="1 ids occur twice, such as 101 turn 2"):
+        unpack_hub_set(str(hub), "train", tmp_path / "again")
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b.png", ""])

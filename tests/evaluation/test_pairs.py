@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ace.errors import DataError
-from ace.evaluation.encoders import CLIP_FRAMING, DINO_FRAMING, Framing
+from ace.evaluation.encoders import CLIP_FRAMING, DINO_FRAMING, DinoEncoder, Framing, load_clip, load_dino
 from ace.evaluation.pairs import Pair, pixel_errors, score_pairs
 
 from .random_encoders import picture, random_clip, random_dino
@@ -135,12 +135,32 @@ def test_pixel_errors_are_on_a_scale_where_black_to_white_is_one():
 
 
 def test_other_captions_or_encoders_are_scored_again(files, tmp_path):
-    def score(caption, encoders):
+    def score(caption, clip):
         pair = Pair("1", "all", files["made"], files["reference"], caption)
-        return score_pairs([pair], clip, None, tmp_path / "rows.jsonl", encoders)[0].scores
+        return score_pairs([pair], clip, None, tmp_path / "rows.jsonl")[0].scores
 
-    clip = random_clip()
-    first = score("a red cat", ("one",))
-    assert score("a blue dog", ("one",)).clip_t != first.clip_t
-    clip.model.visual_projection.weight.data.neg_()
-    assert score("a red cat", ("other",)).clip_t == pytest.approx(-first.clip_t, abs=1e-6)
+    first = score("a red cat", random_clip())
+    assert score("a blue dog", random_clip()).clip_t != first.clip_t
+    other = random_clip()
+    other.model.visual_projection.weight.data.neg_()
+    assert score("a red cat", other).clip_t == pytest.approx(-first.clip_t, abs=1e-6)
+
+
+def test_encoders_are_told_apart_by_their_weights_and_not_by_where_they_lie(tmp_path):
+    clip, dino = random_clip(), random_dino()
+    for folder in (tmp_path / "clip", tmp_path / "moved" / "clip"):
+        clip.model.save_pretrained(folder)
+        clip.tokenizer.save_pretrained(folder)
+    dino.model.save_pretrained(tmp_path / "dino")
+    kept = load_clip(str(tmp_path / "clip")).sha256, load_dino(str(tmp_path / "dino")).sha256
+    assert load_clip(str(tmp_path / "moved" / "clip")).sha256 == kept[0]
+    clip.model.text_projection.weight.data[0, 0] += 1e-4
+    clip.model.save_pretrained(tmp_path / "clip")
+    dino.model.layernorm.bias.data[0] += 1e-4
+    dino.model.save_pretrained(tmp_path / "dino")
+    assert load_clip(str(tmp_path / "clip")).sha256 != kept[0]
+    assert load_dino(str(tmp_path / "dino")).sha256 != kept[1]
+    changed = DinoEncoder(dino.model).sha256
+    assert DinoEncoder(dino.model, mean_tokens=True).sha256 != changed
+    dino.model.config.layer_norm_eps = 1e-3
+    assert DinoEncoder(dino.model).sha256 != changed

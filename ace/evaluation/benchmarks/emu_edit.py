@@ -15,10 +15,9 @@ from pathlib import Path
 
 from ace.conditions.images import open_image
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
-from ace.errors import DataError
 from ace.evaluation.benchmarks.hub import hub_rows
 from ace.evaluation.metrics import bootstrap
-from ace.evaluation.pairs import Pair, ScoredPair
+from ace.evaluation.pairs import Pair, ScoredPair, is_picture, resized_note
 from ace.evaluation.run import answer_seed
 from ace.evaluation.systems import Editor, png_bytes
 from ace.evaluation.tables import Table, TableRow
@@ -54,13 +53,11 @@ class EmuItem:
 def read_items(source: str, split: str, folder: Path) -> list[EmuItem]:
     """The rows of the set, by idx; the inputs are written as PNG into `folder`, once.
 
-    source: hub name, or a folder of Parquet files. Raises as `hub_rows`, and DataError for ids that are wrong."""
+    source: hub name, or a folder of Parquet files. Raises as `hub_rows`."""
     items: dict[str, EmuItem] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    for row in hub_rows(source, split, HUB_COLUMNS):
+    for row in hub_rows(source, split, HUB_COLUMNS, ("idx",)):
         key = str(int(row["idx"]))
-        if key in items:
-            raise DataError(f"idx {key} occurs twice in the set")
         path = folder / f"{key}.png"
         if not path.is_file():
             write_atomically(path, png_bytes(row["image"].convert("RGB")))
@@ -78,9 +75,9 @@ def make_answers(
     batch: int = 8,
     advance: Callable[[int], object] = lambda done: None,
 ) -> None:
-    """Answer every row that has no picture yet, `batch` at a time."""
+    """Answer every row that has no readable picture yet, `batch` at a time."""
     results.mkdir(parents=True, exist_ok=True)
-    todo = [item for item in items if not made_file(results, item.id).is_file()]
+    todo = [item for item in items if not is_picture(made_file(results, item.id))]
     advance(len(items) - len(todo))
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
@@ -99,11 +96,11 @@ def made_file(results: Path, key: str) -> Path:
 
 
 def list_pairs(items: Sequence[EmuItem], results: Path) -> tuple[list[Pair], list[str]]:
-    """The pairs that can be scored, and the ids without a finished picture."""
+    """The pairs that can be scored, and the ids without a finished picture that can be read."""
     pairs = [
         Pair(i.id, i.task, made_file(results, i.id), i.source, i.output_caption, i.input_caption)
         for i in items
-        if made_file(results, i.id).is_file()
+        if is_picture(made_file(results, i.id))
     ]
     there = {pair.key for pair in pairs}
     return pairs, [item.id for item in items if item.id not in there]
@@ -125,7 +122,8 @@ def make_tables(
     moving = bootstrap([[value for value, none in directions if value is not None and not none]])
     notes = [f"Rows: {len(rows)} of {len(rows) + len(missing)}; the published ones are of {NUM_TEST}."]
     if missing:
-        notes.append(f"PARTIAL: {len(missing)} pictures are missing, such as {', '.join(missing[:5])}.")
+        notes.append(f"PARTIAL: {len(missing)} pictures are missing or damaged, such as {', '.join(missing[:5])}.")
+    notes += resized_note(rows)
     notes.append(f"{flat} rows have two equal captions and count as 0 in CLIPdir; without them: {moving or '–'}.")
     notes.append("CLIPdir: features normalised before the differences. Intervals: 95 % bootstrap.")
     tasks = tuple(_row(task, [row for row in rows if row.group == task]) for task in sorted({r.group for r in rows}))

@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from ace.conditions.images import open_image
-from ace.errors import DataError, InputError
+from ace.errors import DataError
+from ace.evaluation.lines import check_unique
 from ace.evaluation.metrics import bootstrap
+from ace.evaluation.pairs import is_picture
 from ace.evaluation.tables import Table, TableRow
 from ace.extract.faces import FaceEmbedder, FaceFinder
 
@@ -56,7 +58,7 @@ class FacePair:
 def read_pairs(file: Path) -> tuple[list[FacePair], list[str]]:
     """Lines of {"id", "original", "made", "met" (optional)}, files beside the list; and the ids whose result is missing
     or cannot be read. Raises DataError."""
-    pairs: dict[str, FacePair] = {}
+    pairs: list[FacePair] = []
     missing: list[str] = []
     for number, row in read_lines(file):
         try:
@@ -64,15 +66,14 @@ def read_pairs(file: Path) -> tuple[list[FacePair], list[str]]:
             made = beside(file, row["made"], must_exist=False)
         except KeyError as error:
             raise DataError(f"{file.name}, line {number} lacks {error}") from error
-        if key in pairs or key in missing:
-            raise DataError(f"{file.name}, line {number}: id {key!r} occurs twice")
         if is_picture(made):
-            pairs[key] = FacePair(key, original, made, row.get("met"))
+            pairs.append(FacePair(key, original, made, row.get("met")))
         else:
             missing.append(key)
+    check_unique([*(pair.id for pair in pairs), *missing], file.name)
     if not pairs:
         raise DataError(f"{file.name}: no result is there, the first would be that of {(missing or ['nothing'])[0]}")
-    return list(pairs.values()), missing
+    return pairs, missing
 
 
 def similarities(
@@ -178,11 +179,3 @@ def beside(file: Path, name: str, *, must_exist: bool = True) -> Path:
     if not path.is_relative_to(base) or (must_exist and not path.is_file()):
         raise DataError(f"{name!r} is not a file below {base.name}")
     return path
-
-
-def is_picture(path: Path) -> bool:
-    """True if a picture is there and can be read."""
-    try:
-        return path.is_file() and bool(open_image(path))
-    except InputError:
-        return False

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ace.errors import DataError
+from ace.evaluation.lines import check_unique, unique_keys
 from ace.evaluation.tables import Table, TableRow
 from ace.inference.recipe import write_atomically
 
@@ -44,6 +45,7 @@ _CONTROLS = {
 }
 TASKS = ("Text2Image", *_REFERENCES, *_EDITS, *_REFERENCE_EDITS, *_CONTROLS, "Image Deblur", "Image Colorize")
 AESTHETIC, IMAGING = "aes_v2.5", "musiq_koniq"
+RESIZED = "resized"  # 1: the picture was not of its source's size; stands among the raw metrics, enters no score
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def read_items(file: Path, root: Path | None = None) -> list[IceItem]:
 
     Raises DataError for a line that is no item, an unknown task, an id that occurs twice or a missing picture."""
     base = (root or file.parent).resolve()
-    items: dict[str, IceItem] = {}
+    items: list[IceItem] = []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -137,10 +139,11 @@ def read_items(file: Path, root: Path | None = None) -> list[IceItem]:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file.name}, line {number} is no item: {error}") from error
         raw_metrics(item.task)
-        if item.id in items or "#;#" in item.id:
-            raise DataError(f"{file.name}, line {number}: id {item.id!r} occurs twice, or holds the separator #;#")
-        items[item.id] = item
-    return list(items.values())
+        if "#;#" in item.id:
+            raise DataError(f"{file.name}, line {number}: id {item.id!r} holds the separator #;#")
+        items.append(item)
+    check_unique((item.id for item in items), file.name)
+    return items
 
 
 def write_raw(path: Path, items: Sequence[IceItem], scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -150,15 +153,15 @@ def write_raw(path: Path, items: Sequence[IceItem], scores: Mapping[str, Mapping
 
 
 def read_raw(path: Path) -> dict[str, dict[str, float]]:
-    """Raw metrics by id from an eval_result.txt. Raises DataError."""
-    found: dict[str, dict[str, float]] = {}
+    """Raw metrics by id from an eval_result.txt. Raises DataError, also for ids that occur twice."""
+    found: list[tuple[str, dict[str, float]]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             key, _, values = line.split("#;#", 2)
-            found[key] = {name: float(value) for name, value in json.loads(values).items()}
+            found.append((key, {name: float(value) for name, value in json.loads(values).items()}))
         except (ValueError, AttributeError) as error:
             raise DataError(f"{path.name}, line {number}: expected ItemID#;#Task#;#{{json}}") from error
-    return found
+    return unique_keys(path.name)(found)
 
 
 def make_table(name: str, items: Sequence[IceItem], scores: Mapping[str, Mapping[str, float]]) -> Table:
@@ -178,7 +181,15 @@ def make_table(name: str, items: Sequence[IceItem], scores: Mapping[str, Mapping
     rows.append(TableRow("overall", (overall,), f"mean of {len(total)} of {len(TASKS)} tasks", len(scores)))
     missing = [item.id for item in items if item.id not in scores]
     notes = [f"{name}: {len(scores)} of {len(items)} items scored."]
-    notes += [f"PARTIAL: {len(missing)} items have no picture, such as {', '.join(missing[:5])}."] if missing else []
+    notes += (
+        [f"PARTIAL: {len(missing)} items have no picture that can be read, such as {', '.join(missing[:5])}."]
+        if missing
+        else []
+    )
+    resized = [item.id for item in items if scores.get(item.id, {}).get(RESIZED)]
+    if resized:
+        shown = ", ".join(resized[:5])
+        notes.append(f"RESIZED to the source's size for the pixel metrics: {len(resized)} pictures, such as {shown}.")
     notes += [f"PARTIAL: absent from the overall score: {'; '.join(absent)}."] if absent else []
     return Table("ICE-Bench", ("score ↑",), tuple(rows), tuple(notes))
 

@@ -7,6 +7,7 @@ of OpenPose's, so l1_pose is on another scale than the benchmark's own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,14 +18,15 @@ from PIL import Image
 
 from ace.conditions.images import open_image
 from ace.errors import DataError, MissingDependencyError
-from ace.evaluation.benchmarks.ice_bench import AESTHETIC, IMAGING, IceItem, raw_metrics
+from ace.evaluation.benchmarks.ice_bench import AESTHETIC, IMAGING, RESIZED, IceItem, raw_metrics
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
 from ace.evaluation.facts import ssim_terms
 from ace.evaluation.metrics import levels
-from ace.evaluation.networks.aesthetic import load_aesthetic
-from ace.evaluation.networks.controls import Annotator, load_depth, load_pose
-from ace.evaluation.networks.csd import StyleEncoder, load_csd
-from ace.evaluation.networks.musiq import load_musiq
+from ace.evaluation.networks.aesthetic import HEAD, TOWER, load_aesthetic
+from ace.evaluation.networks.controls import DEPTH, Annotator, load_depth, load_pose
+from ace.evaluation.networks.csd import CSD, StyleEncoder, load_csd
+from ace.evaluation.networks.musiq import MUSIQ, load_musiq
+from ace.evaluation.networks.weights import SUFFIXES, files_sha256
 from ace.evaluation.pairs import cosines, pixel_errors
 from ace.extract.faces import FaceEmbedder, FaceFinder
 
@@ -47,7 +49,9 @@ class Faces:
 
 @dataclass(frozen=True)
 class IceNetworks:
-    """The networks at hand; None = its metric is absent. dino: with the mean of all tokens (`load_dinov2`)."""
+    """The networks at hand; None = its metric is absent. dino: with the mean of all tokens (`load_dinov2`).
+
+    files_sha256: of the weight files of those besides CLIP, DINO and the pose network, whose file is fixed by hash."""
 
     clip: ClipEncoder | None = None
     dino: DinoEncoder | None = None
@@ -57,11 +61,18 @@ class IceNetworks:
     faces: Faces | None = None
     depth: Annotator | None = None
     pose: Annotator | None = None
+    files_sha256: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Which ones are there."""
-        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+        return tuple(f.name for f in fields(self) if f.name != "files_sha256" and getattr(self, f.name) is not None)
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all weights: other ones under the same names give another."""
+        encoders = [encoder.sha256 if encoder else "" for encoder in (self.clip, self.dino)]
+        return hashlib.sha256(" ".join([self.files_sha256, *encoders]).encode()).hexdigest()
 
 
 def load_networks(folder: Path | None, face_weights: Path | None = None) -> tuple[IceNetworks, list[str]]:
@@ -86,13 +97,24 @@ def load_networks(folder: Path | None, face_weights: Path | None = None) -> tupl
                 absent.append(f"{name}: name its weights ({'--face-weights' if name == 'faces' else '--models'})")
         except MissingDependencyError as error:
             absent.append(f"{name}: {error}")
-    return networks, absent
+    files = [*weight_files(folder), *([] if face_weights is None else [face_weights])]
+    return replace(networks, files_sha256=files_sha256(files)), absent
+
+
+def weight_files(folder: Path | None) -> list[Path]:
+    """The files in a folder of ICE-Bench's models that the networks are loaded from."""
+    if folder is None:
+        return []
+    single = [folder / f"{stem}{suffix}" for stem in (HEAD, MUSIQ, CSD) for suffix in SUFFIXES]
+    whole = [path for name in (TOWER, DEPTH) for path in sorted((folder / name).glob("*"))]
+    return [path for path in (*single, *whole) if path.is_file()]
 
 
 def pixel_metrics(item: IceItem, made: Image.Image) -> dict[str, float]:
     """The raw metrics of a finished picture that need no network, of those its task is scored with.
 
-    `l1_raw` is a distance, the other L1 are 1 − distance. Raises DataError for a mask of another size than the source,
+    `l1_raw` is a distance, the other L1 are 1 − distance; with a source, `resized` says whether the picture had to be
+    brought to its size. Raises DataError for a mask of another size than the source,
     or one that covers everything."""
     wanted = raw_metrics(item.task)
     scores: dict[str, float] = {}
@@ -100,6 +122,7 @@ def pixel_metrics(item: IceItem, made: Image.Image) -> dict[str, float]:
         return scores
     source = open_image(item.source).stored
     shown = _fitted(made, source)
+    scores[RESIZED] = float(made.size != source.size)
     if "l1_raw" in wanted:
         scores["l1_raw"] = _l1_raw(item, shown, source)
     if "ssim" in wanted:

@@ -23,8 +23,9 @@ from ace.conditions.images import open_image
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.errors import DataError
 from ace.evaluation.benchmarks.hub import hub_rows
+from ace.evaluation.lines import check_unique, unique_keys
 from ace.evaluation.metrics import bootstrap
-from ace.evaluation.pairs import Pair, ScoredPair
+from ace.evaluation.pairs import Pair, ScoredPair, is_picture, resized_note
 from ace.evaluation.run import answer_seed
 from ace.evaluation.systems import Editor, png_bytes
 from ace.evaluation.tables import Table, TableRow
@@ -88,7 +89,8 @@ class Session:
 def read_sessions(folder: Path, captions: Path | None = None) -> list[Session]:
     """The sessions of an unpacked archive, by id.
 
-    captions: {id: {file name: caption}}; None = the first of `CAPTIONS` that is there. Raises DataError."""
+    captions: {id: {file name: caption}}; None = the first of `CAPTIONS` that is there. Raises DataError, also for
+    sessions, or turns (by the picture they end in), that occur twice."""
     sessions = _json(folder / "edit_sessions.json")
     named = captions or next((folder / name for name in CAPTIONS if (folder / name).is_file()), None)
     texts = {} if named is None else _json(named)
@@ -109,6 +111,7 @@ def read_sessions(folder: Path, captions: Path | None = None) -> list[Session]:
         ]
         found.append(Session(key, tuple(own)))
     turns = [(session.id, turn) for session in found for turn in session.turns]
+    check_unique((f"{key} {turn.target.name}" for key, turn in turns), "edit_sessions.json")
     missing = [f"{key} turn {t.number}" for key, t in turns if not (t.source.is_file() and t.target.is_file())]
     if missing:
         raise DataError(f"{len(missing)} turns lack a picture, the first is {missing[0]}: unpack the archive again")
@@ -124,7 +127,7 @@ def unpack_hub_set(source: str, split: str, folder: Path) -> Path:
     source: hub name, or a folder of Parquet files. Raises as `hub_rows`, and DataError for ids that are wrong."""
     if (folder / "edit_sessions.json").is_file():
         return folder
-    rows = hub_rows(source, split, HUB_COLUMNS)
+    rows = hub_rows(source, split, HUB_COLUMNS, ("img_id", "turn_index"))
     sessions: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         key, number = str(row["img_id"]), int(row["turn_index"])
@@ -163,12 +166,13 @@ def make_answers(
     batch: int = 8,
     advance: Callable[[int], object] = lambda done: None,
 ) -> None:
-    """Answer every turn that has no picture yet. Turn n of all sessions goes before turn n + 1, `batch` at a time."""
+    """Answer every turn that has no readable picture yet. Turn n of all sessions goes before turn n + 1, `batch` at a
+    time."""
     for setting in settings:
         depth = max(len(session.turns) for session in sessions)
         for number in range(1, depth + 1):
             own = [session for session in sessions if len(session.turns) >= number]
-            todo = [s for s in own if not made_file(results, setting, s.id, number).is_file()]
+            todo = [s for s in own if not is_picture(made_file(results, setting, s.id, number))]
             advance(len(own) - len(todo))
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]
@@ -182,12 +186,13 @@ def make_answers(
 
 
 def list_pairs(sessions: Sequence[Session], setting: str, results: Path) -> tuple[list[Pair], list[str]]:
-    """The pairs of one setting that can be scored, and the ids of those without a finished picture."""
+    """The pairs of one setting that can be scored, and the ids of those without a finished picture that
+    can be read."""
     pairs, missing = [], []
     for session in sessions:
         for turn in session.turns if setting == "single-turn" else session.turns[-1:]:
             made, key = made_file(results, setting, session.id, turn.number), f"{session.id}_{turn.number}"
-            if made.is_file():
+            if is_picture(made):
                 pairs.append(Pair(key, setting, made, turn.target, turn.caption))
             else:
                 missing.append(key)
@@ -216,7 +221,8 @@ def make_table(
     oracle = _mean(rows, "clip_t_oracle")
     notes = [f"Pairs: {len(rows)} of {len(rows) + len(missing)}; the published rows are of {NUM_PAIRS[setting]}."]
     if missing:
-        notes.append(f"PARTIAL: {len(missing)} pictures are missing, such as {', '.join(missing[:5])}.")
+        notes.append(f"PARTIAL: {len(missing)} pictures are missing or damaged, such as {', '.join(missing[:5])}.")
+    notes += resized_note(rows)
     if oracle is not None:
         notes.append(f"CLIP-T of the true answers: {oracle.mean:.5f} (test split, local captions: .28259 and .28554).")
     notes.append("Intervals: 95 % bootstrap. L2 is the mean square. Pixel errors at the true answer's size.")
@@ -255,7 +261,7 @@ def _plain(name: str) -> str:
 
 def _json(path: Path) -> dict:
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(path.read_bytes(), object_pairs_hook=unique_keys(path.name))
     except OSError as error:
         raise DataError(f"cannot read {path.name}: {error.strerror}; name the unpacked archive's folder") from error
     except ValueError as error:

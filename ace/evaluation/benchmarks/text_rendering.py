@@ -17,9 +17,11 @@ from PIL import Image
 
 from ace.conditions.images import open_image
 from ace.errors import DataError
-from ace.evaluation.benchmarks.faces import beside, is_picture, read_lines
+from ace.evaluation.benchmarks.faces import beside, read_lines
 from ace.evaluation.facts import text_similarity
+from ace.evaluation.lines import check_unique
 from ace.evaluation.metrics import bootstrap
+from ace.evaluation.pairs import is_picture
 from ace.evaluation.tables import Table, TableRow
 from ace.extract.text import TextReader
 
@@ -58,8 +60,7 @@ def read_text_lines(file: Path) -> tuple[list[TextLine], list[str]]:
                 found.append(TextLine(f"{row['id']}:{place}", image, str(line["text"]), corners))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file.name}, line {number} is no picture with lines: {error}") from error
-    if twice := sorted({key for key in ids if ids.count(key) > 1}):
-        raise DataError(f"{file.name}: {len(twice)} ids occur twice, such as {twice[0]}")
+    check_unique(ids, file.name)
     if not found:
         raise DataError(f"{file.name}: no picture is there, the first would be that of {(missing or ['nothing'])[0]}")
     return found, missing

@@ -17,7 +17,7 @@ from ace.errors import CheckpointError
 from ace.evaluation.encoders import CLIP_FRAMING, frame
 from ace.evaluation.networks.weights import fill, find_file, read_weights
 
-FILE = "csd_vit_l"
+CSD = "csd_vit_l"
 HEAD_WIDTH = 64  # of attention, in every CLIP
 _NAMES = {
     "ln_1.": "layer_norm1.",
@@ -44,7 +44,7 @@ class StyleEncoder:
 
 def load_csd(folder: Path) -> StyleEncoder:
     """From a folder with the published file or its safetensors. Raises MissingDependencyError, CheckpointError."""
-    file = find_file(folder, FILE)
+    file = find_file(folder, CSD)
     weights = {name.removeprefix("module."): value for name, value in read_weights(file).items()}
     try:
         projection = weights.pop("last_layer_style")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ace.evaluation.networks.aesthetic import at_height
 from ace.evaluation.networks.weights import fill, find_file, read_weights
 
-FILE = "musiq_koniq_ckpt-e95806b9"
+MUSIQ = "musiq_koniq_ckpt-e95806b9"
 PATCH_PX, GRID = 32, 10
 LONGER_SIDES_PX = (224, 384)
 STEM, WIDTH, MLP_WIDTH, HEADS, LAYERS = 64, 384, 1152, 6, 14
@@ -146,7 +146,7 @@ class Musiq(nn.Module):
 
 def load_musiq(folder: Path) -> Musiq:
     """From a folder with the published file or its safetensors. Raises MissingDependencyError, CheckpointError."""
-    file, network = find_file(folder, FILE), Musiq()
+    file, network = find_file(folder, MUSIQ), Musiq()
     fill(network, read_weights(file), file)
     return network
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -20,6 +22,15 @@ def find_file(folder: Path, stem: str) -> Path:
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
     raise MissingDependencyError(f"no {stem}{{{','.join(SUFFIXES)}}} in {folder.name}")
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """A hash of names and contents, wherever the files lie."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
