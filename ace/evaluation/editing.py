@@ -24,6 +24,8 @@ from ace.evaluation.systems import Contestant
 from ace.evaluation.tables import Table, write_parquet, write_tables
 
 CASES = 12  # of the gallery, worst and best each
+TRUE_ANSWER, INPUT = "true answer", "input"  # what a picture is compared with
+Group = tuple[str, list[tuple[Pair, ScoredPair]]]  # a heading, and what was scored under it
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def evaluate_magicbrush(
         total = sum(len(session.turns) for session in sessions) * len(settings)
         with progress("answering", total, quiet) as advance:
             magicbrush.make_answers(sessions, settings, contestant.edit, answers, seed, batch, advance)
-    write_cases(output, [case for setting in settings for case in _conversations(sessions, setting, answers)])
-    tables, scored, words = [], [], {}
+    cases = [case for setting in settings for case in _conversations(sessions, setting, answers)]
+    write_cases(output, cases)
+    tables, scored = [], []
     for setting in settings:
         pairs, missing = magicbrush.list_pairs(sessions, setting, answers)
         if not pairs:
@@ -77,9 +80,11 @@ def evaluate_magicbrush(
                 setting, contestant.name, rows, _score(copies, scorers, output, f"{setting} copy", quiet), missing
             )
         )
-        words |= {f"{s.id}_{t.number}": t.instruction for s in sessions for t in s.turns}
         scored.append((setting, list(zip(pairs, rows, strict=True))))
-    _write(output, tables, scored, words, scorers, "MagicBrush")
+    noted = _with_encoders(tables, scorers)
+    _write(output, noted, scored)
+    labels = list(zip(magicbrush.METRICS, magicbrush.COLUMNS, strict=True))
+    _write_gallery(output, f"MagicBrush, {contestant.name}", noted, scored, cases, TRUE_ANSWER, labels)
     return tables
 
 
@@ -103,7 +108,8 @@ def evaluate_emu_edit(
     if contestant.edit is not None:
         with progress("answering", len(items), quiet) as advance:
             emu_edit.make_answers(items, contestant.edit, answers, seed, batch, advance)
-    write_cases(output, [_request(item, emu_edit.made_file(answers, item.id)) for item in items])
+    cases = [_request(item, emu_edit.made_file(answers, item.id)) for item in items]
+    write_cases(output, cases)
     pairs, missing = emu_edit.list_pairs(items, answers)
     if not pairs:
         raise DataError(f"{answers.name} has no finished picture: the first would be {_first(missing)}.png")
@@ -111,8 +117,10 @@ def evaluate_emu_edit(
     there = {pair.key for pair in pairs}
     copies = [pair for pair in emu_edit.list_copies(items) if pair.key in there]
     tables = emu_edit.make_tables(contestant.name, rows, _score(copies, scorers, output, "copy", quiet), missing)
-    words = {item.id: item.instruction for item in items}
-    _write(output, tables, [("all tasks", list(zip(pairs, rows, strict=True)))], words, scorers, "Emu Edit test set")
+    noted, scored = _with_encoders(tables, scorers), [("all tasks", list(zip(pairs, rows, strict=True)))]
+    _write(output, noted, scored)
+    labels = list(zip(emu_edit.METRICS, emu_edit.COLUMNS, strict=True))
+    _write_gallery(output, f"Emu Edit test set, {contestant.name}", noted, scored, cases, INPUT, labels)
     return tables
 
 
@@ -141,42 +149,55 @@ def _score(pairs: Sequence[Pair], scorers: Scorers, output: Path, name: str, qui
         return score_pairs(pairs, scorers.clip, scorers.dino, rows, advance)
 
 
-def _write(
-    output: Path,
-    tables: Sequence[Table],
-    scored: Sequence[tuple[str, list[tuple[Pair, ScoredPair]]]],
-    words: dict[str, str],
-    scorers: Scorers,
-    title: str,
-) -> None:
-    """Tables, rows.parquet and gallery.html."""
+def _with_encoders(tables: Sequence[Table], scorers: Scorers) -> list[Table]:
+    """The tables, with what encoders there were and how many captions they cut."""
     encoders = (("CLIP", scorers.clip), ("DINO", scorers.dino))
     absent = [f"{name} is absent: name its weights" for name, encoder in encoders if encoder is None]
     cut = 0 if scorers.clip is None else scorers.clip.num_truncated
     notes = [*absent, *([f"Encoders: {', '.join(scorers.names)}."] if scorers.names else [])]
     notes += [f"{cut} captions were cut at 77 tokens."] if cut else []
-    noted = [Table(t.title, t.columns, t.rows, (*t.notes, *notes)) for t in tables]
-    write_tables(output, noted)
+    return [Table(t.title, t.columns, t.rows, (*t.notes, *notes)) for t in tables]
+
+
+def _write(output: Path, tables: Sequence[Table], scored: Sequence[Group]) -> None:
+    """Tables and rows.parquet."""
+    write_tables(output, tables)
     rows = [
         {"id": row.key, "group": group, "resized": row.resized, **{m: getattr(row.scores, m) for m in metric_names()}}
         for group, own in scored
         for _, row in own
     ]
     write_parquet(output / "rows.parquet", rows)
+
+
+def _write_gallery(
+    output: Path,
+    title: str,
+    tables: Sequence[Table],
+    scored: Sequence[Group],
+    cases: Sequence[RunCase],
+    compared_with: str,
+    labels: Sequence[tuple[str, str]],
+) -> None:
+    """gallery.html: of each group, the answers furthest from what they are compared with, and the nearest."""
+    asked = {case.item: case for case in cases}
     sections = []
     for group, own in scored:
         ranked = sorted(own, key=lambda both: both[1].scores.l1)
         best, worst = ranked[: min(CASES, len(ranked) // 2)], ranked[-min(CASES, -(-len(ranked) // 2)) :][::-1]
-        sections.append((f"{group}: furthest from the reference", [_case(p, r, words) for p, r in worst]))
-        sections.append((f"{group}: nearest to it", [_case(p, r, words) for p, r in best]))
-    write_gallery(output / "gallery.html", title, sections)
+        for heading, chosen in ((f"furthest from the {compared_with} (L1)", worst), ("nearest to it", best)):
+            shown = [_case(p, r, asked[f"{p.group}/{p.key}"], compared_with, labels) for p, r in chosen]
+            sections.append((f"{group}: {heading}", shown))
+    notes = [f"{table.title}: {note}" for table in tables for note in table.notes]
+    write_gallery(output / "gallery.html", title, sections, notes)
 
 
-def _case(pair: Pair, row: ScoredPair, words: dict[str, str]) -> Case:
-    scores = [(m, getattr(row.scores, m)) for m in metric_names()]
-    note = " · ".join(f"{m} {value:.3f}" for m, value in scores if value is not None)
-    pictures = (("answer", open_image(pair.made).image), ("reference", open_image(pair.reference).image))
-    return Case(pictures, words.get(pair.key, ""), f"{pair.key} · {note}")
+def _case(pair: Pair, row: ScoredPair, asked: RunCase, compared_with: str, labels: Sequence[tuple[str, str]]) -> Case:
+    files = {INPUT: asked.inputs[0], "answer": pair.made, compared_with: pair.reference}
+    pictures = tuple((label, open_image(path).image) for label, path in files.items())
+    scores = [(label, getattr(row.scores, metric)) for metric, label in labels]
+    note = [pair.key, *(f"{label} {value:.3f}" for label, value in scores if value is not None)]
+    return Case(pictures, asked.instruction, " · ".join([*note, *(["resized"] if row.resized else [])]))
 
 
 def _keep_run(output: Path, benchmark: str, data: str, contestant: Contestant, seed: int) -> None:

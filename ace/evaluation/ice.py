@@ -18,7 +18,7 @@ from PIL import Image
 from ace.conditions.images import open_image
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.errors import ConditionError, DataError, InputError
-from ace.evaluation.benchmarks.ice_bench import IceItem, make_table, raw_metrics, read_items, write_raw
+from ace.evaluation.benchmarks.ice_bench import RESIZED, IceItem, make_table, raw_metrics, read_items, write_raw
 from ace.evaluation.benchmarks.ice_metrics import IceNetworks, network_metrics, pixel_metrics
 from ace.evaluation.cases import RunCase, write_cases
 from ace.evaluation.folder import keep_settings
@@ -222,18 +222,23 @@ def write_results(
         ],
     )
     write_cases(folder, [_case(item, made.get(item.id)) for item in items])
-    ranked = sorted((item for item in items if "clip_cap" in scores.get(item.id, ())), key=_by(scores))
-    worst, best = ranked[: -(-len(ranked) // 2)][:CASES], ranked[::-1][: len(ranked) // 2][:CASES]
     sections = [
         (heading, [_shown(item, made[item.id], scores[item.id]) for item in chosen])
-        for heading, chosen in (("furthest from the caption", worst), ("nearest to it", best))
+        for heading, chosen in _worst_and_best([item for item in items if item.id in scores], scores)
     ]
-    write_gallery(folder / "gallery.html", f"ICE-Bench, {name}", sections)
+    write_gallery(folder / "gallery.html", f"ICE-Bench, {name}", sections, table.notes)
     return table
 
 
-def _by(scores: Scores) -> Callable[[IceItem], float]:
-    return lambda item: scores[item.id]["clip_cap"]
+def _worst_and_best(items: Sequence[IceItem], scores: Scores) -> list[tuple[str, Sequence[IceItem]]]:
+    """The scored items that the gallery shows, under headings; without CLIP nothing ranks items of every task."""
+    ranked = sorted(
+        (item for item in items if "clip_cap" in scores[item.id]), key=lambda item: scores[item.id]["clip_cap"]
+    )
+    if not ranked:
+        return [("the first items, unranked: CLIP is absent", items[: 2 * CASES])]
+    worst, best = ranked[: -(-len(ranked) // 2)][:CASES], ranked[::-1][: len(ranked) // 2][:CASES]
+    return [("furthest from the caption (clip_cap)", worst), ("nearest to it", best)]
 
 
 def _case(item: IceItem, answer: Path | None) -> RunCase:
@@ -243,7 +248,9 @@ def _case(item: IceItem, answer: Path | None) -> RunCase:
 
 
 def _shown(item: IceItem, made: Path, scores: Mapping[str, float]) -> Case:
-    files = [("source", item.source), ("mask", item.mask), ("reference", item.reference), ("answer", made)]
+    references = [(f"REF_{number}", path) for number, path in enumerate(item.references, 1)]
+    files = [("SOURCE", item.source), ("mask", item.mask), *references, ("answer", made)]
     pictures = tuple((label, open_image(path).image) for label, path in files if path is not None)
-    note = " · ".join(f"{metric} {value:.3f}" for metric, value in scores.items())
-    return Case(pictures, item.instruction, f"{item.task} · {item.id} · {note}")
+    note = [f"{metric} {value:.3f}" for metric, value in scores.items() if metric != RESIZED]
+    note += [RESIZED] if scores.get(RESIZED) else []
+    return Case(pictures, item.instruction, " · ".join([item.task, item.id, *note]))

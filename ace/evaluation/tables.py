@@ -17,12 +17,12 @@ from ace.inference.recipe import write_atomically
 class TableRow:
     """name: of the system. values: one per column, None = absent. source: "measured", or where it was published.
 
-    count: pictures behind the means; 0 for published rows."""
+    count: pictures behind the means; None for published rows."""
 
     name: str
     values: tuple[Interval | float | None, ...]
     source: str = "measured"
-    count: int = 0
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def as_markdown(table: Table) -> str:
     ]
     for row in table.rows:
         cells = " | ".join(_cell(value) for value in row.values)
-        lines.append(f"| {row.name} | {cells} | {row.count or ''} | {row.source} |")
+        lines.append(f"| {row.name} | {cells} | {'' if row.count is None else row.count} | {row.source} |")
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
 
 

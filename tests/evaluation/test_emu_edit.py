@@ -45,6 +45,8 @@ def test_answers_are_scored_against_the_input_beside_the_papers_rows(tmp_path):
     own, copy = main.rows[:2]
     assert own.count == 3 and own.values[2].mean > 0.1
     assert copy.values[2].mean == 0 and copy.values[3].mean == pytest.approx(1)  # the input beside itself
+    page = (tmp_path / "run" / "gallery.html").read_text()
+    assert "furthest from the input" in page and page.count(">input<img") == page.count(">answer<img") == 3
     assert any("1 rows have two equal captions" in note for note in main.notes)
     assert [row.name for row in tasks.rows] == ["add", "style"] and [row.count for row in tasks.rows] == [2, 1]
     assert {row.name: row.values for row in main.rows}["ACE"] == (0.0855, 0.2746, 0.0761, 0.8952, 0.8620)

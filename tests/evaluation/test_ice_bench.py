@@ -363,6 +363,16 @@ def test_pictures_of_another_size_are_counted_and_named(bench):
     assert told in table.notes  # 4 has no source, so nothing it would have to fit
 
 
+def test_the_gallery_shows_cases_without_clip_as_well(bench, tmp_path):
+    (bench / "gen_info.json").write_text(json.dumps({str(n): "made.png" for n in (1, 2, 3, 4)}))
+    finished = Contestant("mine", None, {})
+    for networks, heading in ((IceNetworks(), "unranked: CLIP is absent"), (IceNetworks(random_clip()), "clip_cap")):
+        scorers, output = IceScorers(networks), tmp_path / heading[:4]
+        evaluate_ice_bench(bench / "data.jsonl", finished, output, scorers, results=bench / "gen_info.json", quiet=True)
+        page = (output / "gallery.html").read_text()
+        assert heading in page and page.count(">answer<img") == 4 and page.count(">REF_1<img") == 1
+
+
 def test_ids_that_occur_twice_in_the_benchmarks_files_are_counted_and_named(bench):
     whole = (bench / "data.jsonl").read_text()
     (bench / "data.jsonl").write_text(whole + "".join(whole.splitlines(keepends=True)[1:3]))

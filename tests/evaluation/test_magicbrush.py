@@ -68,7 +68,10 @@ def test_tables_hold_all_turns_or_the_last_one_beside_the_published_rows(data, t
     assert (tmp_path / "run" / "table.tex").read_text().count("toprule") == 3
     rows = datasets.Dataset.from_parquet(str(tmp_path / "run" / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     assert len(rows) == 8 and 0 < rows[0]["l1"] < 1
-    assert "make it red" in (tmp_path / "run" / "gallery.html").read_text()
+    page = (tmp_path / "run" / "gallery.html").read_text()
+    assert "1. make it red; 2. make it blue; 3. make it green" in page  # all that the last answer was asked for
+    assert page.count(">input<img") == page.count(">true answer<img") == 8
+    assert "<details>" in page  # nothing is missing: folded up
 
 
 def test_missing_pictures_are_counted_and_the_score_says_that_it_is_partial(data, tmp_path):
@@ -110,6 +113,8 @@ def test_pictures_of_another_size_and_damaged_ones_are_counted_and_named(data, t
         assert single.rows[0].count == 2
         assert "RESIZED for the pixel errors: 1 pictures of another size, such as 101_2." in single.notes
         assert "PARTIAL: 2 pictures are missing or damaged, such as 101_3, 202_1." in single.notes
+    page = (tmp_path / "run" / "gallery.html").read_text()
+    assert "<details open>" in page and "single-turn: PARTIAL: 2 pictures are missing" in page
     rows = datasets.Dataset.from_parquet(str(tmp_path / "run" / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     assert rows["resized"][:] == [False, True]
 
