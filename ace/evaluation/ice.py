@@ -26,6 +26,7 @@ from ace.evaluation.gallery import Case, write_gallery
 from ace.evaluation.judge import Judge
 from ace.evaluation.lines import append_lines, read_lines, unique_keys
 from ace.evaluation.metrics import bootstrap
+from ace.evaluation.pairs import is_picture
 from ace.evaluation.run import answer_seed, progress
 from ace.evaluation.systems import Contestant, Editor, png_bytes
 from ace.evaluation.tables import Table, write_parquet, write_tables
@@ -73,7 +74,8 @@ def evaluate_ice_bench(
 
     data: its data.jsonl. results: gen_info.json of finished pictures; None = the contestant answers. limit: first so
     many items. Raises DataError, or ConfigError for a folder with another run."""
-    items = read_items(data)[:limit]
+    everything = read_items(data)
+    items = everything[:limit]
     output.mkdir(parents=True, exist_ok=True)
     listed = hashlib.sha256(data.read_bytes()).hexdigest()
     settings = {"benchmark": "ice-bench", "data": listed, "name": contestant.name, "seed": seed, **contestant.settings}
@@ -88,6 +90,10 @@ def evaluate_ice_bench(
     with progress("scoring", len(items), quiet) as advance:
         scores = score_items(items, made, scorers, output / "scored.jsonl", advance)
     notes = [f"Measured by: {scorers.measured_by}.", *(f"Absent: {line}." for line in scorers.absent)]
+    known = {item.id for item in everything}
+    unknown = [key for key in dict.fromkeys((*made, *scorers.raw)) if key not in known]
+    if unknown:
+        notes.append(f"{len(unknown)} ids of the results are no items of the benchmark: {', '.join(unknown[:5])}.")
     asked = [own for own in scores.values() if UNCLEAR in own]
     if scorers.judge is not None and asked:
         unclear, mean = sum(int(own[UNCLEAR]) for own in asked), bootstrap([[own["vllmqa"] for own in asked]])
@@ -98,14 +104,14 @@ def evaluate_ice_bench(
 def make_answers(
     items: Sequence[IceItem], edit: Editor, folder: Path, seed: int, advance: Advance = lambda done: None
 ) -> dict[str, Path]:
-    """Answer every item that has no picture yet; returns the pictures by id, and keeps them in gen_info.json.
+    """Answer every item that has no readable picture yet; returns the pictures by id, and keeps them in gen_info.json.
 
     What the editor has no form for (a mask, several pictures) is left out."""
     made: dict[str, Path] = {}
     (folder / "answers").mkdir(parents=True, exist_ok=True)
     for number, item in enumerate(items):
         path = folder / "answers" / f"{hashlib.sha256(item.id.encode()).hexdigest()[:24]}.png"
-        if not path.is_file():
+        if not is_picture(path):
             try:
                 (picture,) = edit([request_of(item)], [answer_seed(seed, "ice_bench", number)])
                 write_atomically(path, png_bytes(picture))
@@ -243,7 +249,7 @@ def _worst_and_best(items: Sequence[IceItem], scores: Scores) -> list[tuple[str,
 
 def _case(item: IceItem, answer: Path | None) -> RunCase:
     inputs = (*([item.source] if item.source else []), *item.references)
-    there = answer if answer is not None and answer.is_file() else None
+    there = answer if answer is not None and is_picture(answer) else None
     return RunCase(f"{item.task}/{item.id}", item.instruction, inputs, item.mask, there)
 
 

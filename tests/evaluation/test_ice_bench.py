@@ -142,6 +142,7 @@ def test_an_overall_score_says_of_how_many_tasks_it_is(bench):
     assert by_name["overall"].source == "mean of 1 of 31 tasks"
     notes = " ".join(table.notes)
     assert "RESIZED" not in notes
+    assert "PARTIAL: no items of 27 tasks: Face Reference Generation, " in notes
     assert "3 of 4 items scored" in notes and "1 items have no picture" in notes and "lacks vllmqa" in notes
 
 
@@ -330,8 +331,12 @@ def test_answers_are_made_once_and_scored_again_only_with_other_networks(bench, 
         return len(asked), aesthetic.calls
 
     assert run("one") == (4, 2)
+    before = (tmp_path / "table.md").read_bytes()
     assert run("one") == (4 + 2, 2)  # only what the system has no form for is asked again
+    assert (tmp_path / "table.md").read_bytes() == before
     assert run("other") == (4 + 4, 4)
+    next((tmp_path / "answers").iterdir()).write_bytes(b"damaged")
+    assert run("other") == (4 + 4 + 3, 4)  # made again, with the same bytes, so not scored again
     page = (tmp_path / "table.md").read_text()
     assert (
         "PARTIAL: 2 items have no picture that can be read, such as 2, 3." in page and "mean of 0 of 31 tasks" in page
@@ -364,13 +369,14 @@ def test_pictures_of_another_size_are_counted_and_named(bench):
 
 
 def test_the_gallery_shows_cases_without_clip_as_well(bench, tmp_path):
-    (bench / "gen_info.json").write_text(json.dumps({str(n): "made.png" for n in (1, 2, 3, 4)}))
+    (bench / "gen_info.json").write_text(json.dumps({str(n): "made.png" for n in (1, 2, 3, 4, 77)}))
     finished = Contestant("mine", None, {})
     for networks, heading in ((IceNetworks(), "unranked: CLIP is absent"), (IceNetworks(random_clip()), "clip_cap")):
         scorers, output = IceScorers(networks), tmp_path / heading[:4]
         evaluate_ice_bench(bench / "data.jsonl", finished, output, scorers, results=bench / "gen_info.json", quiet=True)
         page = (output / "gallery.html").read_text()
         assert heading in page and page.count(">answer<img") == 4 and page.count(">REF_1<img") == 1
+        assert "1 ids of the results are no items of the benchmark: 77." in page
 
 
 def test_ids_that_occur_twice_in_the_benchmarks_files_are_counted_and_named(bench):

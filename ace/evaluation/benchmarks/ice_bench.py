@@ -166,11 +166,11 @@ def read_raw(path: Path) -> dict[str, dict[str, float]]:
 
 def make_table(name: str, items: Sequence[IceItem], scores: Mapping[str, Mapping[str, float]]) -> Table:
     """A row per task and the overall score, with what is missing."""
-    rows, absent, total = [], [], []
+    rows, absent, empty, total = [], [], [], []
     for task in TASKS:
         own = [scores[item.id] for item in items if item.task == task and item.id in scores]
         if not any(item.task == task for item in items):
-            absent.append(f"{task} (no items)")
+            empty.append(task)
             continue
         row, lacking = _task_row(task, own)
         rows.append(row)
@@ -191,6 +191,7 @@ def make_table(name: str, items: Sequence[IceItem], scores: Mapping[str, Mapping
         shown = ", ".join(resized[:5])
         notes.append(f"RESIZED to the source's size for the pixel metrics: {len(resized)} pictures, such as {shown}.")
     notes += [f"PARTIAL: absent from the overall score: {'; '.join(absent)}."] if absent else []
+    notes += [f"PARTIAL: no items of {len(empty)} tasks: {', '.join(empty)}."] if empty else []
     return Table("ICE-Bench", ("score ↑",), tuple(rows), tuple(notes))
 
 
