@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ace.cli import about, again, chat, data, evaluate, pictures, serve, sessions, signals, training, weights, workshop
-from ace.cli.terminal import STOPPED, Verbs
+from ace.cli.terminal import STOPPED, Verbs, hush_torchao
 
 __all__ = ["app", "main"]
 
@@ -46,6 +46,7 @@ def start(
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
     """Create and edit images from instructions. `ace VERB --help` shows examples."""
+    hush_torchao()
     if version:
         from ace import __version__
 

@@ -115,7 +115,7 @@ def mine(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find related pictures: sets and pairs, as metadata.jsonl and pairs.jsonl. Recipes do it with [mine].
+    """Find related pictures: sets and pairs, as metadata.jsonl and pairs.jsonl. Recipes do it in their `mine` table.
 
     \b
     ace data mine photos --output sets/related

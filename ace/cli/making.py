@@ -74,7 +74,7 @@ def find_model_files(model: str | None, steps: int | None, guidance: float | Non
 
 def check_count(count: int, out: Path | None, out_dir: Path | None, session: Path | None) -> None:
     """Raise ConfigError for a number of pictures that does not fit where they should go."""
-    if not 1 <= count <= 10_000 and count != 0:
+    if not 1 <= count <= 10_000:
         raise ConfigError(f"{count} pictures: use 1 to 10000")
     if out is not None and out_dir is not None:
         raise ConfigError("both --out and --out-dir: use --out for one picture, --out-dir for several")

@@ -8,6 +8,7 @@ only.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -118,23 +119,25 @@ def load(
         return load_pipeline(model, device=device, dtype=dtype, memory=memory, adapters=adapters)
 
 
+def hush_torchao() -> None:
+    """torchao names, on being imported, every part for other devices that it does not find: not here."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within, diffusers, transformers and torchao print nothing but errors, and no bars."""
-    import logging as standard
+    """Within, diffusers and transformers print nothing but errors, and no bars."""
     import warnings
-
-    for name in ("torchao", "torch.utils._pytree"):  # parts for other devices that it does not find
-        standard.getLogger(name).setLevel(standard.ERROR)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-        for logging in (diffusers_logging, transformers_logging):
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
+        for library in (diffusers_logging, transformers_logging):
+            library.set_verbosity_error()
+            library.disable_progress_bar()
         yield
 
 

@@ -356,6 +356,8 @@ def check_hashes(folder: Path | str, manifest: Manifest) -> None:
 def _opened(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
+    except FileNotFoundError:
+        raise DataError(f"there is no {file}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{file} cannot be read as Parquet ({str(error).splitlines()[0]}): copy it again") from None
 

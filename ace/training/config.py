@@ -267,7 +267,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path.name}: {error.strerror}") from error
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name} is not a text file: a recipe is TOML") from error
     except tomllib.TOMLDecodeError as error:
