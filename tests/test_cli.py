@@ -175,6 +175,8 @@ BAD_INPUT = {
     ),
     "size between cells": (["edit", "photo.png", "make it blue", "--size", "30x32", "-o", "out.png"], "use 32x32"),
     "size in words": (["generate", "a cat", "--size", "large", "-o", "out.png"], "write width x height"),
+    "0 pictures": (["edit", "photo.png", "blue", "--count", "0", "--out-dir", "out"], "0 pictures: use 1 to 10000"),
+    "data that is not there": (["data", "show", "nosuch"], "there is no nosuch"),
     "0 steps": (["generate", "a cat", "--steps", "0", "-o", "out.png"], "0 steps: use 1 to 1000"),
     "negative seed": (["generate", "a cat", "--seed", "-1", "-o", "out.png"], "seed -1"),
     "node without session": (["edit", "make it blue", "--from", "0001", "-o", "out.png"], "needs a session"),
