@@ -9,7 +9,7 @@ answer is nearer to it than to any of fifteen other things drawn there instead; 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ BACKGROUND_WORDS = "another background"
 IDENTITY_TASK = "multi_turn/chain"
 NUM_OTHERS = 15  # things that one is told apart from
 _SOLID = 0.9  # opacity from which a pixel belongs to the thing itself
+Over = Callable[[range], Iterable[int]]  # goes through the turns, perhaps with a progress bar
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class Identity:
     with_history: bool
 
 
-def repeat_edits(edit: Editor, world: World, seed: int, count: int = 8, turns: int = 10) -> RepeatedEdit:
+def repeat_edits(
+    edit: Editor, world: World, seed: int, count: int = 8, turns: int = 10, over: Over = iter
+) -> RepeatedEdit:
     """Give the same edit `turns` times, each on the answer before it, for the first `count` samples of a task."""
     samples = [world.sample(number, REPEATED_TASK) for number in range(count)]
     first = [levels(edited_input(sample)[0]) for sample in samples]
@@ -68,7 +71,7 @@ def repeat_edits(edit: Editor, world: World, seed: int, count: int = 8, turns: i
     still = [~changed_pixels(a, b) for a, b in zip(first, targets, strict=True)]
     shown = [sample.request.current.images[0] for sample in samples]
     unchanged, to_target = [], []
-    for turn in range(turns):
+    for turn in over(range(turns)):
         units = [
             LongContextConditionUnit(ConditionUnit(sample.request.current.instruction, (image,)))
             for sample, image in zip(samples, shown, strict=True)
@@ -93,7 +96,14 @@ class _Conversation:
 
 
 def follow_things(
-    edit: Editor, world: World, seed: int, count: int = 24, turns: int = 5, *, with_history: bool = True
+    edit: Editor,
+    world: World,
+    seed: int,
+    count: int = 24,
+    turns: int = 5,
+    *,
+    with_history: bool = True,
+    over: Over = iter,
 ) -> Identity:
     """Hold `count` conversations of `turns` turns and look at the thing that none of them is about.
 
@@ -102,7 +112,7 @@ def follow_things(
     talks = [_conversation(vocabulary, world.size_px, number, turns) for number in range(count)]
     answers: list[list[Image.Image]] = [[] for _ in talks]
     known, error, from_first = [], [], []
-    for turn in range(turns):
+    for turn in over(range(turns)):
         units = [_unit(talk, own, with_history) for talk, own in zip(talks, answers, strict=True)]
         seeds = [answer_seed(seed, f"{IDENTITY_TASK}:identity:{turn}", number) for number in range(count)]
         for own, answer in zip(answers, edit(units, seeds), strict=True):

@@ -12,10 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
+from rich.console import Console
+from rich.progress import track
 
 from ace.conditions.images import prepare_image
 from ace.data.sample import TASKS, family_of
@@ -32,7 +35,7 @@ from ace.evaluation.scores import sample_sha256
 from ace.evaluation.styles import StyleClassifier
 from ace.evaluation.summary import WorldReport, make_report
 from ace.evaluation.systems import Contestant
-from ace.evaluation.turns import IDENTITY_TASK, REPEATED_TASK, Identity, RepeatedEdit, follow_things, repeat_edits
+from ace.evaluation.turns import IDENTITY_TASK, REPEATED_TASK, Identity, Over, RepeatedEdit, follow_things, repeat_edits
 from ace.extract.text import TextReader
 from ace.inference.latents import decode_latents, encode_pictures
 
@@ -89,8 +92,10 @@ def evaluate_world(
         absent_tasks=tuple(task for task in wanted if task not in shown),
         absent_metrics=absent_metrics(lpips is not None, judges),
         autoencoder_psnr=_kept_psnr(folder, contestant, world, num_pictures),
-        repeated=_kept_repeated(folder, contestant, world, seed) if REPEATED_TASK in shown else None,
-        identity=_kept_identity(folder, contestant, world, seed, num_talks) if IDENTITY_TASK in shown else None,
+        repeated=_kept_repeated(folder, contestant, world, seed, quiet) if REPEATED_TASK in shown else None,
+        identity=(
+            _kept_identity(folder, contestant, world, seed, num_talks, quiet) if IDENTITY_TASK in shown else None
+        ),
         num_unlisted=_num_unlisted(finished, world.size_px),
         missing=finished.missing,
     )
@@ -201,24 +206,35 @@ def _kept_psnr(folder: RunFolder, contestant: Contestant, world: World, count: i
     return Interval(**_kept(folder, name, lambda: asdict(_psnr(vae, world, count))))
 
 
-def _kept_repeated(folder: RunFolder, contestant: Contestant, world: World, seed: int) -> RepeatedEdit | None:
+def _kept_repeated(
+    folder: RunFolder, contestant: Contestant, world: World, seed: int, quiet: bool
+) -> RepeatedEdit | None:
     """Drift over turns, computed once per folder; None for a folder of finished pictures."""
     edit = contestant.edit
     if edit is None:
         return None
-    kept = _kept(folder, "repeated.json", lambda: asdict(repeat_edits(edit, world, seed)))
+    bar = _bar("one edit, ten turns", quiet)
+    kept = _kept(folder, "repeated.json", lambda: asdict(repeat_edits(edit, world, seed, over=bar)))
     return RepeatedEdit(tuple(kept["unchanged"]), tuple(kept["target"]), kept["copy"], kept["count"])
 
 
-def _kept_identity(folder: RunFolder, contestant: Contestant, world: World, seed: int, count: int) -> Identity | None:
+def _kept_identity(
+    folder: RunFolder, contestant: Contestant, world: World, seed: int, count: int, quiet: bool
+) -> Identity | None:
     """How things keep over turns, computed once per folder; None for a folder of finished pictures."""
     edit, ours = contestant.edit, contestant.pipeline is not None
     if edit is None:
         return None
     name = f"identity-{count}.json"
-    kept = _kept(folder, name, lambda: asdict(follow_things(edit, world, seed, count, with_history=ours)))
+    bar = _bar(f"{count} conversations", quiet)
+    kept = _kept(folder, name, lambda: asdict(follow_things(edit, world, seed, count, with_history=ours, over=bar)))
     per_turn = (tuple(kept[name]) for name in ("known", "error", "from_first"))
     return Identity(*per_turn, count=kept["count"], with_history=kept["with_history"])
+
+
+def _bar(title: str, quiet: bool) -> Over:
+    """Goes through turns with a progress bar on standard error."""
+    return partial(track, description=title, console=Console(stderr=True), disable=quiet)
 
 
 def _kept(folder: RunFolder, name: str, compute: Callable[[], dict]) -> dict:
