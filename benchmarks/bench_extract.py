@@ -24,111 +24,121 @@ MASK = np.zeros((512, 512), bool)
 MASK[180:330, 160:320] = True
 
 
-def extractors():
-    """Name -> what loads it and gives a function of a picture."""
+def sam2():
+    from ace.extract.objects import Segmenter
 
-    def sam2():
-        from ace.extract.objects import Segmenter
+    segmenter = Segmenter()
 
-        segmenter = Segmenter()
+    def find(image):
+        segmenter._key = None  # encode again
+        return segmenter.find_objects(image)
 
-        def find(image):
-            segmenter._key = None  # encode again
-            return segmenter.find_objects(image)
+    return find
 
-        return find
 
-    def hed():
-        from ace.extract.hed import SoftEdges
+def hed():
+    from ace.extract.hed import SoftEdges
 
-        return SoftEdges()
+    return SoftEdges()
 
-    def fastdepth():
-        from ace.extract.distance import FastDepth
 
-        return FastDepth()
+def fastdepth():
+    from ace.extract.distance import FastDepth
 
-    def blazepose():
-        from ace.extract.people import PoseFinder
+    return FastDepth()
 
-        return PoseFinder().find
 
-    def mtcnn():
-        from ace.extract.faces import FaceFinder
+def blazepose():
+    from ace.extract.people import PoseFinder
 
-        return FaceFinder().find
+    return PoseFinder().find
 
-    def face_mesh():
-        from ace.extract.faces import FaceFinder, FaceMesh
 
-        face, mesh = FaceFinder().find(data.astronaut())[0], FaceMesh()
-        return lambda image: mesh.points(image, face)
+def mtcnn():
+    from ace.extract.faces import FaceFinder
 
-    def names():
-        from ace.extract.naming import Namer
+    return FaceFinder().find
 
-        name = Namer().name
-        return lambda image: name(image, MASK)
 
-    def unsafe():
-        from ace.extract.safety import SafetyNet
+def face_mesh():
+    from ace.extract.faces import FaceFinder, FaceMesh
 
-        net = SafetyNet()
-        return lambda image: net([image])
+    face, mesh = FaceFinder().find(data.astronaut())[0], FaceMesh()
+    return lambda image: mesh.points(image, face)
 
-    def consistency():
-        from ace.extract.consistency import ObjectFeatures
 
-        features = ObjectFeatures()
-        return lambda image: features([image])
+def names():
+    from ace.extract.naming import Namer
 
-    def sketches():
-        from ace.extract import sketch
-        from ace.extract.hed import SoftEdges
+    name = Namer().name
+    return lambda image: name(image, MASK)
 
-        edges = SoftEdges()(data.astronaut())
-        return lambda image: [draw(edges) for draw in (sketch.draw_doodle, sketch.draw_contour, sketch.draw_scribble)]
 
-    def ocr():
-        from ace.extract.text import TextReader
+def unsafe():
+    from ace.extract.safety import SafetyNet
 
-        return TextReader().read
+    net = SafetyNet()
+    return lambda image: net([image])
 
-    def degradation():
-        from ace.extract import degrade
 
-        worsen = (
-            lambda image: degrade.noise(image, 30.0, 1),
-            lambda image: degrade.blur(image, 2.0),
-            lambda image: degrade.jpeg(image, 10),
-            lambda image: degrade.low_resolution(image, 4),
-        )
-        return lambda image: [worse(image) for worse in worsen]
+def consistency():
+    from ace.extract.consistency import ObjectFeatures
 
-    def migan():
-        from ace.extract.fill import MIGAN
+    features = ObjectFeatures()
+    return lambda image: features([image])
 
-        fill = MIGAN().fill
-        return lambda image: fill(image, MASK)
 
-    return {
-        "canny": lambda: exact.canny,
-        "gray": lambda: exact.gray,
-        "mosaic": lambda: exact.mosaic,
-        "4 damages": degradation,
-        "FastDepth": fastdepth,
-        "BlazePose": blazepose,
-        "MTCNN": mtcnn,
-        "face mesh": face_mesh,
-        "names": names,
-        "unsafe": unsafe,
-        "likeness": consistency,
-        "3 sketches": sketches,
-        "PP-OCRv6": ocr,
-        "MI-GAN": migan,
-        "HED": hed,
-        "SAM 2": sam2,
-    }
+def sketches():
+    from ace.extract import sketch
+    from ace.extract.hed import SoftEdges
+
+    edges = SoftEdges()(data.astronaut())
+    return lambda image: [draw(edges) for draw in (sketch.draw_doodle, sketch.draw_contour, sketch.draw_scribble)]
+
+
+def ocr():
+    from ace.extract.text import TextReader
+
+    return TextReader().read
+
+
+def degradation():
+    from ace.extract import degrade
+
+    worsen = (
+        lambda image: degrade.noise(image, 30.0, 1),
+        lambda image: degrade.blur(image, 2.0),
+        lambda image: degrade.jpeg(image, 10),
+        lambda image: degrade.low_resolution(image, 4),
+    )
+    return lambda image: [worse(image) for worse in worsen]
+
+
+def migan():
+    from ace.extract.fill import MIGAN
+
+    fill = MIGAN().fill
+    return lambda image: fill(image, MASK)
+
+
+EXTRACTORS = {  # name -> what loads it and gives a function of a picture
+    "canny": lambda: exact.canny,
+    "gray": lambda: exact.gray,
+    "mosaic": lambda: exact.mosaic,
+    "4 damages": degradation,
+    "FastDepth": fastdepth,
+    "BlazePose": blazepose,
+    "MTCNN": mtcnn,
+    "face mesh": face_mesh,
+    "names": names,
+    "unsafe": unsafe,
+    "likeness": consistency,
+    "3 sketches": sketches,
+    "PP-OCRv6": ocr,
+    "MI-GAN": migan,
+    "HED": hed,
+    "SAM 2": sam2,
+}
 
 
 def main() -> None:
@@ -138,7 +148,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, one thread, 512x512 px, best of {REPEATS}")
     image = data.astronaut()
-    for name, load in extractors().items():
+    for name, load in EXTRACTORS.items():
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         try:

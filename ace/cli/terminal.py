@@ -132,13 +132,18 @@ def quiet_libraries() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        for library in (diffusers_logging, transformers_logging):
-            library.set_verbosity_error()
-            library.disable_progress_bar()
+        silence_libraries()
         yield
+
+
+def silence_libraries() -> None:
+    """From now on diffusers and transformers print nothing but errors, and no bars."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def load_refiner(model: str, device: str = "auto", strength: float | None = None) -> Refiner:

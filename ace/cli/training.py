@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ace.cli.options import Quiet
-from ace.cli.terminal import Output, complain, short
+from ace.cli.terminal import Output, complain, short, silence_libraries
 from ace.errors import OutputError
+
+if TYPE_CHECKING:
+    from ace.training.config import Recipe
 
 
 def train(
@@ -50,34 +53,21 @@ def train(
     ace train recipes/ace-0.6b.toml --dry-run --devices 64 --device-tflops 125
     accelerate launch --num_processes 8 -m ace train recipes/lora.toml --output runs/mine
     """
-    from ace.training.config import AutoencoderRecipe, PlusRecipe, read_recipe
+    from ace.training.config import AutoencoderRecipe, PlusRecipe, keep_recipe, read_recipe
 
     wanted = read_recipe(recipe)
     output = Output(json=as_json, quiet=quiet)
     if dry_run:
-        from ace.training.plan import Device, plan
-
-        if device_tflops is None:
-            from ace.training.speed import this_device
-
-            device = this_device(wanted.mixed_precision)
-        else:
-            device = Device("a device as named", device_tflops)
-        made = plan(wanted, device, devices)
-        for line in made.lines():
-            output.say(line)
-        output.data(dataclasses.asdict(made))
+        _say_plan(wanted, devices, device_tflops, output)
         return
     folder = folder or Path("runs") / recipe.stem
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the run folder {folder} cannot be made ({error.strerror}): choose another") from None
-    from ace.training.config import keep_recipe
-
     if changed := keep_recipe(wanted, folder / "recipe.toml"):
         complain(f"{short(folder)} was begun with another recipe; changed: {', '.join(changed)}")
-    _quieten()
+    silence_libraries()
     if isinstance(wanted, AutoencoderRecipe):
         from ace.training.autoencoder import train_autoencoder
 
@@ -96,10 +86,14 @@ def train(
         output.say(f"{short(folder)}  trained")
 
 
-def _quieten() -> None:
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def _say_plan(recipe: Recipe, devices: int, device_tflops: float | None, output: Output) -> None:
+    """What a recipe will cost, on devices like this machine's or as named."""
+    from ace.training.plan import Device, plan
+    from ace.training.speed import this_device
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    measured = device_tflops is None
+    device = this_device(recipe.mixed_precision) if measured else Device("a device as named", device_tflops)
+    made = plan(recipe, device, devices)
+    for line in made.lines():
+        output.say(line)
+    output.data(dataclasses.asdict(made))
