@@ -20,7 +20,7 @@ from ace.errors import ConfigError
 
 Schedule = Literal["constant", "linear", "cosine"]
 SourceKind = Literal["world", "shards", "csv", "jsonl", "magicbrush", "instructpix2pix", "workflow"]
-Optimizer = Literal["adamw", "adamw_8bit", "adafactor"]
+Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 Target = Literal["epsilon", "v_prediction", "sample", "flow"]
 TimestepSampling = Literal["uniform", "logit_normal"]
 
@@ -179,7 +179,8 @@ class ModelRecipe(Run):
     """Train the transformer (kind = "model"), from scratch, from PixArt-alpha, or on from a model folder.
 
     init: a model folder (or name) to go on from; sizes, autoencoder, text encoder and all that belongs to the model
-    then come from it. Else preset: sizes in `ace.model.config.PRESETS`; autoencoder and text_encoder: folders (or, for
+    then come from it, except patch_size: larger than the model's, its layers in and out are fitted anew on pictures of
+    the procedural world, and a picture of size_px has as many tokens as a smaller one had. Else preset: sizes in `ace.model.config.PRESETS`; autoencoder and text_encoder: folders (or, for
     the encoder, a package that carries one); text_layers: how many layers of the encoder are kept, 0 = all; pixart: a
     PixArt-alpha file to start the transformer from. text_lr_scale: factor on the encoder's learning rate, 0 = frozen.
     text_dropout: share of samples whose instruction is replaced by the empty one, for guidance.
@@ -189,6 +190,7 @@ class ModelRecipe(Run):
     comparison only. cache: folder where latents and texts of frozen encoders are kept, empty = none."""
 
     init: str = ""
+    patch_size: int = 0  # 0 = the model's own
     preset: str = "tiny"
     autoencoder: str = ""
     text_encoder: str = ""

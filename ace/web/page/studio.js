@@ -13,6 +13,7 @@ let view = null;                 // what the server said last
 let draft = emptyDraft();        // the message being written
 let awaiting = false;            // a message was sent and the server has not answered yet
 let undone = [];                 // where undo came from, for redo
+let lastShown = null;            // id of the turn at the end of the talk
 const comparing = new Map();     // node -> place of the slider, in percent
 const drawn = new Map();         // node -> { key, element }: turns that need not be drawn again
 
@@ -126,8 +127,10 @@ function drawTalk(before) {
   const column = part.column;
   turns.forEach((turn, place) => { if (column.children[place] !== turn) column.insertBefore(turn, column.children[place] || null); });
   while (column.children.length > turns.length) column.lastChild.remove();
-  const grown = !before || before.head !== view.head || (busy && !before.running);
-  if (grown && turns.length) requestAnimationFrame(() => reveal(turns.at(-1), before ? "smooth" : "auto"));
+  const last = turns.at(-1);
+  // the head alone would not do: for a moment a turn's answer can stand above its running self, and the end is no other
+  if (last.id !== lastShown) requestAnimationFrame(() => reveal(last, before ? "smooth" : "auto"));
+  lastShown = last.id;
   if (before && before.running && !busy && before.head !== view.head) part.live.textContent = `Done: ${mention(view.head)}`;
 }
 
