@@ -46,8 +46,9 @@ class Task:
     module: holds all that is trained. dataset: a stage's samples by number, each an `Item`. collate: items → what the
     module takes. losses: (module, batch) → one loss per item, (B,). operations: forward multiplications and additions
     of a batch, for the share of peak. lr_scales: parameter name prefix → factor on the learning rate.
-    preview: draws with the module as it is; gets the step and says where the picture is. rebuild: a module like the one
-    at the start, for the whole weights of one that was sharded (FSDP2), which cannot be put together in place."""
+    preview: draws with the module as it is, or with the last one rebuilt; gets the step and says where the picture is.
+    rebuild: a module like the one at the start, for the whole weights of one that was sharded (FSDP2), which cannot be
+    put together in place."""
 
     module: nn.Module
     dataset: Callable[[Stage], Dataset]
@@ -126,26 +127,32 @@ def _begin(accelerator: Accelerator, task: Task, recipe: Run, folder: Path, tell
 
 
 def _run_stages(run: _Training, bar: Progress) -> None:
-    """All stages that are left, each with its line in the bar."""
-    first_step = 0
-    for number, stage in enumerate(run.recipe.stages):
+    """All stages that are left, each with its line in the bar, and one of all together where there are several."""
+    stages, first_step = run.recipe.stages, 0
+    lines = []
+    if len(stages) > 1:
+        total = sum(stage.steps for stage in stages)
+        lines.append(bar.add_task("all stages", total=total, completed=run.progress["step"], note=""))
+    for number, stage in enumerate(stages):
         if run.progress["step"] < first_step + stage.steps:
             done = run.progress["step"] - first_step
-            title = f"{stage.name} ({number + 1}/{len(run.recipe.stages)})"
+            title = f"{stage.name} ({number + 1}/{len(stages)})"
             line = bar.add_task(title, total=stage.steps, completed=done, note="")
-            _run_stage(run, stage, first_step, bar, line)
+            _run_stage(run, stage, first_step, bar, [*lines, line])
         first_step += stage.steps
 
 
-def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, line: TaskID) -> None:
-    """All steps of a stage that are left. first_step: of the run, at which the stage begins."""
+def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, lines: list[TaskID]) -> None:
+    """All steps of a stage that are left. first_step: of the run, at which the stage begins. lines: of the bar, the
+    stage's own last."""
     dataset = run.task.dataset(stage)
     batches = global_batches(dataset, stage, run.progress["position"], run.recipe.num_workers, run.accelerator)
     while run.progress["step"] < first_step + stage.steps:
         with run.speed.waiting():
             batch = next(batches)
         figures = _step(run, stage, first_step, batch)
-        bar.update(line, advance=1, note=_note(run, figures))
+        for line in lines:
+            bar.update(line, advance=1, note=_note(run, figures) if line == lines[-1] else "")
         _report(run, figures)
         if run.bad_steps == MANY_BAD_STEPS:
             why = f"no finite loss for {run.bad_steps} steps: lower lr, see {run.folder.name}/{SKIPPED}"
@@ -212,10 +219,11 @@ def _report(run: _Training, figures: dict[str, float]) -> None:
 
 
 def _preview(run: _Training) -> None:
-    """Draw with the averaged weights if it is time; not where weights are sharded: a shard cannot draw."""
+    """Draw with the averaged weights if it is time."""
     every = run.recipe.preview_steps
-    if run.task.preview and every and run.progress["step"] % every == 0 and not run.accelerator.is_fsdp2:
+    if run.task.preview and every and run.progress["step"] % every == 0:
         with run.average.shown_in(run.trained):
+            _whole_module(run)  # what draws is the task's newest module, and a shard cannot draw
             if run.accelerator.is_main_process:
                 run.task.preview(run.progress["step"])
 
@@ -238,9 +246,14 @@ def _save(run: _Training) -> None:
 
 
 def _averaged_module(run: _Training) -> nn.Module:
-    """The trained module with its averages as weights, put together anew if it was sharded."""
-    accelerator, module = run.accelerator, run.module
+    """The trained module with its averages as weights."""
     run.average.copy_to(run.trained)
+    return _whole_module(run)
+
+
+def _whole_module(run: _Training) -> nn.Module:
+    """The module as it is, put together anew in the main process if it is sharded."""
+    accelerator, module = run.accelerator, run.module
     if accelerator.is_fsdp2 and run.task.rebuild is not None:
         state = accelerator.get_state_dict(module)  # all processes give, the main one gets
         module = run.task.rebuild()

@@ -19,7 +19,7 @@ TEXT_TOKENS = 30  # of an instruction, about
 TINY_CELLS_PX = 8
 FLUX_PARAMETERS = 11_901_408_320  # of FLUX.1-dev
 FLUX_WIDTH = 3072
-_STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 1}  # per trained weight
+_STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 1, "muon": 4}  # per trained weight
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Plan:
         """The plan in words."""
         share = "" if self.trained == self.parameters else f", of which {_count(self.trained)} are trained"
         lines = [
-            f"{_count(self.parameters)} parameters{share}",
+            f"transformer of {_count(self.parameters)} parameters{share}",
             f"memory of a device: {_size(self.weight_bytes)} for weights, gradients, optimiser and averages, "
             f"about {_size(self.activation_bytes)} for activations{self._room()}",
             f"time on {self.devices} x {self.device.name}, {_operations(self.device.tflops)}/s delivered by each:",
@@ -140,6 +140,7 @@ def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
 
         written = json.loads((find_model(recipe.init).folder / "transformer" / "config.json").read_text())
         config = ACEConfig(**{f.name: written[f.name] for f in dataclasses.fields(ACEConfig)})
+        config = dataclasses.replace(config, patch_size=recipe.patch_size or config.patch_size)
     elif recipe.preset in PRESETS:
         config = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
     else:

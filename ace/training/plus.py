@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -186,12 +186,12 @@ def train_plus(
 ) -> ACEPlusPipeline:
     """Run the recipe; writes an adapter to `folder/adapter`, or the whole pipeline to `folder/model`, and a report."""
     pipeline = start_plus(recipe)
-    sizes = plain_sizes(pipeline.transformer)
-    train(_task(pipeline, sizes, recipe, folder), recipe, folder, quiet, tell)
+    run = _PlusRun(pipeline, recipe, folder, plain_sizes(pipeline.transformer))
+    train(run.task(), recipe, folder, quiet, tell)
     if PartialState().is_main_process:
-        _save(pipeline, sizes, recipe, folder)
+        _save(run.pipeline, run.sizes, recipe, folder)
         write_report(folder, recipe)
-    return pipeline
+    return run.pipeline
 
 
 def start_plus(recipe: PlusRecipe) -> ACEPlusPipeline:
@@ -217,31 +217,48 @@ def start_plus(recipe: PlusRecipe) -> ACEPlusPipeline:
     return pipeline
 
 
-def _task(pipeline: ACEPlusPipeline, sizes: FluxSizes, recipe: PlusRecipe, folder: Path) -> Task:
-    opened: list[Records] = [open_records(source, recipe.size_px, recipe.stages[0]) for source in recipe.data]
+@dataclass
+class _PlusRun:
+    """What the loop asks for. pipeline: of the parts in training, or of their newest whole copy. sizes: of its
+    transformer as it was loaded."""
 
-    def mixture(stage: Stage) -> Mixture:
-        return Mixture(recipe.data, opened, stage, recipe.seed)
+    pipeline: ACEPlusPipeline
+    recipe: PlusRecipe
+    folder: Path
+    sizes: FluxSizes
+    opened: list[Records] = field(default_factory=list)
 
-    for stage in recipe.stages:  # data that is not there is found now, not after the first stage
-        mixture(stage)
-    weights = sum(p.numel() for p in pipeline.transformer.parameters())
+    def task(self) -> Task:
+        recipe, first = self.recipe, self.recipe.stages[0]
+        self.opened = [open_records(source, recipe.size_px, first) for source in recipe.data]
+        for stage in recipe.stages:  # data that is not there is found now, not after the first stage
+            self.mixture(stage)
+        weights = sum(p.numel() for p in self.pipeline.transformer.parameters())
 
-    def operations(batch: tuple[CanvasItem, ...]) -> int:
-        return sum(2 * weights * (item.canvas.num_tokens + recipe.max_text_tokens) for item in batch)
+        def operations(batch: tuple[CanvasItem, ...]) -> int:
+            return sum(2 * weights * (item.canvas.num_tokens + recipe.max_text_tokens) for item in batch)
 
-    def preview(step: int) -> Path:
-        path = folder / "previews" / f"{step:08d}.png"
-        return draw_plus_previews(pipeline, recipe, sizes, mixture(recipe.stages[-1]), path)
+        return Task(
+            PlusDenoiser(self.pipeline, recipe),
+            lambda stage: Canvases(self.mixture(stage), recipe),
+            lambda items: tuple(item.content for item in items),
+            lambda model, batch: model(batch),
+            operations,
+            preview=self.preview,
+            rebuild=self.rebuild,
+        )
 
-    return Task(
-        PlusDenoiser(pipeline, recipe),
-        lambda stage: Canvases(mixture(stage), recipe),
-        lambda items: tuple(item.content for item in items),
-        lambda model, batch: model(batch),
-        operations,
-        preview=preview,
-    )
+    def mixture(self, stage: Stage) -> Mixture:
+        return Mixture(self.recipe.data, self.opened, stage, self.recipe.seed)
+
+    def preview(self, step: int) -> Path:
+        path = self.folder / "previews" / f"{step:08d}.png"
+        return draw_plus_previews(self.pipeline, self.recipe, self.sizes, self.mixture(self.recipe.stages[-1]), path)
+
+    def rebuild(self) -> nn.Module:
+        """The same anew, where the first one was sharded."""
+        self.pipeline = start_plus(self.recipe)
+        return PlusDenoiser(self.pipeline, self.recipe)
 
 
 def _save(pipeline: ACEPlusPipeline, sizes: FluxSizes, recipe: PlusRecipe, folder: Path) -> None:

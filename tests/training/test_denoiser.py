@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
+from ace.inference.adapters import AdapterChoice
 from ace.inference.inputs import Geometry
 from ace.inference.pipeline import ACEPipeline, Request
 from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
@@ -132,6 +134,7 @@ def test_a_recipe_ends_in_a_pipeline_that_loads_draws_and_was_previewed(tmp_path
     "settings",
     [
         {"prediction_type": "flow", "timestep_sampling": "logit_normal", "optimizer": "adafactor"},
+        {"prediction_type": "v_prediction", "optimizer": "muon"},
         pytest.param({"prediction_type": "epsilon", "min_snr_gamma": 5.0}, marks=pytest.mark.slow),
         pytest.param({"prediction_type": "sample", "change_weight": 3.0}, marks=pytest.mark.slow),
     ],
@@ -189,6 +192,25 @@ def test_a_lora_trains_little_and_goes_on_from_either_of_its_formats(tmp_path: P
     )
     state = read_lora(str(tmp_path / "two" / "adapter"), going_on.transformer)
     assert all(torch.allclose(state[name], value, atol=1e-9) for name, value in from_peft.items())
+
+
+def test_a_preview_of_a_lora_is_what_inference_draws_with_it(tmp_path: Path):
+    wanted = ModelRecipe(
+        (STAGE,), init="ace-tiny", lora=Lora(rank=4, alpha=64.0), num_workers=0, tracker="none", preview_steps=2
+    )
+    train_model(wanted, tmp_path, quiet=True)
+    base = load_pipeline(find_model("ace-tiny"), device="cpu")
+    base.set_progress_bar_config(disable=True)
+    mixture = Mixture((Source("world", "world"),), (WorldRecords(64),), STAGE, 0)
+    plain = draw_previews(base, mixture, tmp_path / "plain.png")
+    choices = [AdapterChoice(tmp_path / "adapter")]
+    adapted = load_pipeline(find_model("ace-tiny"), device="cpu", adapters=choices)
+    adapted.set_progress_bar_config(disable=True)
+    again = draw_previews(adapted, mixture, tmp_path / "again.png")
+    preview = np.array(Image.open(tmp_path / "previews" / "00000002.png")).astype(int)
+    off = np.abs(preview - np.array(Image.open(again)))
+    assert off.max() <= 2, "the adapter adds in another order than it is trained in, and nothing else differs"
+    assert np.abs(preview - np.array(Image.open(plain))).max() > 8
 
 
 def test_a_lora_without_a_matching_layer_is_refused(tmp_path: Path):

@@ -10,21 +10,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
+from ace.training.config import ModelRecipe, PlusRecipe, Source, Stage, write_recipe
+from tests.random_flux import SMALL, random_plus
 from tests.training.toy import run
 
 ROOT = Path(__file__).parents[2]
 
 
 def two(folder: Path, *options: str, **environment: str) -> None:
-    """Train in two processes that talk through gloo."""
+    """Train the toy in two processes."""
+    in_two_processes("tests.training.toy", str(folder), *options, **environment)
+
+
+def in_two_processes(module: str, *options: str, **environment: str) -> None:
+    """Run a module in two processes that talk through gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "tests.training.toy", str(folder), *options]
+    command = [sys.executable, "-m", module, *options]
     processes = []
     for rank in ("0", "1"):
         own = {**os.environ, **common, **environment, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
@@ -64,6 +74,45 @@ def check(tmp_path: Path, **environment: str) -> None:
 
 def test_two_processes_with_sharded_weights_have_the_losses_of_one(tmp_path: Path):
     check(tmp_path, **SHARDED)
+
+
+def test_a_sharded_run_draws_its_previews_from_the_whole_averages(tmp_path: Path):
+    run(tmp_path / "one", steps=4, preview_steps=3)
+    two(tmp_path / "two", "steps=4", "preview_steps=3", **SHARDED)
+    for step in (3, 6):
+        alone, sharded = (torch.load(tmp_path / n / f"drawn-{step}.pt", weights_only=True) for n in ("one", "two"))
+        assert alone.keys() == sharded.keys()
+        assert all(torch.allclose(alone[name], value, atol=1e-5) for name, value in sharded.items())
+    expected = run(tmp_path / "blind", steps=4).state_dict()
+    state = torch.load(tmp_path / "two" / "done.pt", weights_only=True)
+    assert all(torch.allclose(state[name], value, atol=1e-5) for name, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["model", "plus"])
+def test_ace_train_on_two_processes_writes_the_whole_model_and_its_previews(tmp_path: Path, kind: str):
+    common = {"num_workers": 0, "mixed_precision": "no", "tracker": "none", "preview_steps": 1}
+    stages = (Stage("only", lr=1e-3, steps=2, batch_size=2),)
+    if kind == "model":
+        recipe = ModelRecipe(stages, init="ace-tiny", num_inference_steps=1, **common)
+    else:
+        random_plus(SMALL).save_pretrained(tmp_path / "flux")
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+        (tmp_path / "list.csv").write_text("a.png#;##;##;#a.png#;#as it is#;#local_editing\n")
+        source = Source("pairs", "csv", str(tmp_path / "list.csv"))
+        init, small = str(tmp_path / "flux"), {"max_sequence": 64, "max_text_tokens": 16, "num_inference_steps": 1}
+        recipe = PlusRecipe(stages, init=init, data=(source,), **small, **common)
+    write_recipe(recipe, tmp_path / "recipe.toml")
+    options = ("train", str(tmp_path / "recipe.toml"), "--output")
+    in_two_processes("ace", *options, str(tmp_path / "two"), **SHARDED)
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "ace", *options, str(tmp_path / "one")], cwd=ROOT, env=one, check=True)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    weights = [load_file(next((tmp_path / n / "model" / "transformer").glob("*.safetensors"))) for n in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.allclose(weights[0][name], value, atol=2e-3) for name, value in weights[1].items())
+    pictures = [np.array(Image.open(tmp_path / n / "previews" / "00000002.png")).astype(int) for n in ("one", "two")]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 2
 
 
 @pytest.mark.slow

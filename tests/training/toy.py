@@ -70,14 +70,24 @@ def toy_recipe(steps: int = 20, **settings: object) -> ModelRecipe:
     )
 
 
-def toy_task(dataset: Dataset | None = None) -> Task:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(WIDTH, 512), nn.Linear(512, 1))
-    return Task(module, lambda stage: dataset or Numbers(), collate, losses, rebuild=lambda: toy_task().module)
+def toy_task(folder: Path, dataset: Dataset | None = None) -> Task:
+    """A preview is a file of the weights that it would be drawn with."""
+    newest: list[nn.Module] = []
+
+    def rebuild() -> nn.Module:
+        torch.manual_seed(0)
+        newest.append(nn.Sequential(nn.Linear(WIDTH, 512), nn.Linear(512, 1)))
+        return newest[-1]
+
+    def preview(step: int) -> Path:
+        torch.save(newest[-1].state_dict(), folder / f"drawn-{step}.pt")
+        return folder / f"drawn-{step}.pt"
+
+    return Task(rebuild(), lambda stage: dataset or Numbers(), collate, losses, preview=preview, rebuild=rebuild)
 
 
 def run(folder: Path, dataset: Dataset | None = None, steps: int = 20, **settings: object) -> nn.Module:
-    return train(toy_task(dataset), toy_recipe(steps, **settings), folder, quiet=True, tell=say)
+    return train(toy_task(folder, dataset), toy_recipe(steps, **settings), folder, quiet=True, tell=say)
 
 
 def main(folder: Path, options: dict[str, int]) -> None:
@@ -86,7 +96,7 @@ def main(folder: Path, options: dict[str, int]) -> None:
     pause, full_at = options.pop("slow_ms", 0), options.pop("full_at", 0)
     full_bytes = options.pop("full_bytes", 50_000)
     poisoned = (options.pop("poisoned"),) if "poisoned" in options else ()
-    task = toy_task(Numbers(poisoned=poisoned))
+    task = toy_task(folder, Numbers(poisoned=poisoned))
     count = 0
 
     def slow_losses(module: nn.Module, batch: tuple[Tensor, Tensor, list[int]]) -> Tensor:
