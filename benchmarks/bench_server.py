@@ -31,7 +31,8 @@ from PIL import Image
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.inference.edit import Job, Settings
 from ace.inference.sources import find_model, load_pipeline
-from ace.server.engine import Engine, Limits
+from ace.server.engine import Engine
+from ace.server.settings import Limits
 
 WAYS = {"one by one": Limits(max_running=1), "continuous": Limits()}
 

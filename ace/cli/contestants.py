@@ -25,7 +25,7 @@ T = TypeVar("T")
 Report = Annotated[
     Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.", show_default=False)
 ]
-Limit = Annotated[int | None, typer.Option("--limit", help="Only the first so many.", show_default=False)]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many.", show_default=False)]
 RunSeed = Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")]
 OnlyTasks = Annotated[
     list[str] | None,
@@ -130,33 +130,37 @@ def contestant(
     steps: int | None,
     guidance: float | None,
 ) -> Contestant:
-    """What is measured: finished pictures, an endpoint, a diffusers pipeline, or a model of ours."""
-    from ace.evaluation import systems
+    """What is measured: finished pictures, an endpoint, a diffusers pipeline, or a model of ours.
+
+    Raises ConfigError for what contradicts itself or is not there, before anything heavy is imported."""
+    from ace.inference.sources import find_model
 
     if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
         raise ConfigError("--results, --endpoint and --diffusers are three ways to say what is measured: give one")
+    if results is not None and not results.exists():
+        raise ConfigError(f"there is nothing at {results.name}: --results names finished pictures")
+    if endpoint is not None and model is None:
+        raise ConfigError("--endpoint needs --model: the model's name at that server")
+    files = None if results or endpoint or diffusers else find_model(model)
+    from ace.evaluation import systems
+
+    if files is not None:
+        return systems.our_contestant(load(files, device), steps, guidance, files.name)
     if results is not None:
         return systems.Contestant(results.parent.name if results.is_file() else results.name, None, {})
-    if endpoint is not None:
-        if model is None:
-            raise ConfigError("--endpoint needs --model: the model's name at that server")
+    if endpoint is not None and model is not None:
         edit = systems.edit_over_http(endpoint, model, os.environ.get("OPENAI_API_KEY") or "none")
         return systems.Contestant(model, edit, {"endpoint": endpoint})
-    if diffusers is not None:
-        from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline
 
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
-        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-        return systems.Contestant(
-            Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps, guidance), settings
-        )
-    from ace.inference.sources import find_model
-
-    files = find_model(model)
-    return systems.our_contestant(load(files, device), steps, guidance, files.name)
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+    return systems.Contestant(
+        Path(str(diffusers)).name, systems.edit_with_diffusers(pipeline, steps, guidance), settings
+    )
 
 
 def scorers(clip: str, dino: str, device: str) -> Scorers:

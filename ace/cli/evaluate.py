@@ -46,7 +46,7 @@ evaluate = typer.Typer(cls=Verbs, help="Measure a model.", no_args_is_help=True)
 @evaluate.command("ace-world")
 def world(
     folder: Report,
-    limit: Annotated[int, typer.Option("--limit", help="So many samples of each task.")] = 16,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="So many samples of each task.")] = 16,
     tasks: OnlyTasks = None,
     results: Results = None,
     endpoint: Endpoint = None,
@@ -54,7 +54,7 @@ def world(
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", metavar="PX", help="Of the pictures. Default: the model's, else 64.", show_default=False
+            "--size", metavar="PX", help="Of the pictures. Default: the model's, else 128.", show_default=False
         ),
     ] = None,
     seed: RunSeed = 0,
@@ -73,9 +73,9 @@ def world(
     """
     check_numbers(steps, guidance)
     wanted = tasks_named(tasks)
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     from ace.evaluation import evaluate_world
 
-    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     report = evaluate_world(measured, folder, limit, seed, quiet=quiet, results=results, size_px=size, tasks=wanted)
     yes = sum(group.beats_copying for group in report.families)
     Output(quiet=quiet).say(
@@ -92,7 +92,7 @@ def ace_bench(
     ],
     folder: Report,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="So many samples of each task in each set.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help="So many samples of each task in each set.", show_default=False)
     ] = None,
     tasks: OnlyTasks = None,
     results: Results = None,
@@ -114,9 +114,9 @@ def ace_bench(
     """
     check_numbers(steps, guidance)
     wanted = tasks_named(tasks)
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     from ace.evaluation.benchmarks.ace_bench import evaluate_sets
 
-    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     report = evaluate_sets(measured, sets, folder, limit, seed, quiet, results=results, tasks=wanted)
     Output(quiet=quiet).say(
         f"{short(folder / 'report.md')}  {report.count} samples of {len(report.tasks)} tasks{_lacking(report)}"
@@ -168,11 +168,11 @@ def magicbrush(
     ace eval magicbrush MagicBrush/test --results pictures --setting single-turn -o runs/scored
     """
     check_numbers(steps, guidance)
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     from ace.evaluation.benchmarks.magicbrush import SETTINGS, unpack_hub_set
     from ace.evaluation.editing import evaluate_magicbrush
 
     encoders = scorers(clip, dino, device)
-    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     is_archive = (Path(data) / "edit_sessions.json").is_file()
     evaluate_magicbrush(
         Path(data) if is_archive else unpack_hub_set(data, split, folder / "data"),
@@ -216,10 +216,10 @@ def emu_edit(
     ace eval emu-edit sets/emu --split test --limit 50 --endpoint http://127.0.0.1:8000/v1 --model ace-tiny -o runs/emu
     """
     check_numbers(steps, guidance)
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     from ace.evaluation.editing import evaluate_emu_edit
 
     encoders = scorers(clip, dino, device)
-    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     evaluate_emu_edit(data, split, measured, folder, encoders, results=results, limit=limit, seed=seed, quiet=quiet)
     Output(quiet=quiet).say(f"{short(folder / 'table.md')}  and table.tex, table.json, rows.parquet, gallery.html")
 
@@ -318,6 +318,7 @@ def ice_bench(
     ace eval ice-bench ICE-Bench/data.jsonl --results mine/gen_info.json --raw mine/eval_result.txt -o runs/ice
     """
     check_numbers(steps, guidance)
+    measured = contestant(results, endpoint, diffusers, model, device, steps, guidance)
     from ace.evaluation.ice import evaluate_ice_bench
     from ace.evaluation.judge import Judge
 
@@ -327,7 +328,7 @@ def ice_bench(
     weights = None if face_weights is None else allowed_faces(face_weights, accept)
     table = evaluate_ice_bench(
         data,
-        contestant(results, endpoint, diffusers, model, device, steps, guidance),
+        measured,
         folder,
         ice_scorers(models, weights, clip, dinov2, asked, raw),
         results=results,

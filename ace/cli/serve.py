@@ -93,9 +93,8 @@ def serve(
     from ace.inference.sources import find_model
 
     _check_installed()
-    from ace.server.engine import Limits
     from ace.server.images import AllowedHost
-    from ace.server.settings import ServerSettings
+    from ace.server.settings import Limits, ServerSettings
 
     settings = ServerSettings(
         host=host,

@@ -161,7 +161,7 @@ def normalise_mask(mask: Image.Image, image_size: tuple[int, int], *, name: str 
     the painted pixels do not cover the picture and all have one brightness (to within 16 of 255), the mask has no
     luminance content and the painted pixels are the mask: brush strokes of one colour on a transparent canvas.
     Otherwise the brighter part (luminance above 128) of the painted pixels is the mask.
-    Raises MaskError for another size, or if nothing or everything is selected."""
+    Raises MaskError for another size, for a photograph, or if nothing or everything is selected."""
     return _mask_of(normalise_image(mask, name=name), image_size)
 
 
@@ -183,6 +183,8 @@ def _mask_of(opened: OpenedImage, image_size: tuple[int, int]) -> Image.Image:
         change = painted
     else:
         change = painted & (luminance > MASK_THRESHOLD)
+        if painted.all() and _is_photograph(opened.stored, luminance):
+            raise MaskError(f"{name} is a colour picture: a mask is white where something should change, the rest black")
     if not change.any():
         brightest = int(values.max()) if values.size else 0
         hint = f" (its brightest value is {brightest}, white is 255)" if brightest > 0 else ""
@@ -190,6 +192,12 @@ def _mask_of(opened: OpenedImage, image_size: tuple[int, int]) -> Image.Image:
     if change.all():
         raise MaskError(f"{name} selects the whole picture: leave the mask out, or paint what should stay black")
     return Image.fromarray(change.astype(np.uint8) * 255)
+
+
+def _is_photograph(picture: Image.Image, luminance: np.ndarray) -> bool:
+    """Whether most of it is neither dark nor bright, and some of it is coloured."""
+    spread = np.ptp(np.asarray(picture.convert("RGB")), axis=2)
+    return bool(((luminance > 40) & (luminance < 215)).mean() > 0.5 and (spread > 48).mean() > 0.05)
 
 
 # Geometry

@@ -218,7 +218,7 @@ def drift_text(drift: DriftSummary) -> str:
 
 def method_text(report: WorldReport) -> str:
     """Markdown: definitions, settings, and everything that is absent or partial."""
-    shown = {key: value for key, value in report.settings.items() if key != "model_sha256"}
+    shown = {key: value for key, value in report.settings.items() if key != "weights_sha256"}
     lines = [
         "- Pixels that should change: the true target differs from the edited input by more than 8 of 255 levels in "
         "some channel (and, with a mask, they lie inside it).",
@@ -230,7 +230,8 @@ def method_text(report: WorldReport) -> str:
         "- LPIPS: AlexNet, version 0.1, at the pictures' own size (smaller than 64 px: enlarged to 64 px).",
         "- “Within chance”: the interval of the difference includes zero.",
         f"- Settings: {', '.join(f'{key} {value}' for key, value in shown.items())}.",
-        f"- Model `{str(report.settings.get('model_sha256', ''))[:16]}`, list of samples `{report.list_sha256[:16]}`.",
+        f"- Weights as loaded `{str(report.settings.get('weights_sha256', ''))[:16]}`, "
+        f"list of samples `{report.list_sha256[:16]}`.",
     ]
     if report.missing:
         listed = report.count + len(report.missing)

@@ -58,7 +58,7 @@ def our_contestant(
     """A pipeline of ours; None = the model's own setting."""
     config = pipeline.config
     settings: dict[str, object] = {
-        "model_sha256": pipeline_sha256(pipeline),
+        "weights_sha256": pipeline_sha256(pipeline),
         "num_inference_steps": config.num_inference_steps if num_inference_steps is None else num_inference_steps,
         "guidance_scale": config.guidance_scale if guidance_scale is None else guidance_scale,
         "guidance_rescale": config.guidance_rescale,

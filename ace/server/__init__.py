@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 _DOORS = {
     "Engine": "ace.server.engine",
-    "Limits": "ace.server.engine",
+    "Limits": "ace.server.settings",
     "ServerSettings": "ace.server.settings",
     "create_app": "ace.server.app",
     "serve": "ace.server.run",
@@ -18,9 +18,9 @@ __all__ = ["Engine", "Limits", "ServerSettings", "create_app", "serve"]
 
 if TYPE_CHECKING:
     from ace.server.app import create_app
-    from ace.server.engine import Engine, Limits
+    from ace.server.engine import Engine
     from ace.server.run import serve
-    from ace.server.settings import ServerSettings
+    from ace.server.settings import Limits, ServerSettings
 
 
 def __getattr__(name: str):

@@ -23,6 +23,7 @@ from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.errors import AceError, BusyError, ConfigError, StoppedError
 from ace.inference.edit import Job, Made, Settings, decode_jobs, finish_job, prepare_jobs
 from ace.server.line import Cost, FairLine, estimate
+from ace.server.settings import Limits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,25 +39,6 @@ FAILURES = (AceError, ArithmeticError, LookupError, MemoryError, OSError, Runtim
 Status = Literal["waiting", "running", "finishing", "done", "failed", "cancelled"]
 # (number of the picture in its request, number of the preview, preview), called by the engine's thread
 OnPreview = Callable[[int, int, "Image.Image"], None]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much an engine takes on.
-
-    max_waiting, max_waiting_per_client: pictures in the line. max_running: pictures stepped together;
-    max_running_bytes: of memory that they need together (a picture that alone needs more is refused), None = see
-    `room_for`. max_operations: of one picture."""
-
-    max_waiting: int = 64
-    max_waiting_per_client: int = 32
-    max_running: int = 16
-    max_running_bytes: int | None = None
-    max_operations: float = 1e16
-
-    def __post_init__(self) -> None:
-        if min(self.max_waiting, self.max_waiting_per_client, self.max_running, self.max_running_bytes or 1) < 1:
-            raise ConfigError("a limit of the server is less than 1: nothing could run")
 
 
 def room_for(pipeline: ACEPipeline) -> int:

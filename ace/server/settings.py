@@ -1,4 +1,4 @@
-"""How a server is set up: one frozen record, checked when it is made."""
+"""How a server is set up: frozen records, checked when they are made. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ace.errors import ConfigError
-from ace.server.engine import Limits
 from ace.server.images import AllowedHost
 
 
@@ -19,6 +18,25 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an engine takes on.
+
+    max_waiting, max_waiting_per_client: pictures in the line. max_running: pictures stepped together;
+    max_running_bytes: of memory that they need together (a picture that alone needs more is refused), None = see
+    `room_for`. max_operations: of one picture."""
+
+    max_waiting: int = 64
+    max_waiting_per_client: int = 32
+    max_running: int = 16
+    max_running_bytes: int | None = None
+    max_operations: float = 1e16
+
+    def __post_init__(self) -> None:
+        if min(self.max_waiting, self.max_waiting_per_client, self.max_running, self.max_running_bytes or 1) < 1:
+            raise ConfigError("a limit of the server is less than 1: nothing could run")
 
 
 @dataclass(frozen=True)

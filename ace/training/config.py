@@ -180,9 +180,10 @@ class ModelRecipe(Run):
 
     init: a model folder (or name) to go on from; sizes, autoencoder, text encoder and all that belongs to the model
     then come from it, except patch_size: larger than the model's, its layers in and out are fitted anew on pictures of
-    the procedural world, and a picture of size_px has as many tokens as a smaller one had. Else preset: sizes in `ace.model.config.PRESETS`; autoencoder and text_encoder: folders (or, for
-    the encoder, a package that carries one); text_layers: how many layers of the encoder are kept, 0 = all; pixart: a
-    PixArt-alpha file to start the transformer from. text_lr_scale: factor on the encoder's learning rate, 0 = frozen.
+    the procedural world, and a picture of size_px has as many tokens as a smaller one had. Else preset: sizes in
+    `ace.model.config.PRESETS`; autoencoder and text_encoder: folders (or, for the encoder, a package that carries one);
+    text_layers: how many layers of the encoder are kept, 0 = all; pixart: a PixArt-alpha file to start the transformer
+    from. text_lr_scale: factor on the encoder's learning rate, 0 = frozen.
     text_dropout: share of samples whose instruction is replaced by the empty one, for guidance.
     change_weight: weight in the loss of cells that differ from the edited image, against 1 for those that are copied.
     prediction_type: what the network learns; "flow" is rectified flow. timestep_sampling: how noisy the samples are.

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ace.errors import CheckpointError
+from ace.errors import CheckpointError, ConfigError
 from ace.training.checkpoint import Average, load_checkpoint, save_checkpoint
 from ace.training.config import Run, Stage
 from ace.training.lock import held
@@ -90,8 +91,8 @@ def train(
     """Train `task.module` in place through all stages of `recipe`; returns it with its averaged weights.
 
     folder: of the run; an earlier, unfinished run there is continued. tell: hears of what went wrong and was survived.
-    Raises ConfigError if another process trains there, TrainingError if no loss is finite any more, CheckpointError if
-    the last checkpoint cannot be written or none of the earlier ones is whole."""
+    Raises ConfigError if another process trains there or the optimiser cannot be shared, TrainingError if no loss is
+    finite any more, CheckpointError if the last checkpoint cannot be written or none of the earlier ones is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = start_accelerator(recipe, folder)
     is_main = accelerator.is_main_process
@@ -108,6 +109,9 @@ def train(
 
 def _begin(accelerator: Accelerator, task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -> _Training:
     """Put everything on its device and go to the last checkpoint, if there is one."""
+    shared = accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED
+    if recipe.optimizer == "muon" and shared:
+        raise ConfigError("muon turns whole matrices: use it on one device or with DDP, or adamw on shards")
     optimizer = make_optimizer(task.module, recipe, task.lr_scales)
     module, optimizer = accelerator.prepare(task.module, optimizer)
     trained = [p for p in module.parameters() if p.requires_grad]

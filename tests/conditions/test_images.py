@@ -346,6 +346,16 @@ def test_masks_of_another_size_are_refused_with_both_sizes():
         normalise_mask(disc(), (24, 40))
 
 
+def test_a_photograph_given_as_a_mask_is_refused_and_coloured_strokes_are_not():
+    rows, columns = np.mgrid[0:64, 0:64]
+    sunset = np.stack([60 + 2 * rows, 40 + rows + columns, 160 - rows], axis=2).astype(np.uint8)
+    with pytest.raises(MaskError, match="a colour picture: a mask is white where"):
+        normalise_mask(Image.fromarray(sunset), (64, 64))
+    strokes = np.zeros((64, 64, 3), np.uint8)
+    strokes[8:40, 8:40] = (255, 220, 0)
+    assert np.asarray(normalise_mask(Image.fromarray(strokes), (64, 64))).mean() == pytest.approx(255 / 4)
+
+
 def test_uniform_masks_are_refused_and_say_what_to_do():
     with pytest.raises(MaskError, match="selects nothing: paint"):
         normalise_mask(Image.new("L", (8, 8), 0), (8, 8))

@@ -17,7 +17,13 @@ from ace.data.world import SpriteLibrary, World
 from ace.data.world.sprites import SHIPPED_PACK
 from ace.errors import ConditionError, ConfigError, DataError, OutputError
 from ace.evaluation import Contestant, evaluate_world, our_contestant
-from ace.evaluation.benchmarks.world import autoencoder_psnr, find_judges, frozen_hashes, make_chunks
+from ace.evaluation.benchmarks.world import (
+    LIST_SIZES_PX,
+    autoencoder_psnr,
+    find_judges,
+    frozen_hashes,
+    make_chunks,
+)
 from ace.evaluation.cases import read_cases
 from ace.evaluation.facts import task_scores
 from ace.evaluation.folder import RunFolder
@@ -292,7 +298,7 @@ def test_a_folder_never_mixes_two_runs(pipeline, finished):
     before = files_in(folder)
     with pytest.raises(ConfigError, match="another seed"):
         evaluate_world(our_contestant(pipeline, STEPS), folder, **{**SETTINGS, "seed": 1})
-    with pytest.raises(ConfigError, match="another model_sha256"):
+    with pytest.raises(ConfigError, match="another weights_sha256"):
         evaluate_world(our_contestant(random_pipeline(**PIPELINE, spell_quoted=True), STEPS), folder, **SETTINGS)
     assert files_in(folder) == before
 
@@ -316,10 +322,11 @@ def test_broken_rows_are_told_and_not_overwritten(pipeline, finished, tmp_path):
     assert (tmp_path / "rows.jsonl").read_bytes() == b'{"task": 1}\n'
 
 
-def test_this_machine_draws_the_frozen_list():
-    frozen = frozen_hashes()
+@pytest.mark.parametrize("size_px", LIST_SIZES_PX)
+def test_this_machine_draws_the_frozen_list(size_px: int):
+    frozen = frozen_hashes(size_px)
     assert len(frozen) >= 2000
-    world = World(64, "held_out", SpriteLibrary(SHIPPED_PACK))
+    world = World(size_px, "held_out", SpriteLibrary(SHIPPED_PACK))
     for task in TASKS[::3]:
         assert sample_sha256(world.sample(5, task)).startswith(frozen[task, 5])
 

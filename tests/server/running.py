@@ -22,9 +22,9 @@ from PIL import Image
 
 from ace.inference.sources import ModelFiles, find_model
 from ace.server.app import create_app
-from ace.server.engine import Engine, Limits
+from ace.server.engine import Engine
 from ace.server.ledger import Ledger
-from ace.server.settings import ServerSettings
+from ace.server.settings import Limits, ServerSettings
 from tests.random_models import random_pipeline
 
 SIDE = 64  # of the random model's pictures, px

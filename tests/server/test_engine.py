@@ -12,8 +12,9 @@ from PIL import Image
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.errors import BusyError, ConfigError, ShapeError, StoppedError
 from ace.inference.edit import Job, Settings, prepare_jobs
-from ace.server.engine import Engine, Limits
+from ace.server.engine import Engine
 from ace.server.line import FairLine, estimate
+from ace.server.settings import Limits
 from tests.server.running import picture, random_engine, wait_until
 
 

@@ -43,7 +43,7 @@ NUM_PICTURES = 256  # of the autoencoder's score
 NUM_TALKS = 24
 LIST_FILE = Path(__file__).with_name("ace_world.json")
 LIST_COUNT = 48  # of each of the 42 tasks: 2,016 samples
-LIST_SIZE_PX = 64
+LIST_SIZES_PX = (64, 128)
 
 
 def evaluate_world(
@@ -65,7 +65,7 @@ def evaluate_world(
     contestant: see `our_contestant`. output: folder; gets inputs/, answers/, rows.jsonl, cases.jsonl, report.json,
     report.md, report.html, grid.png, timings.json. seed: of all noise. batch: requests in one packed pass of a model of
     ours. results: finished pictures, for a contestant without an editor. size_px: of the pictures; None = the model's
-    own size, 64 for any other system. tasks: of `TASKS`. num_pictures: for the autoencoder's PSNR; num_talks:
+    own size, 128 for any other system. tasks: of `TASKS`. num_pictures: for the autoencoder's PSNR; num_talks:
     conversations for the identity of things. Raises ConfigError for an impossible setting, or a folder with another
     run; OutputError for one that cannot be used."""
     if limit < 1 or batch < 1:
@@ -133,16 +133,16 @@ def find_judges() -> Judges:
     return Judges(reader, StyleClassifier())
 
 
-def frozen_hashes() -> dict[tuple[str, int], str]:
-    """The frozen list: the start of the hash of each of its samples at 64 px, by task and number. It says whether this
-    machine draws the very pictures that published figures were measured on."""
-    table = json.loads(LIST_FILE.read_text(encoding="utf-8"))
+def frozen_hashes(size_px: int) -> dict[tuple[str, int], str]:
+    """The frozen list: the start of the hash of each of its samples at one of `LIST_SIZES_PX`, by task and number (none
+    for another size). It says whether this machine draws the very pictures that published figures were measured on."""
+    table = json.loads(LIST_FILE.read_text(encoding="utf-8")).get(str(size_px), {})
     return {(task, number): value for task, values in table.items() for number, value in enumerate(values.split())}
 
 
-def list_hashes(count: int = LIST_COUNT) -> dict[str, list[str]]:
-    """What the frozen list would hold if it were made now: `count` hashes of every task."""
-    world = World(LIST_SIZE_PX, "held_out", SpriteLibrary(SHIPPED_PACK))
+def list_hashes(size_px: int, count: int = LIST_COUNT) -> dict[str, list[str]]:
+    """What the frozen list would hold at a size if it were made now: `count` hashes of every task."""
+    world = World(size_px, "held_out", SpriteLibrary(SHIPPED_PACK))
     return {task: [sample_sha256(world.sample(n, task))[:12] for n in range(count)] for task in TASKS}
 
 
@@ -186,14 +186,14 @@ def _psnr(vae: AutoencoderDC | AutoencoderKL, world: World, count: int) -> Inter
 def _size_px(contestant: Contestant) -> int:
     """The side of the pictures that a contestant is measured at."""
     if contestant.pipeline is None:
-        return LIST_SIZE_PX
+        return LIST_SIZES_PX[-1]
     geometry = contestant.pipeline.geometry
     return int(geometry.budget**0.5) * geometry.cell_px
 
 
 def _num_unlisted(finished: Finished, size_px: int) -> int:
     """How many samples are not drawn here as in the frozen list."""
-    frozen = frozen_hashes() if size_px == LIST_SIZE_PX else {}
+    frozen = frozen_hashes(size_px)
     known = [(row, frozen[row.key]) for row in finished.rows if row.key in frozen]
     return sum(not row.sample_sha256.startswith(start) for row, start in known)
 
