@@ -26,6 +26,8 @@ class Wording:
     method: str
 
 
+FEW = 5  # samples of a task, below which an interval says little
+
 WORDINGS = {
     "world": Wording(
         "Held-out report",
@@ -233,6 +235,12 @@ def method_text(report: WorldReport) -> str:
         f"- Weights as loaded `{str(report.settings.get('weights_sha256', ''))[:16]}`, "
         f"list of samples `{report.list_sha256[:16]}`.",
     ]
+    fewest = min((group.count for group in report.tasks), default=0)
+    if 0 < fewest < FEW:
+        lines.append(
+            f"- FEW SAMPLES: {fewest} of a task. An interval of so few is too narrow, that of one has no width: take "
+            "more (`--limit`) before you conclude anything."
+        )
     if report.missing:
         listed = report.count + len(report.missing)
         lines.append(

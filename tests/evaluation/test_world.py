@@ -384,6 +384,7 @@ def test_finished_pictures_are_scored_and_what_is_missing_is_told(world, tmp_pat
     assert (report.count, report.overall.l1.model.mean) == (1, 0) and len(report.missing) == 2
     page = (output / "report.md").read_text()
     assert "PARTIAL: 1 of 3 samples" in page and f"{task}/2" in page
+    assert "FEW SAMPLES: 1 of a task" in page
     assert report.autoencoder_psnr is None and report.repeated is None
     Image.new("RGB", (20, 20)).save(results / task / "00002.jpg")  # of a wrong size
     Image.new("RGB", (32, 32)).save(results / task / "00000.png")  # and another picture than before
