@@ -150,7 +150,7 @@ def demo(
         from ace.evaluation.demo import draw_demo, make_demo, plan_demo
         from ace.inference.recipe import embed
 
-        plan = plan_demo(seed)
+        plan = plan_demo(seed, files.side_px)
         tell(0, None, f"loading {files.name}")
         pipeline = load(files, device)
         made = make_demo(pipeline, plan, seed, steps, lambda done, total: tell(done, total, "editing"))

@@ -184,7 +184,7 @@ def _mask_of(opened: OpenedImage, image_size: tuple[int, int]) -> Image.Image:
     else:
         change = painted & (luminance > MASK_THRESHOLD)
         if painted.all() and _is_photograph(opened.stored, luminance):
-            raise MaskError(f"{name} is a colour picture: a mask is white where something should change, the rest black")
+            raise MaskError(f"{name} is a colour picture: a mask is white where something should change, else black")
     if not change.any():
         brightest = int(values.max()) if values.size else 0
         hint = f" (its brightest value is {brightest}, white is 255)" if brightest > 0 else ""

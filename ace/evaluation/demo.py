@@ -63,8 +63,10 @@ class Demo:
     num_inference_steps: int
 
 
-def plan_demo(seed: int, size_px: int = 64) -> DemoPlan:
-    """Held-out inputs of a seed; of the conversations the first that has three turns and begins with a picture."""
+def plan_demo(seed: int, size_px: int) -> DemoPlan:
+    """Held-out inputs of a seed; of the conversations the first that has three turns and begins with a picture.
+
+    size_px: side of the pictures."""
     world = World(size_px, "held_out", SpriteLibrary(SHIPPED_PACK))
     first = seed * 1000
     samples = tuple(world.sample(first + number, task) for number, task in enumerate(DEMO_TASKS))

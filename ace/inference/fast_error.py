@@ -105,7 +105,7 @@ def known_error(pipeline: ACEPipeline, model_sha256: str, folder: Path) -> FastE
         return FastError(**{**kept, "runs": tuple(kept["runs"]), "seconds": tuple(kept["seconds"])})
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not measured yet, or not readable: measured (again)
-    side = int(pipeline.config.budget**0.5) * pipeline.geometry.cell_px
+    side = pipeline.geometry.side_px
     across = np.linspace(60, 200, side)[None, :, None] * np.ones((side, 1, 3))
     across[side // 4 : side // 2, side // 3 : side // 2] = (200, 60, 40)
     picture = Image.fromarray(across.astype(np.uint8))

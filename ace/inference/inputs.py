@@ -35,6 +35,11 @@ class Geometry:
     enlarge: bool
     mask_by_area: bool
 
+    @property
+    def side_px(self) -> int:
+        """Side of a square picture of the model's own size."""
+        return int(self.budget**0.5) * self.cell_px
+
 
 @dataclass(frozen=True)
 class Inputs:

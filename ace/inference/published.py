@@ -101,8 +101,7 @@ def prepare_published_inputs(
         unit = published_unit(unit)
     last = unit.prompts[-1]
     if not unit.images:
-        side = int(geometry.budget**0.5) * geometry.cell_px
-        size = size or (side, side)
+        size = size or (geometry.side_px, geometry.side_px)
         if min(size) < geometry.cell_px or any(length % geometry.cell_px for length in size):
             raise InputError(f"size {size[0]}x{size[1]} px: both sides must be multiples of {geometry.cell_px} px")
         return Inputs(size, (last,), (True,), (), (), None, None)

@@ -69,6 +69,11 @@ class ModelFiles:
     num_inference_steps: int
     guidance_scale: float
 
+    @property
+    def side_px(self) -> int:
+        """Side of a square picture of the model's own size."""
+        return int(self.budget**0.5) * self.cell_px
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the model's files, see `hash_model`; those that a conversion wrote down are not read again."""
@@ -84,9 +89,9 @@ class ModelFiles:
             )
         most = 4 * self.budget
         if width * height > most * self.cell_px**2:
-            side = round(self.budget**0.5) * self.cell_px
             raise ConfigError(
-                f"size {width}x{height} px is far beyond what {self.name} was made for: about {side}x{side}"
+                f"size {width}x{height} px is far beyond what {self.name} was made for: "
+                f"about {self.side_px}x{self.side_px}"
             )
 
 

@@ -444,7 +444,7 @@ def _model_of(studio: Studio) -> dict:
         "steps": model.num_inference_steps,
         "guidance": model.guidance_scale,
         "cell_px": model.cell_px,
-        "side_px": round(model.budget**0.5) * model.cell_px,
+        "side_px": model.side_px,
         "max_images": MAX_IMAGES,
         "history": DEFAULT_MAX_HISTORY,
         "max_variants": MAX_VARIANTS,

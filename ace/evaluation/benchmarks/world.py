@@ -187,8 +187,7 @@ def _size_px(contestant: Contestant) -> int:
     """The side of the pictures that a contestant is measured at."""
     if contestant.pipeline is None:
         return LIST_SIZES_PX[-1]
-    geometry = contestant.pipeline.geometry
-    return int(geometry.budget**0.5) * geometry.cell_px
+    return contestant.pipeline.geometry.side_px
 
 
 def _num_unlisted(finished: Finished, size_px: int) -> int:

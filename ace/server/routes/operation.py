@@ -45,7 +45,6 @@ async def prometheus(front: TheFront) -> Response:
 
 
 def _entry(found: ModelFiles) -> dict[str, object]:
-    side = round(found.budget**0.5) * found.cell_px
     return {
         "id": found.name,
         "object": "model",
@@ -53,7 +52,7 @@ def _entry(found: ModelFiles) -> dict[str, object]:
         "owned_by": "ace",
         "ace": {
             "sha256": found.sha256,
-            "size": f"{side}x{side}",
+            "size": f"{found.side_px}x{found.side_px}",
             "size_step_px": found.cell_px,
             "steps": found.num_inference_steps,
         },
