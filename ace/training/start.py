@@ -84,8 +84,12 @@ def start_autoencoder(folder: str) -> Autoencoder:
         kind = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}[written]
     except (OSError, ValueError, KeyError):
         raise ConfigError(f"autoencoder: {folder!r} is no folder of a diffusers autoencoder (DC or KL)") from None
-    autoencoder = kind.from_pretrained(folder).eval().requires_grad_(False)
-    autoencoder.register_to_config(_name_or_path="")  # diffusers would write this machine's folder into the model
+    return _nameless(kind.from_pretrained(folder).eval().requires_grad_(False))
+
+
+def _nameless(autoencoder: Autoencoder) -> Autoencoder:
+    """diffusers would write this machine's folder into the model."""
+    autoencoder.register_to_config(_name_or_path="")
     return autoencoder
 
 
@@ -103,7 +107,7 @@ def _go_on(recipe: ModelRecipe) -> tuple[ACEPipeline, ModelRecipe]:
         pipeline.register_modules(
             transformer=repatched(pipeline.transformer, pipeline.vae, pictures, recipe.patch_size)
         )
-    pipeline.vae.requires_grad_(False)
+    _nameless(pipeline.vae).requires_grad_(False)
     pipeline.text_encoder.requires_grad_(bool(recipe.text_lr_scale and not recipe.lora))
     if hasattr(pipeline.text_encoder, "embeddings"):
         pipeline.text_encoder.embeddings.requires_grad_(False)

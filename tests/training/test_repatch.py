@@ -10,7 +10,7 @@ import pytest
 
 from ace.data.world import World
 from ace.errors import ConfigError
-from ace.inference.sources import find_model, load_pipeline
+from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
 from ace.training.config import ModelRecipe, Stage
 from ace.training.model import train_model
 from ace.training.repatch import repatched
@@ -41,6 +41,8 @@ def test_larger_patches_keep_most_of_what_was_learned(tmp_path: Path):
     pipeline.transformer.patch_embed.reset_parameters()
     pipeline.transformer.final.linear.reset_parameters()
     pipeline.save_pretrained(tmp_path / "forgotten")
+    written = "".join(file.read_text() for file in (tmp_path / "fitted").rglob("config.json"))
+    assert str(SHIPPED_MODEL) not in written
     losses = {
         name: loss_of(dataclasses.replace(recipe, init=str(tmp_path / name)), tmp_path / f"run-{name}")
         for name in ("fitted", "forgotten")
