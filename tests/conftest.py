@@ -1,4 +1,4 @@
-"""What every test may rely on: no network, Ctrl-C that arrives, and a clear skip where a marked test's device is missing."""
+"""What every test may rely on: no network, a Ctrl-C that arrives, a clear skip where a device is missing."""
 
 import os
 import signal
