@@ -108,9 +108,10 @@ def test_an_answer_is_extended_by_its_own_sides(studio):
     ask(studio, "a red apple")
     view = ask(studio, "fill it in", start="0001", extend=Extension(left=0.5, bottom=0.25))
     node = view["nodes"][1]
-    assert (node["width"], node["height"]) == (96, 80)
+    side = studio.chat.model.side_px
+    assert (node["width"], node["height"]) == (side * 3 // 2, side * 5 // 4)
     old, new = (np.asarray(studio.chat.session.answer(node_id).image) for node_id in ("0001", "0002"))
-    np.testing.assert_array_equal(new[:64, 32:], old)
+    np.testing.assert_array_equal(new[:side, side // 2 :], old)
 
 
 def test_trying_again_gives_siblings_and_replay_says_that_nothing_differs(studio):

@@ -242,7 +242,8 @@ def test_a_mask_can_be_painted_and_an_answer_extended_with_the_keyboard_alone(br
         page.focus("#use-mask")
         page.keyboard.press("Enter")
         say(page, "fill it in", "0003")
-        assert session.answer("0003").size == (80, 64)
+        side = session.answer("0001").size[0]
+        assert session.answer("0003").size == (side * 5 // 4, side)
         page.focus('.tree [data-node="0003"]')
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("Enter")
