@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from ace.errors import ConfigError
 from ace.model.config import PRESETS, ACEConfig
@@ -135,17 +136,22 @@ def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
     published = PRESETS.get(recipe.init.removeprefix("ace-"))
     if published:  # nobody needs its weights for a plan
         config = published
-    elif recipe.init:
+    elif recipe.init and not _is_to_come(recipe):
         from ace.inference.sources import find_model
 
         written = json.loads((find_model(recipe.init).folder / "transformer" / "config.json").read_text())
         config = ACEConfig(**{f.name: written[f.name] for f in dataclasses.fields(ACEConfig)})
-        config = dataclasses.replace(config, patch_size=recipe.patch_size or config.patch_size)
     elif recipe.preset in PRESETS:
         config = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
     else:
         raise ConfigError(f"unknown preset {recipe.preset!r}: one of {', '.join(PRESETS)}")
+    config = dataclasses.replace(config, patch_size=recipe.patch_size or config.patch_size)
     return config, num_parameters(config)
+
+
+def _is_to_come(recipe: ModelRecipe | PlusRecipe) -> bool:
+    """Whether a run begins with what another run will have made; it is planned by its preset then."""
+    return recipe.init.startswith("runs/") and not Path(recipe.init).exists()
 
 
 def _trained(recipe: ModelRecipe | PlusRecipe, config: ACEConfig, parameters: int) -> int:
