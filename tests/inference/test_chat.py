@@ -180,7 +180,7 @@ def test_every_kind_of_turn_is_made_again_to_the_pixel(chat):
     canvas, mask = extend_canvas(chat.session.answer(second.id), left=0.25)
     extended = Picture.of_image(canvas, "canvas")
     (third,) = answer(chat, say("fill it in", extended, mask=mask, settings=replace(QUICK, feather_px=0)), second.id)
-    (fourth,) = answer(chat, say("like @1", mask=half((80, 64))), third.id)
+    (fourth,) = answer(chat, say("like @1", mask=half(canvas.size)), third.id)
     reopened = ChatSession(Session.open(chat.session.folder), chat.pipeline, chat.model)
     for node in (first, second, third, fourth):
         *_, replay = reopened.replay(node.id)

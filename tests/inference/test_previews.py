@@ -69,7 +69,8 @@ def test_a_preview_can_be_had_before_the_first_step_and_with_other_solvers(pipel
             callback_on_step_end=lambda pipe, step, states: looks.append(pipe.preview(states[0], exact=True)),
         )
         (state,) = pipeline.prepare([Request(LongContextConditionUnit(ConditionUnit("a red apple")))])
-        assert pipeline.preview(state).size == (8 * CELL_PX, 8 * CELL_PX)
+        side = pipeline.geometry.side_px // pipeline.geometry.latent_px * CELL_PX
+        assert pipeline.preview(state).size == (side, side)
     finally:
         pipeline.scheduler = solver
     assert difference(looks[1], made.images[0]) > difference(looks[3], made.images[0])

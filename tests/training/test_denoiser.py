@@ -201,7 +201,7 @@ def test_a_preview_of_a_lora_is_what_inference_draws_with_it(tmp_path: Path):
     train_model(wanted, tmp_path, quiet=True)
     base = load_pipeline(find_model("ace-tiny"), device="cpu")
     base.set_progress_bar_config(disable=True)
-    mixture = Mixture((Source("world", "world"),), (WorldRecords(64),), STAGE, 0)
+    mixture = Mixture((Source("world", "world"),), (WorldRecords(base.geometry.side_px),), STAGE, 0)
     plain = draw_previews(base, mixture, tmp_path / "plain.png")
     choices = [AdapterChoice(tmp_path / "adapter")]
     adapted = load_pipeline(find_model("ace-tiny"), device="cpu", adapters=choices)
