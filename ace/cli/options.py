@@ -49,7 +49,7 @@ Avoid = Annotated[
 Size = Annotated[
     str | None,
     typer.Option(
-        "--size", metavar="WxH", help="Size in px that the model works at, for example 64x64.", show_default=False
+        "--size", metavar="WxH", help="Size in px that the model works at, for example 128x128.", show_default=False
     ),
 ]
 Out = Annotated[

@@ -108,7 +108,7 @@ def models_folder() -> Path:
 
 def known_models() -> tuple[KnownModel, ...]:
     """Every model that has a name, whether it is on this machine or not; the default first."""
-    tiny = KnownModel(DEFAULT_MODEL, "small, in the package: emoji-like scenes of about 64x64 px", SHIPPED_MODEL)
+    tiny = KnownModel(DEFAULT_MODEL, "small, in the package: emoji-like scenes of about 128x128 px", SHIPPED_MODEL)
     published = (KnownModel(name, text, models_folder() / name) for name, text in PUBLISHED_MODELS.items())
     return (tiny, *published)
 
