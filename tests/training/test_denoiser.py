@@ -146,6 +146,20 @@ def test_every_objective_and_optimiser_trains_and_draws(tmp_path: Path, text_enc
     assert pipeline("a red apple").images[0].size == (64, 64)
 
 
+def test_a_run_with_muon_goes_on_as_if_nothing_had_happened(tmp_path: Path, text_encoder: Path):
+    stage = dataclasses.replace(STAGE, samples=16, steps=4)
+    wanted = recipe(text_encoder, stages=(stage,), optimizer="muon", save_steps=2, mixed_precision="no")
+    with num_threads(1):
+        train_model(wanted, tmp_path / "whole", quiet=True)
+        train_model(wanted, tmp_path / "stopped", quiet=True)
+        newest, _ = sorted((tmp_path / "stopped" / "checkpoints").iterdir(), reverse=True)
+        (newest / "manifest.json").write_text("{}")
+        again = train_model(wanted, tmp_path / "stopped", quiet=True).transformer.state_dict()
+    assert (tmp_path / "stopped" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    first = load_pipeline(find_model(str(tmp_path / "whole" / "model")), device="cpu").transformer.state_dict()
+    assert all(torch.equal(first[name], value.half().float()) for name, value in again.items())
+
+
 @pytest.mark.slow
 def test_gradient_checkpointing_changes_no_loss(tmp_path: Path, text_encoder: Path):
     for name, checkpointed in (("plain", False), ("again", True)):
