@@ -151,6 +151,7 @@ def contestant(
     if endpoint is not None and model is not None:
         edit = systems.edit_over_http(endpoint, model, os.environ.get("OPENAI_API_KEY") or "none")
         return systems.Contestant(model, edit, {"endpoint": endpoint})
+    assert diffusers is not None
     from diffusers import DiffusionPipeline
 
     try:
@@ -158,9 +159,7 @@ def contestant(
     except (OSError, ValueError) as error:
         raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
     settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-    return systems.Contestant(
-        Path(str(diffusers)).name, systems.edit_with_diffusers(pipeline, steps, guidance), settings
-    )
+    return systems.Contestant(Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps, guidance), settings)
 
 
 def scorers(clip: str, dino: str, device: str) -> Scorers:
