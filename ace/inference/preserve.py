@@ -44,7 +44,7 @@ def paste_back(
 
     generated: RGB, the whole scene at any size (resized to the original's); mask: "L" of the original's size, above
     128 = change. feather_px: width of the blend inside the mask's edge; None = 1 % of the longer side, 2 to 24, and
-    none in pictures under 128 px, where it would leave much of the old; 0 = a hard edge.
+    none in pictures up to 128 px, where it would leave much of the old; 0 = a hard edge.
     Thin parts of a mask get a narrower blend, so that their middle is always all new. match_colour: shift the generated
     colours to fit the surroundings.
     Returns RGB, or RGBA if the original has alpha, at the original's size; the ICC profile is in `info["icc_profile"]`.
@@ -62,7 +62,7 @@ def paste_back(
     result.info = {}
     width, height = original.size
     if feather_px is None:
-        feather_px = min(24, max(2, round(max(width, height) / 100))) if max(width, height) >= 128 else 0
+        feather_px = min(24, max(2, round(max(width, height) / 100))) if max(width, height) > 128 else 0
     feather_px = min(max(feather_px, 0), MAX_FEATHER_PX)
 
     fitted = generated.convert("RGB")
