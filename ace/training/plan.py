@@ -19,7 +19,7 @@ from ace.training.config import SIZE_PX, AutoencoderRecipe, ModelRecipe, PlusRec
 
 TEXT_TOKENS = 30  # of an instruction, about
 TINY_CELLS_PX = 8
-PUBLISHED_SIDES_PX = {"ace-0.6b-512": 512, "ace-0.6b-1024": 1024}
+PUBLISHED_BUDGETS = {"ace-0.6b-512": 1024, "ace-0.6b-1024": 4096}
 FLUX_PARAMETERS = 11_901_408_320  # of FLUX.1-dev
 FLUX_WIDTH = 3072
 _STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "adafactor": 1, "muon": 4}  # per trained weight
@@ -135,7 +135,7 @@ def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
     if isinstance(recipe, PlusRecipe):
         config = ACEConfig(hidden_size=FLUX_WIDTH, depth=19 + 38, num_heads=24, latent_channels=16)
         return config, FLUX_PARAMETERS + (recipe.in_channels - 64) * FLUX_WIDTH
-    if recipe.init in PUBLISHED_SIDES_PX:  # nobody needs its weights for a plan
+    if recipe.init in PUBLISHED_BUDGETS:  # nobody needs its weights for a plan
         config = PRESETS[recipe.init.removeprefix("ace-")]
     elif recipe.init and not _is_to_come(recipe):
         written = json.loads((find_model(recipe.init).folder / "transformer" / "config.json").read_text())
@@ -173,16 +173,10 @@ def _bytes_per_weight(recipe: Recipe) -> int:
 
 
 def _default_cells(recipe: ModelRecipe | PlusRecipe, config: ACEConfig) -> int:
-    return (_size_px(recipe) // (TINY_CELLS_PX * config.patch_size)) ** 2
-
-
-def _size_px(recipe: ModelRecipe | PlusRecipe) -> int:
-    """As `start.py` decides it, without loading the model."""
-    if recipe.size_px or not recipe.init:
-        return recipe.size_px or SIZE_PX
-    if recipe.init in PUBLISHED_SIDES_PX or _is_to_come(recipe):
-        return PUBLISHED_SIDES_PX.get(recipe.init, SIZE_PX)
-    return find_model(recipe.init).side_px
+    """A run that goes on from a model and names no size has that model's cells, whatever its patches (`start.py`)."""
+    if recipe.init and not recipe.size_px and not _is_to_come(recipe):
+        return PUBLISHED_BUDGETS.get(recipe.init) or find_model(recipe.init).budget
+    return ((recipe.size_px or SIZE_PX) // (TINY_CELLS_PX * config.patch_size)) ** 2
 
 
 def _autoencoder(recipe: AutoencoderRecipe, device: Device, devices: int) -> Plan:

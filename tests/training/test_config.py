@@ -115,6 +115,10 @@ def test_a_plan_to_go_on_from_a_published_model_needs_no_weights_of_it():
     assert 600e6 < plan(recipe, A800).parameters < 620e6
     named, folder = (dataclasses.replace(recipe, init=init) for init in ("ace-tiny", str(SHIPPED_MODEL)))
     assert plan(named, A800) == plan(folder, A800)
+    larger = dataclasses.replace(folder, patch_size=4)
+    tokens = [[stage.tokens for stage in plan(one, A800).stages] for one in (folder, larger)]
+    assert tokens[0] == tokens[1], "larger patches on larger pictures"
+    assert plan(recipe, A800).stages[0].tokens == 8 * 2 * 1024
 
 
 def test_this_machine_is_measured():
