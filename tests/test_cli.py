@@ -19,8 +19,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ace.cli import app
-from ace.inference import recipe as recipes
-from ace.inference.session import Session
+from ace.conversation import recipe as recipes
+from ace.conversation.session import Session
 from tests.random_models import TINY_LIKE, random_pipeline
 
 SIDE = 32  # of the model's pictures, px

@@ -18,9 +18,9 @@ from ace.cli.terminal import FAILED, Output, load
 from ace.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
-    from ace.inference.edit import Made
-    from ace.inference.recipe import Recipe
-    from ace.inference.sources import ModelFiles
+    from ace.conversation.edit import Made
+    from ace.conversation.recipe import Recipe
+    from ace.weights.sources import ModelFiles
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".avif")
 
@@ -73,8 +73,8 @@ def replay(
     ace replay out.png
     ace replay out.png --image photo.png --image mask.png
     """
-    from ace.inference import recipe as recipes
-    from ace.inference.plus_recipe import is_plus_recipe
+    from ace.conversation import recipe as recipes
+    from ace.families.plus_recipe import is_plus_recipe
 
     output = Output(json, quiet)
     written = recipes.read(picture)
@@ -117,8 +117,8 @@ def _remake(
     output: Output,
 ) -> tuple[ModelFiles, Made]:
     """The picture of an ACE model's recipe again, with the weights held as they were, and the model that made it."""
-    from ace.inference.adapters import match_adapters
-    from ace.inference.edit import job_of_recipe, make
+    from ace.conversation.edit import job_of_recipe, make
+    from ace.weights.adapters import match_adapters
 
     job = job_of_recipe(written, files)
     found = _model_of(written, model)
@@ -170,8 +170,8 @@ def _format_of(picture: Path) -> str:
 
 def _differences(then: Recipe, now: Recipe, model_sha256: str) -> list[str]:
     """What was otherwise when a picture was made than when it was made again, a line each."""
-    from ace.inference import recipe as recipes
-    from ace.inference.plus_recipe import changed_settings
+    from ace.conversation import recipe as recipes
+    from ace.families.plus_recipe import changed_settings
 
     found = [*recipes.compare(then, now.environment, model_sha256=model_sha256), *changed_settings(then, now)]
     batch = then.settings.get("batch_size", 1)
@@ -205,7 +205,7 @@ def _model_of(recipe: Recipe, asked: str | None) -> ModelFiles:
     """The model asked for, else the one that the recipe names, which may be the folder in $ACE_MODEL.
 
     Raises ModelNotFoundError."""
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     if asked is not None:
         return find_model(asked)

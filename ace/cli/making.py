@@ -20,12 +20,12 @@ from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
     from ace.conditions.units import ConditionUnit
-    from ace.inference.adapters import AdapterChoice
-    from ace.inference.edit import Job, Made
+    from ace.conversation.edit import Job, Made
+    from ace.conversation.session import Node, Session
+    from ace.families.plus_edit import PlusMade
     from ace.inference.pipeline import ACEPipeline
-    from ace.inference.plus_edit import PlusMade
-    from ace.inference.session import Node, Session
-    from ace.inference.sources import ModelFiles
+    from ace.weights.adapters import AdapterChoice
+    from ace.weights.sources import ModelFiles
 
 
 J = TypeVar("J")  # an opened request
@@ -62,7 +62,7 @@ class Run:
 
 def find_model_files(model: str | None, steps: int | None, guidance: float | None, size: str | None) -> ModelFiles:
     """The model's files, after checking the numbers against them. Raises ConfigError or ModelNotFoundError."""
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     check_numbers(steps, guidance)
     files = find_model(model)
@@ -86,7 +86,7 @@ def check_count(count: int, out: Path | None, out_dir: Path | None, session: Pat
 
 def check_session(folder: Path | None, start: str | None = None) -> Session | None:
     """The session, None if there is none yet; nothing is made. Raises SessionError or OutputError."""
-    from ace.inference.session import Session
+    from ace.conversation.session import Session
 
     if folder is None:
         if start is not None:
@@ -119,7 +119,7 @@ def output_of(out: Path | None, name: str, session: Path | None) -> Path | None:
 
 def name_in_folder(photo: Path) -> str:
     """What the result of editing a file is called in another folder: the same, in a format that can be written."""
-    from ace.inference.recipe import FORMATS
+    from ace.conversation.recipe import FORMATS
 
     return photo.name if photo.suffix.lower() in FORMATS else f"{photo.stem}.png"
 
@@ -136,7 +136,7 @@ def out_of(
 
 def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path | None) -> None:
     """Raise OutputError for an output that cannot be written, is an input, or is there twice."""
-    from ace.inference.recipe import check_output
+    from ace.conversation.recipe import check_output
 
     outputs = [plan.out for plan in plans if plan.out is not None]
     if out_dir is not None:
@@ -166,8 +166,8 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
 
 def make_all(plans: Sequence[Plan[Job]], run: Run, session: Session | None = None) -> None:
     """Open, make and write every picture with an ACE model; see `make_plans`."""
-    from ace.inference.edit import in_batches, make
-    from ace.inference.sources import choose_memory
+    from ace.conversation.edit import in_batches, make
+    from ace.weights.sources import choose_memory
 
     def start(tell: Tell) -> Maker[Job, Made]:
         refiner = load_refiner(run.refine, run.device, run.refine_strength) if run.refine else None
@@ -234,9 +234,9 @@ def make_plans(
 
 def _speed_up(pipeline: ACEPipeline, run: Run) -> None:
     """Set what `--fast` and `--compile` ask for, and say what the first costs in exactness."""
+    from ace.files import cache_folder
     from ace.inference.accelerate import compile_blocks, fast_by_name
     from ace.inference.fast_error import known_error
-    from ace.inference.sources import cache_folder
 
     if run.compile_network:
         compile_blocks(pipeline.transformer)
@@ -283,8 +283,8 @@ def keep(
 ) -> Node | None:
     """Write a picture to its file, if the plan has one, with its recipe or without, and to the session in `folder`, if
     there is one (None as `session`: it is to be made), as the answer to what `unit` gives; returns its node there."""
-    from ace.inference.recipe import embed
-    from ace.inference.session import Session
+    from ace.conversation.recipe import embed
+    from ace.conversation.session import Session
 
     if plan.out is not None:
         try:

@@ -63,7 +63,7 @@ from ace.cli.terminal import Output
 from ace.errors import ConditionError, ConfigError
 
 if TYPE_CHECKING:
-    from ace.inference.edit import Settings
+    from ace.conversation.edit import Settings
 
 Count = Annotated[
     int,
@@ -110,7 +110,7 @@ class Asked:
 
     def run(self) -> Run:
         """What all pictures share, with an ACE model. Raises InputError for what does not exist or fit."""
-        from ace.inference.adapters import AdapterChoice
+        from ace.weights.adapters import AdapterChoice
 
         return Run(
             find_model_files(self.model, self.steps, self.guidance, self.size),
@@ -129,7 +129,7 @@ class Asked:
 
     def settings(self) -> list[Settings]:
         """How each of the `count` pictures is made, with consecutive seeds. Raises ConfigError."""
-        from ace.inference.edit import Settings
+        from ace.conversation.edit import Settings
 
         first, size = read_seed(self.seed), read_size(self.size)
         return [
@@ -148,7 +148,7 @@ def generate(
     ace generate "a red apple on a green background" -o apple.png
     ace generate "a cat at night" --count 8 --out-dir cats
     """
-    from ace.inference.edit import open_job
+    from ace.conversation.edit import open_job
 
     check_fast(asked.fast)
     run = asked.run()
@@ -242,7 +242,7 @@ def edit(
     ace edit "the logo on a mug" --model ace-plus-subject --reference logo.png
     ace edit room.png "put {image1} on the table" --mask table.png --model ace-plus-fft --reference vase.png
     """
-    from ace.inference.plus_models import is_plus
+    from ace.plus.models import is_plus
 
     check_fast(asked.fast)
     photos, instruction = _read_words(words)
@@ -269,7 +269,7 @@ def _read_words(words: list[str]) -> tuple[tuple[Path, ...], str]:
 
 def _edit_with_ace(wanted: Edit, plus: PlusOptions, asked: Asked) -> None:
     from ace.conditions.prompt import check_references
-    from ace.inference.edit import open_job
+    from ace.conversation.edit import open_job
 
     run = asked.run()
     plus.check_unused(run.model.name)

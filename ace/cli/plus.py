@@ -29,10 +29,10 @@ from ace.cli.terminal import Output, Tell, quiet_libraries, short
 from ace.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from ace.inference.pipeline_plus import ACEPlusPipeline
-    from ace.inference.plus_edit import PlusJob, PlusMade
-    from ace.inference.plus_sources import PlusFiles
-    from ace.inference.recipe import Recipe
+    from ace.conversation.recipe import Recipe
+    from ace.families.plus_edit import PlusJob, PlusMade
+    from ace.plus.pipeline import ACEPlusPipeline
+    from ace.plus.sources import PlusFiles
 
 PANEL = "ACE++ models"
 PICTURE_PX = 512  # side of the picture that an 8-bit file's error is measured on
@@ -160,8 +160,8 @@ def edit_plus(
     loras: Sequence[str],
 ) -> None:
     """Edit pictures, or make some after references, with an ACE++ model. Raises InputError."""
-    from ace.inference.plus_edit import PlusSettings, ReferenceFile, in_plus_batches, make_plus, open_plus_job
-    from ace.inference.plus_sources import find_plus, read_adapter_option
+    from ace.families.plus_edit import PlusSettings, ReferenceFile, in_plus_batches, make_plus, open_plus_job
+    from ace.plus.sources import find_plus, read_adapter_option
 
     check_numbers(steps, guidance)
     check_count(max(1, len(photos)) * count, out, out_dir, run.session_folder)
@@ -218,11 +218,11 @@ def _load(
     files: PlusFiles, run: PlusRun, tell: Tell, max_seq_length: int | None = None, like: Recipe | None = None
 ) -> ACEPlusPipeline:
     """A pipeline, spread over what is free. like: a recipe whose bits and tiles it has as far as they fit."""
-    from ace.inference.plus_edit import DEFAULT_SEQ_LENGTH
-    from ace.inference.plus_load import find_plus_dtype, load_plus
-    from ace.inference.plus_memory import plan_plus
-    from ace.inference.plus_quantize import check_quantization
-    from ace.inference.sources import find_device
+    from ace.families.plus_edit import DEFAULT_SEQ_LENGTH
+    from ace.model.devices import find_device
+    from ace.plus.load import find_plus_dtype, load_plus
+    from ace.plus.memory import plan_plus
+    from ace.plus.quantize import check_quantization
 
     check_quantization(run.quantize)
     device = find_device(run.device)
@@ -266,9 +266,9 @@ def remake_plus(
     output: Output,
 ) -> tuple[PlusFiles, PlusMade]:
     """(model, made) of a recipe made again, its weights in the same bits. Raises InputError."""
-    from ace.inference.plus_edit import make_plus, plus_job_of_recipe
-    from ace.inference.plus_recipe import plus_files_of_recipe
-    from ace.inference.sources import NUMBER_TYPES
+    from ace.families.plus_edit import make_plus, plus_job_of_recipe
+    from ace.families.plus_recipe import plus_files_of_recipe
+    from ace.weights.sources import NUMBER_TYPES
 
     job = plus_job_of_recipe(recipe, files)
     found = plus_files_of_recipe(recipe, model, loras, transformer)
@@ -284,9 +284,9 @@ def remake_plus(
 def convert_to_fp8(source: Path, target: Path | None, plain: bool, picture: str | None, output: Output) -> None:
     """Write a FLUX checkpoint with 8-bit weights and say what that costs: per layer, and with `picture` (the name of a
     model that the file belongs to) on a picture. Raises InputError."""
-    from ace.inference.plus_convert import convert_fp8
-    from ace.inference.plus_sources import find_plus
-    from ace.inference.plus_weights import check_transformer, read_weight_files
+    from ace.plus.convert import convert_fp8
+    from ace.plus.sources import find_plus
+    from ace.plus.weights import check_transformer, read_weight_files
 
     if target is None:
         raise ConfigError("say where the 8-bit file goes with --output, for example model-fp8.safetensors")

@@ -32,9 +32,9 @@ def extract(
     ace extract photo.png edge
     ace extract photo.png depth -o depth.png
     """
+    from ace.conversation.recipe import check_output, embed
     from ace.errors import ConfigError
     from ace.extract import SIGNALS, draw_signal
-    from ace.inference.recipe import check_output, embed
 
     if signal not in SIGNALS:
         raise ConfigError(f"no signal is called {signal!r}: use one of {', '.join(SIGNALS)}")

@@ -26,12 +26,12 @@ def quantize(
     ace quantize ace-0.6b-512 --to int8 --output models/ace-512-int8
     ace edit photo.png "add a hat" --model models/ace-512-int8
     """
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     output = Output(quiet=quiet)
     found = find_model(model)
     with quiet_libraries():
-        from ace.inference.quantize import quantize_folder
+        from ace.weights.quantize import quantize_folder
 
         report = quantize_folder(found, folder, kind, output.say)
     output.say(f"{short(folder)}  {report}")

@@ -59,7 +59,7 @@ def convert(
         return
     if plain or picture is not None:
         raise ConfigError("--plain and --picture belong to --fp8: add it")
-    from ace.inference.sources import PUBLISHED_MODELS, models_folder
+    from ace.weights.sources import PUBLISHED_MODELS, models_folder
 
     if source in PUBLISHED_MODELS:
         folder = folder or models_folder() / source
@@ -68,7 +68,7 @@ def convert(
     elif folder is None:
         raise ConfigError("a folder was given: say where the converted model goes with --output")
     output = Output(quiet=quiet)
-    from ace.inference.convert import PUBLISHED, convert_folder
+    from ace.weights.convert import PUBLISHED, convert_folder
 
     where = PUBLISHED[source].hub_id if source in PUBLISHED else source
     output.say(f"{short(convert_folder(where, folder, dtype=dtype, progress=output.say))}  converted")

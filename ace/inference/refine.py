@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ace.diffusion import flow_euler, refiner_sigmas, sample_noise, seeded_generator
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
-from ace.inference.memory import BYTES, GB, free_memory, weight_bytes
 from ace.model.devices import working_device
+from ace.model.sizes import BYTES, GB, free_memory, weight_bytes
 
 PROMPT = "High Resolution, Sharpness, Clarity, Detail Enhancement, Noise Reduction, HD, 4k, Image Restoration, HDR"
 CELL_PX = 16

@@ -5,7 +5,7 @@ first becomes `norm_qk`, the second must be present and is left out. PixArt-alph
 names, with a zero column for the mask channel and norms of one. Autoencoder: the original's LDM names become diffusers'
 `AutoencoderKL`; diffusers' own names pass, as they are or in their older form (`query`, `proj_attn`).
 
-Not here: files and folders (`inference/convert.py`), adapters.
+Not here: files and folders (`weights/convert.py`), adapters.
 """
 
 from __future__ import annotations
