@@ -28,8 +28,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data": ("conditions", "extract"),
     "training": ("data", "inference", "plus", "weights"),
     "evaluation": ("inference", "data", "weights", "conversation"),
-    "server": ("inference", "conversation", "weights"),
-    "web": ("inference", "conversation", "weights"),
+    "server": ("conditions", "conversation"),
+    "web": ("server",),
     "comfyui": ("conditions", "inference", "plus", "weights"),
     "cli": (
         *("conditions", "model", "inference", "plus", "weights", "conversation", "families"),

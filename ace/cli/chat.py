@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ace.cli.options import Device, Model, NumberType, Quiet
-from ace.cli.terminal import Output, load, short
+from ace.cli.options import Device, Lora, Memory, Model, NumberType, Quiet
+from ace.cli.terminal import Output, short
 from ace.errors import ConfigError
 
 FIRST_PORT, NUM_PORTS = 7860, 40
@@ -33,62 +34,61 @@ def chat(
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")] = False,
     model: Model = None,
+    lora: Lora = None,
+    memory: Memory = "auto",
     device: Device = "auto",
     dtype: NumberType = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Open the studio: a conversation with the model, in the browser, on this machine only.
 
+    The address that is printed opens it once; the next one is printed when it has been used.
+
     \b
     ace chat
     ace chat holiday --model ace-0.6b-512
     ace chat --port 8080 --no-browser
     """
-    from ace.cli.making import check_session
+    from ace.cli.serve import check_installed, load_family
+    from ace.conversation.family import Loading
     from ace.conversation.session import Session
-    from ace.weights.sources import find_model
+    from ace.families import find_family
 
+    check_installed("fastapi", "uvicorn", "prometheus_client", extra="web")
     output = Output(quiet=quiet)
-    files = find_model(model)
-    check_session(folder)
-    listening = _listen(port)
-    with closing(listening):
+    loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
+    family = find_family(model, loading)
+    with closing(_listen(port)) as listening:
         import threading
         import webbrowser
 
-        from ace.conversation.chat import ChatSession
-        from ace.web.actions import Studio
-        from ace.web.app import make_app  # says what to install if Gradio is missing
+        from ace.server.run import serve
+        from ace.web.app import StartLink, make_app, studio_settings
 
-        import uvicorn  # isort: skip
+        session = Session.open_or_create(folder)
+        settings = studio_settings(session.folder, listening.getsockname()[1])
+        address = f"http://127.0.0.1:{settings.port}"
+        start = StartLink(lambda path: output.say(f"to open it once more: {address}{path}"))
 
-        with output.progress(f"loading {files.name}"):
-            pipeline = load(files, device, dtype)
-            pipeline.set_progress_bar_config(disable=True)
-            session = Session.open_or_create(folder)
-            app = make_app(Studio(ChatSession(session, pipeline, files)))
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        output.say(f"ace chat is at {address}  (model {files.name}, session {short(folder)}; Ctrl-C ends it)")
-        if not no_browser:
-            threading.Timer(0.5, webbrowser.open, (address,)).start()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=2))
-        server.run(sockets=[listening])
+        def opened(_: str) -> None:
+            link = f"{address}{start.path}"
+            output.say(f"ace chat is at {link}  (model {family.name}, session {short(folder)}; Ctrl-C ends it)")
+            if not no_browser:
+                threading.Timer(0.5, webbrowser.open, (link,)).start()
+
+        app = partial(make_app, start=start)
+        serve(lambda: load_family(family, loading, output), settings, opened, make_app=app, listener=listening)
 
 
 def _listen(port: int | None) -> socket.socket:
     """A listening socket on the loopback address. Raises ConfigError if the port is taken."""
-    for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + NUM_PORTS):
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    from ace.server.run import listen
+
+    if port is not None:
+        return listen("127.0.0.1", port)
+    for number in range(FIRST_PORT, FIRST_PORT + NUM_PORTS):
         try:
-            listening.bind(("127.0.0.1", number))
-            listening.listen(128)
-        except OSError as error:
-            listening.close()
-            if port is not None:
-                raise ConfigError(
-                    f"port {port} cannot be used ({(error.strerror or str(error)).lower()}): choose another with --port"
-                ) from None
-        else:
-            return listening
+            return listen("127.0.0.1", number)
+        except ConfigError:
+            continue
     raise ConfigError(f"no free port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1}: choose one with --port")

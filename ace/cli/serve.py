@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ace.cli.options import Device, Model, NumberType, Quiet
-from ace.cli.terminal import Output, load
+from ace.cli.options import Device, Lora, Memory, Model, NumberType, Quiet
+from ace.cli.terminal import Output, complain, quiet_libraries
 from ace.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from ace.inference.pipeline import ACEPipeline
+    from ace.conversation.family import Family, Loading
 
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need a key.")]
@@ -47,16 +47,16 @@ UrlHosts = Annotated[
     typer.Option(
         "--url-host",
         metavar="HOST",
-        help="A host from which pictures may be fetched by URL. Default: none.",
+        help="A host from which images may be fetched by URL. Default: none.",
         show_default=False,
     ),
 ]
 PerMinute = Annotated[
     float | None,
-    typer.Option("--quota", metavar="N", help="Pictures per minute and key. Default: no quota.", show_default=False),
+    typer.Option("--quota", metavar="N", help="Images per minute and key. Default: no quota.", show_default=False),
 ]
-MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Pictures that may wait in line.")]
-MaxTogether = Annotated[int, typer.Option("--max-together", help="Pictures that are made at once.")]
+MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Images that may wait in the queue.")]
+MaxTogether = Annotated[int, typer.Option("--max-together", help="Images that are made at once.")]
 DrainSeconds = Annotated[
     float, typer.Option("--drain", metavar="SECONDS", help="Time for accepted work after a signal to stop.")
 ]
@@ -74,6 +74,8 @@ def serve(
     max_waiting: MaxWaiting = 64,
     max_together: MaxTogether = 16,
     drain: DrainSeconds = 60,
+    lora: Lora = None,
+    memory: Memory = "auto",
     device: Device = "auto",
     dtype: NumberType = "auto",
     quiet: Quiet = False,
@@ -90,9 +92,9 @@ def serve(
     client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any")
     client.images.generate(prompt="a red apple on a green background")
     """
-    from ace.weights.sources import find_model
-
-    _check_installed()
+    check_installed("fastapi", "uvicorn", "prometheus_client", extra="server")
+    from ace.conversation.family import Loading
+    from ace.families import find_family
     from ace.server.images import AllowedHost
     from ace.server.settings import Limits, ServerSettings
 
@@ -107,24 +109,33 @@ def serve(
         pictures_per_minute=quota,
         drain_s=drain,
     )
-    files = find_model(model)
+    loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
+    family = find_family(model, loading)
     output = Output(quiet=quiet)
-
-    def load_it() -> ACEPipeline:
-        with output.progress(f"loading {files.name}"):
-            return load(files, device, dtype)
 
     from ace.server.run import serve as run
 
-    run(load_it, files, settings, lambda url: output.say(f"{files.name} at {url}/v1, documentation at {url}/docs"))
+    run(
+        lambda: load_family(family, loading, output),
+        settings,
+        lambda url: output.say(f"{family.name} at {url}/v1, documentation at {url}/docs"),
+    )
 
 
-def _check_installed() -> None:
+def load_family(family: Family, loading: Loading, output: Output) -> Family:
+    """The model, loaded without what the libraries print; what people should know goes to standard error."""
+    with output.progress(f"loading {family.name}") as progress, quiet_libraries():
+        family.load(loading, lambda line: None if output.quiet else complain(line), progress)
+    return family
+
+
+def check_installed(*packages: str, extra: str) -> None:
+    """Raise MissingDependencyError for packages that an extra brings and that are not here."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client", "mcp") if find_spec(name) is None]
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(f"{', '.join(missing)} missing: pip install 'ace-allround[server]'")
+        raise MissingDependencyError(f"{', '.join(missing)} missing: pip install 'ace-allround[{extra}]'")
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:
@@ -153,9 +164,11 @@ def mcp(
     pictures: Annotated[
         Path | None,
         typer.Option(
-            "--pictures", metavar="FOLDER", help="Folder whose pictures may be read. Default: none.", show_default=False
+            "--pictures", metavar="FOLDER", help="Folder whose images may be read. Default: none.", show_default=False
         ),
     ] = None,
+    lora: Lora = None,
+    memory: Memory = "auto",
     device: Device = "auto",
     dtype: NumberType = "auto",
 ) -> None:
@@ -168,18 +181,20 @@ def mcp(
     """
     import tempfile
 
+    from ace.conversation.family import Loading
     from ace.conversation.session import Session
-    from ace.weights.sources import find_model
+    from ace.families import find_family
 
-    _check_installed()
+    check_installed("mcp", extra="server")
     if pictures is not None and not pictures.is_dir():
-        raise ConfigError(f"there is no folder {pictures.name} to read pictures from: check the path")
-    files = find_model(model)
+        raise ConfigError(f"there is no folder {pictures.name} to read images from: check the path")
+    loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
+    family = find_family(model, loading)
     with tempfile.TemporaryDirectory(prefix="ace-mcp-") as passing:
         opened = Session.open_or_create(Path(passing) / "session" if session is None else session)
-        pipeline = load(files, device, dtype)
+        load_family(family, loading, Output(quiet=True))
 
         from ace.conversation.chat import ChatSession
         from ace.server.tools import run_tools
 
-        run_tools(ChatSession(opened, pipeline, files), pictures)
+        run_tools(ChatSession(opened, family), pictures)

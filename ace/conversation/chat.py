@@ -13,14 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 
-from PIL import Image
-
-from ace.conditions.images import OpenedImage
 from ace.conversation.family import Family
 from ace.conversation.job import Job, Made, Progress, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
-from ace.conversation.recipe import CURRENT_RULES, compare
-from ace.conversation.replay import Replay, job_of_node, largest_difference
+from ace.conversation.recipe import CURRENT_RULES
+from ace.conversation.replay import Replay, compare_with_node, job_of_node
 from ace.conversation.run import drift_of, run
 from ace.conversation.seeds import read_seed
 from ace.conversation.session import Node, Session
@@ -47,6 +44,11 @@ class ChatSession:
         """The job that made a node, opened from the session. Raises SessionError."""
         return job_of_node(self.session, node_id, self.family.sha256)
 
+    def job_again(self, node_id: str, seed: int | None = None) -> Job:
+        """The same request under today's rules with another seed, None = a random one. Raises SessionError."""
+        job = self.job_of(node_id)
+        return replace(job, settings=replace(job.settings, seed=read_seed(seed), rules=CURRENT_RULES))
+
     def ask(
         self,
         message: Message,
@@ -72,9 +74,7 @@ class ChatSession:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Progress | Node]:
         """The same request with another seed (None = a random one), as siblings of the node. Otherwise as `ask`."""
-        job = self.job_of(node_id)
-        job = replace(job, settings=replace(job.settings, seed=read_seed(seed), rules=CURRENT_RULES))
-        yield from self.run(variants(job, count), previews=previews, cancelled=cancelled)
+        yield from self.run(variants(self.job_again(node_id, seed), count), previews=previews, cancelled=cancelled)
 
     def run(
         self, jobs: Sequence[Job], *, previews: bool = True, cancelled: Callable[[], bool] = lambda: False
@@ -86,15 +86,9 @@ class ChatSession:
 
     def replay(self, node_id: str, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Progress | Replay]:
         """Make a node again from what the session keeps, and compare. Adds nothing. Raises SessionError."""
-        written = self.session.node(node_id).recipe
         with self._one_at_a_time:
             for one in run(self.family, [self.job_of(node_id)], cancelled=cancelled):
-                if isinstance(one, Progress):
-                    yield one
-                    continue
-                largest = largest_difference(_whole(self.session.answer(node_id)), one.image)
-                differences = compare(written, one.recipe.environment, model_sha256=self.family.sha256)
-                yield Replay(node_id, largest, differences)
+                yield one if isinstance(one, Progress) else compare_with_node(self.session, node_id, one)
 
     def drift(self, node_id: str) -> DriftReport | None:
         """How far a node's answer moved from what it edited, as `Made.drift`; None if it edited nothing."""
@@ -107,10 +101,3 @@ def keep(session: Session, made: Made) -> Node:
     return session.add_node(
         job.unit.current, made.image, made.recipe, parents=job.parents, latents=made.latents, source=job.source
     )
-
-
-def _whole(picture: OpenedImage) -> Image.Image:
-    whole = picture.stored.convert("RGBA")
-    if picture.alpha is not None:
-        whole.putalpha(picture.alpha)
-    return whole

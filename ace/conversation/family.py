@@ -3,7 +3,8 @@
 A family is found from files alone and says what it can do (`traits`), so that a request is refused before anything is
 loaded: `open` checks one request. `load` brings the weights into memory. Then `prepare → step → … → finish` makes
 images over per-request states, in any mixture and each at its own step, so that requests join and leave between steps,
-and cancelling, progress and previews are the caller's (`run.py`, `ace/server/engine.py`). `describe` is for people.
+and cancelling, progress and previews are the caller's (`run.py`, `ace/server/engine.py`). `cost` tells a server what
+it takes on. `describe` is for people.
 
 A class is this interface or a leaf; nothing in between. The leaves are in `ace/families`.
 """
@@ -119,6 +120,28 @@ class Answer:
     dtype: str = "float32"
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs, counted before it is made: a server refuses what is too much and shares time by it.
+
+    image_tokens, text_tokens: that are read; target_tokens: of the image itself. start_operations: once, before the
+    first of `num_steps` steps; step_operations: of each; num_bytes: of memory while it runs, the weights not
+    counted."""
+
+    image_tokens: int
+    text_tokens: int
+    target_tokens: int
+    num_steps: int
+    start_operations: int
+    step_operations: int
+    num_bytes: int
+
+    @property
+    def operations(self) -> int:
+        """All of them (autoencoders and text encoders not counted)."""
+        return self.start_operations + self.num_steps * self.step_operations
+
+
 OnNote = Callable[[str], None]  # told what people should know, a line each
 OnLoaded = Callable[[int, int], None]  # parts of the weights loaded, and in all
 
@@ -173,6 +196,10 @@ class Family(ABC):
     @abstractmethod
     def finish(self, states: Sequence[Any]) -> list[Answer]:
         """The answers of finished states."""
+
+    @abstractmethod
+    def cost(self, job: Job) -> Cost:
+        """What a request that `open` has checked will cost once it runs on the loaded weights. Runs no model."""
 
     @abstractmethod
     def most_together(self, job: Job) -> int:

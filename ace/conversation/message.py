@@ -3,7 +3,7 @@
 What is edited, by one rule for the command line, the studio, the server and agents: the message's `photo`; else the
 answer that the message follows; else, in a new conversation, its first reference. That image is `{image}` in the words;
 the other images follow as `{image1}`, `{image2}`, … in order. In words, `@3` means the answer of node 0003, and `@a`,
-`@b`, … the images that came with the message, the photo first.
+`@b`, … the images that came with the message, the photo first (unless it is the answer itself, drawn on).
 
 Not here: reading uploads, running jobs (`run.py`).
 """
@@ -169,16 +169,18 @@ def _resolve(message: Message, session: Session | None, answer: Picture | None) 
             session.node(node_id)
             mentioned.append(node_id)
     pictures = list(message.pictures)
-    first = 0  # where the message's own begin
+    own, first = message.pictures, 0  # what came with the message, and where it begins
     if message.photo is None and answer is not None and (pictures or mentioned):
         pictures.insert(0, answer)
         first = 1
+    elif message.photo is not None and answer is not None and message.photo.node == answer.node:
+        own, first = message.references, 1
     known = {picture.node for picture in pictures}
     for node_id in mentioned:
         if node_id not in known and session is not None:
             pictures.append(answer_of(session, node_id))
             known.add(node_id)
-    names: dict[str, int] = {chr(ord("a") + number): first + number for number in range(len(message.pictures))}
+    names: dict[str, int] = {chr(ord("a") + number): first + number for number in range(len(own))}
     names.update({picture.node: number for number, picture in enumerate(pictures) if picture.node is not None})
     return _name_images(message.text, names), pictures
 

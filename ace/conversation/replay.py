@@ -11,8 +11,8 @@ from PIL import Image, ImageChops
 
 from ace.conditions.images import OpenedImage, open_image, open_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conversation.job import Job, Settings
-from ace.conversation.recipe import FileRef, Recipe, Round, hash_latents
+from ace.conversation.job import Job, Made, Settings
+from ace.conversation.recipe import FileRef, Recipe, Round, compare, hash_latents
 from ace.conversation.session import Session
 from ace.errors import InputError
 
@@ -104,6 +104,17 @@ def job_of_node(session: Session, node_id: str, model_sha256: str) -> Job:
         rounds=asked.history,
         parents=node.parents,
     )
+
+
+def compare_with_node(session: Session, node_id: str, made: Made) -> Replay:
+    """A node's answer beside the image that was made again from its job. Raises SessionError."""
+    kept = session.answer(node_id)
+    before = kept.stored.convert("RGBA")
+    if kept.alpha is not None:
+        before.putalpha(kept.alpha)
+    then, now = session.node(node_id).recipe, made.recipe
+    differences = compare(then, now.environment, model_sha256=now.model_sha256)
+    return Replay(node_id, largest_difference(before, made.image), differences)
 
 
 def largest_difference(before: Image.Image, after: Image.Image) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ace.conversation.family import Answer, Family, Loading, OnLoaded, OnNote, Traits
+from ace.conversation.family import Answer, Cost, Family, Loading, OnLoaded, OnNote, Traits
 from ace.conversation.job import Job
 from ace.conversation.recipe import Recipe, Setting
 from ace.families.running import Running
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ace.inference.refine import Refiner
 
 PACKED_CELLS = 4096  # of target images in one packed pass: 64 of the small model's, one of the largest's
+WORKING_WIDTHS = 16  # arrays of the model's width that a token needs during a block, with its MLP, q, k and v
 EXACT_PREVIEW_BUDGET = 256  # cells: previews of models up to this go through the decoder, a small part of a step there
 
 
@@ -143,6 +144,38 @@ class AceFamily(Family):
                 for job, image in zip([running.job for running in states], images, strict=True)
             ]
         return [self._answer(running.state, image) for running, image in zip(states, images, strict=True)]
+
+    def cost(self, job: Job) -> Cost:
+        """From the sizes of its images; a text counts as long as it could be at most. Raises ImageError."""
+        from ace.conditions.images import fit_size
+        from ace.model.cost import step_cost, text_cost
+
+        pipeline = self.pipeline
+        geometry, sizes, frames = pipeline.geometry, pipeline.transformer.sizes, job.unit.frames()
+        source, budget, cell = job.unit.source_index, geometry.budget, geometry.cell_px
+        side = int(budget**0.5)
+        edited = frames[source].image.size if source is not None else (side, side)
+        enlarge = geometry.enlarge or source is None
+        target = job.settings.size or fit_size(*edited, budget, cell, enlarge=enlarge)
+        shown = [
+            target if number == source else fit_size(*frame.image.size, budget, cell, enlarge=geometry.enlarge)
+            for number, frame in enumerate(frames)
+        ]
+        tokens = [(width // cell) * (height // cell) for width, height in (target, *shown)]
+        most = pipeline.config.max_text_tokens
+        texts = [min(most, len(text.encode()) + 2) for text in (job.unit.instruction, *(f.instruction for f in frames))]
+        scale = job.settings.guidance_scale
+        branches = 2 if (pipeline.config.guidance_scale if scale is None else scale) > 1 else 1
+        numbers = sizes.hidden_size * (WORKING_WIDTHS * sum(tokens) + 2 * sizes.depth * sum(texts))
+        return Cost(
+            image_tokens=sum(tokens[1:]),
+            text_tokens=sum(texts),
+            target_tokens=tokens[0],
+            num_steps=job.settings.num_inference_steps or pipeline.config.num_inference_steps,
+            start_operations=branches * text_cost(sizes, texts),
+            step_operations=branches * step_cost(sizes, tokens, texts).total,
+            num_bytes=branches * numbers * pipeline.transformer.dtype.itemsize,
+        )
 
     def most_together(self, job: Job) -> int:
         """As many as keep one pass to a sensible size."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ace.conversation.family import Answer, Family, Loading, OnLoaded, OnNote, Traits
+from ace.conversation.family import Answer, Cost, Family, Loading, OnLoaded, OnNote, Traits
 from ace.conversation.job import Job, Settings
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, ImageError, InputError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SIZE = (1024, 1024)
 DEFAULT_SEQ_LENGTH = 4096
+WORKING_WIDTHS = 16  # arrays of the model's width that a token needs during a block
 
 
 def read_placement(text: str) -> tuple[str, str]:
@@ -203,6 +204,28 @@ class PlusFamily(Family):
         pipeline.maybe_free_model_hooks()
         return answers
 
+    def cost(self, job: Job) -> Cost:
+        """From the tokens of its canvas, as `ace.model.cost` counts: two operations per multiply-add. Raises as
+        `open`."""
+        pipeline = self.pipeline
+        sizes = pipeline.transformer.config
+        width, depth = sizes.num_attention_heads * sizes.attention_head_dim, sizes.num_layers + sizes.num_single_layers
+        _, canvas = pipeline.lay_out(self._request(job))
+        texts = pipeline.config.max_text_tokens
+        left, top, right, bottom = canvas.target
+        target = max(1, (right - left) * (bottom - top) * canvas.num_cells // (canvas.size[0] * canvas.size[1]))
+        tokens = canvas.num_cells + texts
+        steps = job.settings.num_inference_steps
+        return Cost(
+            image_tokens=canvas.num_cells,
+            text_tokens=texts,
+            target_tokens=target,
+            num_steps=pipeline.config.num_inference_steps if steps is None else steps,
+            start_operations=0,
+            step_operations=depth * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width),  # q, k, v, o: 4; the MLP: 8
+            num_bytes=tokens * width * WORKING_WIDTHS * pipeline.transformer.dtype.itemsize,
+        )
+
     def most_together(self, job: Job) -> int:
         """As many canvases as one pass holds, whatever they are."""
         from ace.plus.pipeline import BATCH_CELLS
@@ -212,7 +235,10 @@ class PlusFamily(Family):
     def describe(self) -> dict[str, Any]:
         """The model's name and what it is for."""
         model = PLUS_MODELS.get(self._asked[0])
-        about = {} if model is None else {"about": model.description}
+        about: dict[str, Any] = {} if model is None else {"about": model.description}
+        if self._pipeline is not None:
+            config = self._pipeline.config
+            about |= {"steps": config.num_inference_steps, "guidance": config.guidance_scale}
         return {"family": self.kind, "name": self.name, **about, "controls": list(CONTROLS)}
 
     def repainting_of(self, settings: Settings) -> float:

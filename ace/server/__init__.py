@@ -1,6 +1,6 @@
-"""HTTP → IMAGE. Imports: inference, conversation, weights, conditions, model, errors.
+"""HTTP → IMAGE. Imports: conversation, conditions, errors.
 
-In: requests as OpenAI's image API has them, and conversations of our own. Out: pictures with their recipes. The doors
+In: requests as OpenAI's image API has them, and conversations of our own. Out: images with their recipes. The doors
 load on first use.
 """
 

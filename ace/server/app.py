@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
 
 from ace import __version__
 from ace.server.engine import Engine
@@ -16,18 +18,29 @@ from ace.server.service import Service
 from ace.server.settings import ServerSettings
 
 
-def create_app(engine: Engine, settings: ServerSettings, ledger: Ledger | None = None) -> FastAPI:
-    """The application of a started engine. ledger: None = one in memory."""
+def create_app(
+    engine: Engine,
+    settings: ServerSettings,
+    ledger: Ledger | None = None,
+    *,
+    more: Sequence[APIRouter] = (),
+    open_paths: tuple[str, ...] = (),
+    docs: bool = True,
+) -> FastAPI:
+    """The application of a started engine. ledger: None = one in memory. more: further routes; open_paths: those of
+    them that need no key, with all below where a path ends in "/". docs: a page that describes the routes."""
     app = FastAPI(
         title="ace",
         version=__version__,
         summary="Create and edit images from instructions; OpenAI's images API, and conversations.",
         openapi_url="/openapi.json",
+        docs_url="/docs" if docs else None,
+        redoc_url="/redoc" if docs else None,
     )
     front = Front(Service(engine, settings, ledger or Ledger(None)), Metrics(engine))
     app.state.front = front
-    for router in ROUTERS:
+    for router in (*ROUTERS, *more):
         app.include_router(router)
     answer_errors(app)
-    app.add_middleware(Gate, settings=settings, on_end=front.metrics.request_ended)
+    app.add_middleware(Gate, settings=settings, on_end=front.metrics.request_ended, open_paths=open_paths)
     return app

@@ -1,35 +1,35 @@
 """The engine: one thread that owns the model and steps whatever mixture of requests is on its way.
 
 Between two denoising steps requests leave (finished, cancelled) and others join, so a short one never waits for a long
-one to end. All that run are stepped in one packed pass, each at its own timestep. What a request gives does not depend
-on its neighbours: that is the pipeline's promise (`ace/inference/pipeline.py`), and a request that fails is taken out
-and fails alone. A picture is decoded here, pasted back, measured and described by other threads.
+one to end. All that run are stepped together by the model's `Family`, each at its own timestep. What a request gives
+does not depend on its neighbours: that is the family's promise, and a request that fails is taken out and fails alone.
+An image is finished here; pasting back, measuring and describing it is done by other threads.
 
-Not here: HTTP, pictures as bytes, who may ask for how much.
+Not here: HTTP, images as bytes, who may ask for how much.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ace.conditions.units import ConditionUnit, LongContextConditionUnit
-from ace.conversation.edit import Job, Made, Settings, decode_jobs, finish_job, prepare_jobs
+from PIL import Image
+
+from ace.conditions.images import normalise_image
+from ace.conversation.family import Answer, Cost, Family, State
+from ace.conversation.job import Job, Made, Settings
+from ace.conversation.message import Message, Picture, open_message
+from ace.conversation.run import conclude
 from ace.errors import AceError, BusyError, ConfigError, StoppedError
-from ace.server.line import Cost, FairLine, estimate
+from ace.server.queue import FairQueue
 from ace.server.settings import Limits
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ace.inference.pipeline import ACEPipeline, RequestState
-    from ace.weights.sources import ModelFiles
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +37,23 @@ log = logging.getLogger(__name__)
 FAILURES = (AceError, ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 Status = Literal["waiting", "running", "finishing", "done", "failed", "cancelled"]
-# (number of the picture in its request, number of the preview, preview), called by the engine's thread
-OnPreview = Callable[[int, int, "Image.Image"], None]
+# (number of the image in its request, number of the preview, preview), called by the engine's thread
+OnPreview = Callable[[int, int, Image.Image], None]
 
 
-def room_for(pipeline: ACEPipeline) -> int:
-    """Bytes that running requests may need together: 60 % of what is free on a GPU, else 2 GiB."""
-    if pipeline.device.type != "cuda":
+def room_for_requests() -> int:
+    """Bytes that running requests may need together: 60 % of what is free on a GPU that holds weights, else 2 GiB."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.memory_allocated():
         return 2 * 2**30
-    import torch
-
-    free, _ = torch.cuda.mem_get_info(pipeline.device)
+    free, _ = torch.cuda.mem_get_info()
     return free * 6 // 10
 
 
 @dataclass(eq=False)
-class Ticket:
-    """One picture on its way. number: of the picture in its request, from 0. result: `Made`, or the error it failed
-    with; preview_steps: after how many steps each. most_together: how many shared a pass with it at most."""
+class EngineRequest:
+    """One image on its way. number: of the image among those asked for together, from 0. result: `Made`, or the error
+    it failed with; preview_steps: after how many steps each. most_together: how many shared a step with it at most."""
 
     job: Job
     number: int
@@ -71,7 +70,7 @@ class Ticket:
     started_at: float | None = None
     ended_at: float | None = None
     cancelled: bool = False
-    state: RequestState | None = field(default=None, repr=False)
+    state: State | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.result.set_running_or_notify_cancel()  # `Engine.cancel` alone cancels it
@@ -79,34 +78,42 @@ class Ticket:
     @property
     def operations_left(self) -> int:
         """What is still to be computed."""
-        started = 0 if self.state is None else self.cost.text_operations
+        started = 0 if self.state is None else self.cost.start_operations
         return self.cost.operations - started - self.steps_done * self.cost.step_operations
 
 
-class Engine:
-    """Runs a pipeline for many clients. `start` it, `submit` jobs, wait for each ticket's `result`, `stop` it."""
+def first_job(family: Family) -> Job:
+    """A small request that a model of any kind can do: the engine's first, which measures the machine."""
+    settings = Settings(seed=0, num_inference_steps=2)
+    if family.traits.text_to_image:
+        return open_message(family, Message("a picture", settings))
+    grey = Picture.of_image(normalise_image(Image.new("RGB", (64, 64), "grey")), "grey")
+    return open_message(family, Message("a picture", settings, photo=grey))
 
-    def __init__(self, pipeline: ACEPipeline, model: ModelFiles, limits: Limits | None = None) -> None:
-        self.pipeline, self.model, self.limits = pipeline, model, limits or Limits()
-        self.max_running_bytes = self.limits.max_running_bytes or room_for(pipeline)
+
+class Engine:
+    """Runs a loaded model for many clients. `start` it, `submit` jobs, wait for each request's `result`, `stop` it."""
+
+    def __init__(self, family: Family, limits: Limits | None = None) -> None:
+        self.family, self.limits = family, limits or Limits()
+        self.max_running_bytes = self.limits.max_running_bytes or room_for_requests()
         self._changed = threading.Condition()
-        self._line: FairLine[Ticket] = FairLine()
-        self._running: list[Ticket] = []
-        self._finishing: set[Ticket] = set()
+        self._queue: FairQueue[EngineRequest] = FairQueue()
+        self._running: list[EngineRequest] = []
+        self._finishing: set[EngineRequest] = set()
         self._draining = self._stopping = False
         self._rate: float | None = None  # operations a second, while busy
-        self.num_steps = self.num_picture_steps = 0
+        self.num_steps = self.num_image_steps = 0
         self._thread = threading.Thread(target=self._run, name="ace-engine", daemon=True)
         self._finishers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ace-finish")
 
     # From other threads
 
     def start(self) -> None:
-        """Start the thread and make one small picture, after which `ready` holds and times can be told."""
+        """Start the thread and make one small image, after which `ready` holds and times can be told."""
         self._thread.start()
-        unit = LongContextConditionUnit(ConditionUnit("a picture"))
-        (ticket,) = self.submit([Job(unit, Settings(seed=0, num_inference_steps=2))], "warm-up")
-        ticket.result.result()
+        (request,) = self.submit([first_job(self.family)], "warm-up")
+        request.result.result()
 
     @property
     def alive(self) -> bool:
@@ -119,45 +126,50 @@ class Engine:
         return self.alive and self._rate is not None and not self._draining
 
     @property
+    def stopping(self) -> bool:
+        """Whether it takes nothing new, because it is to end or has broken."""
+        return self._draining
+
+    @property
     def num_waiting(self) -> int:
-        """Pictures in the line."""
-        return len(self._line)
+        """Images in the queue."""
+        return len(self._queue)
 
     @property
     def num_running(self) -> int:
-        """Pictures being stepped, or being finished after that."""
+        """Images being stepped, or being finished after that."""
         return len(self._running) + len(self._finishing)
 
     def submit(
         self, jobs: Sequence[Job], client: str, *, num_previews: int = 0, on_preview: OnPreview | None = None
-    ) -> list[Ticket]:
+    ) -> list[EngineRequest]:
         """Take on all of these jobs, or none.
 
-        client: whose share of the work it is. num_previews: pictures on the way, of each job. Raises ConfigError for a
-        job that is too dear or that the model cannot do, BusyError if there is no room, StoppedError after `drain`."""
-        tickets = []
+        client: whose share of the work it is. num_previews: images on the way, of each job. Raises ConfigError for a
+        job that costs too much, BusyError if there is no room, StoppedError after `drain`."""
+        requests = []
         for number, job in enumerate(jobs):
-            cost = estimate(job, self.pipeline)
+            cost = self.family.cost(job)
             self._check_affordable(cost)
             every = [round(cost.num_steps * (n + 1) / (num_previews + 1)) for n in range(num_previews)]
             steps = tuple(sorted({step for step in every if 0 < step < cost.num_steps}))
-            tickets.append(Ticket(job, number, client, cost, steps, on_preview))
+            requests.append(EngineRequest(job, number, client, cost, steps, on_preview))
         with self._changed:
             if self._draining or not self._thread.is_alive():
                 raise StoppedError("the server is shutting down: ask again when it is back")
             self._check_room(len(jobs), client)
-            for ticket in tickets:
-                self._line.put(ticket, client, ticket.cost.operations)
+            for request in requests:
+                self._queue.put(request, client, request.cost.operations)
             self._changed.notify_all()
-        return tickets
+        return requests
 
-    def cancel(self, tickets: Sequence[Ticket]) -> None:
+    def cancel(self, requests: Sequence[EngineRequest]) -> None:
         """Stop working on these; a running one leaves before the next step. Finished ones stay finished."""
         with self._changed:
-            for ticket in tickets:
-                ticket.cancelled = True
-                if self._line.leave(ticket):
-                    self._end(ticket, "cancelled", StoppedError("cancelled before it began", cancelled=True))
+            for request in requests:
+                request.cancelled = True
+                if self._queue.remove(request):
+                    self._end(request, "cancelled", StoppedError("cancelled before it began", cancelled=True))
             self._changed.notify_all()
 
     def drain(self) -> None:
@@ -179,44 +191,44 @@ class Engine:
             self._thread.join()
         self._finishers.shutdown(wait=True)
 
-    def eta_s(self, ticket: Ticket) -> float | None:
-        """Seconds until this picture is done, as things stand; None while nothing is known.
+    def eta_s(self, request: EngineRequest) -> float | None:
+        """Seconds until this image is done, as things stand; None while nothing is known.
 
         Those that run share the machine step by step, so that one with few steps left is done before the long ones."""
         with self._changed:
-            if self._rate is None or ticket.status in ("done", "failed", "cancelled"):
+            if self._rate is None or request.status in ("done", "failed", "cancelled"):
                 return 0.0 if self._rate is not None else None
-            mine = ticket.cost.num_steps - ticket.steps_done
-            work = ticket.operations_left
+            mine = request.cost.num_steps - request.steps_done
+            work = request.operations_left
             for other in self._running:
-                if other is not ticket:
+                if other is not request:
                     steps = min(mine, other.cost.num_steps - other.steps_done)
-                    work += steps * other.cost.step_operations if ticket.status == "running" else other.operations_left
-            if ticket.status == "waiting":
-                work += max(self._line.work - ticket.cost.operations, 0)
+                    work += steps * other.cost.step_operations if request.status == "running" else other.operations_left
+            if request.status == "waiting":
+                work += max(self._queue.work - request.cost.operations, 0)
             return work / self._rate
 
     def _check_affordable(self, cost: Cost) -> None:
         if cost.operations > self.limits.max_operations:
             raise ConfigError(
                 f"this request would take {cost.operations:.1e} operations, at most {self.limits.max_operations:.1e} "
-                "are allowed: use fewer steps, fewer or smaller pictures"
+                "are allowed: use fewer steps, fewer or smaller images"
             )
         if cost.num_bytes > self.max_running_bytes:
-            raise ConfigError("this request would need more memory than there is: use fewer or smaller pictures")
+            raise ConfigError("this request would need more memory than there is: use fewer or smaller images")
 
     def _check_room(self, count: int, client: str) -> None:
         if count > min(self.limits.max_waiting, self.limits.max_waiting_per_client):
-            raise ConfigError(f"{count} pictures at once: fewer fit in the line, ask for them in several requests")
-        waiting = self._line.num_of(client)
+            raise ConfigError(f"{count} pictures at once: fewer fit in the queue, ask for them in several requests")
+        waiting = self._queue.num_of(client)
         if waiting + count > self.limits.max_waiting_per_client:
-            raise BusyError(f"{waiting} of your pictures are waiting already: try again later", self._relief_s())
-        if len(self._line) + count > self.limits.max_waiting:
+            raise BusyError(f"{waiting} of your images are waiting already: try again later", self._relief_s())
+        if len(self._queue) + count > self.limits.max_waiting:
             raise BusyError("the server is busy: try again later", self._relief_s())
 
     def _relief_s(self) -> float:
-        """When about half of the line will be gone."""
-        ahead = self._line.work / 2 + sum(ticket.operations_left for ticket in self._running)
+        """When about half of the queue will be gone."""
+        ahead = self._queue.work / 2 + sum(request.operations_left for request in self._running)
         return max(1.0, ahead / self._rate) if self._rate else 1.0
 
     # In the engine's thread
@@ -225,150 +237,148 @@ class Engine:
         try:
             while self._wait_for_work():
                 began = time.monotonic()
-                before = sum(ticket.operations_left for ticket in self._running)
+                before = sum(request.operations_left for request in self._running)
                 self._join()
-                before += sum(t.cost.operations for t in self._running if t.started_at and t.started_at >= began)
+                before += sum(r.cost.operations for r in self._running if r.started_at and r.started_at >= began)
                 self._step()
                 self._leave()
-                self._measure(before - sum(t.operations_left for t in self._running), time.monotonic() - began)
+                self._measure(before - sum(r.operations_left for r in self._running), time.monotonic() - began)
         finally:  # stopped, or broken: nobody may be left waiting
             with self._changed:
                 self._draining = True
                 rest = list(self._running)
-                while len(self._line):
-                    rest.append(self._line.take())
+                while len(self._queue):
+                    rest.append(self._queue.take())
                 self._running = []
-                for ticket in rest:
-                    self._end(ticket, "failed", StoppedError("the server was stopped before this was finished"))
+                for request in rest:
+                    self._end(request, "failed", StoppedError("the server was stopped before this was finished"))
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; False when the engine is to end. Cancelled ones leave here."""
         with self._changed:
-            while not self._stopping and not self._running and not len(self._line):
+            while not self._stopping and not self._running and not len(self._queue):
                 self._changed.wait()
-            for ticket in [ticket for ticket in self._running if ticket.cancelled]:
-                self._running.remove(ticket)
+            for request in [request for request in self._running if request.cancelled]:
+                self._running.remove(request)
                 self._end(
-                    ticket, "cancelled", StoppedError(f"cancelled after {ticket.steps_done} steps", cancelled=True)
+                    request, "cancelled", StoppedError(f"cancelled after {request.steps_done} steps", cancelled=True)
                 )
             return not self._stopping
 
     def _join(self) -> None:
-        """Take from the line what fits beside those that run, and prepare it."""
-        joining: list[Ticket] = []
+        """Take from the queue what fits beside those that run, and prepare it."""
+        joining: list[EngineRequest] = []
         with self._changed:
-            memory = sum(ticket.cost.num_bytes for ticket in self._running)
-            while (place := self._line.first()) is not None:
+            memory = sum(request.cost.num_bytes for request in self._running)
+            while (place := self._queue.first()) is not None:
                 memory += place.item.cost.num_bytes
                 together = len(self._running) + len(joining)
                 if together and (together >= self.limits.max_running or memory > self.max_running_bytes):
                     break
-                joining.append(self._line.take())
-            for ticket in joining:
-                ticket.status, ticket.started_at = "running", time.monotonic()
+                joining.append(self._queue.take())
+            for request in joining:
+                request.status, request.started_at = "running", time.monotonic()
         if not joining:
             return
-        states = self._alone_if_failing(joining, lambda some: prepare_jobs(self.pipeline, [t.job for t in some]))
+        states = self._alone_if_failing(joining, lambda some: self.family.prepare([one.job for one in some]))
         with self._changed:
-            for ticket, state in states:
-                ticket.state = state
-                self._running.append(ticket)
+            for request, state in states:
+                request.state = state
+                self._running.append(request)
 
     def _step(self) -> None:
         """One denoising step of all that run; previews of those that are due."""
         stepped = self._alone_if_failing(self._running, self._step_together)
         with self._changed:
-            self._running = [ticket for ticket, _ in stepped]
-        for ticket, state in stepped:
-            if ticket.steps_done in ticket.preview_steps and ticket.on_preview is not None and not ticket.cancelled:
+            self._running = [request for request, _ in stepped]
+        for request, state in stepped:
+            if request.steps_done in request.preview_steps and request.on_preview is not None and not request.cancelled:
                 try:
-                    picture = self.pipeline.preview(state, exact=True)
+                    image = self.family.preview(state)
                 except FAILURES:
-                    log.warning("no preview of %s", ticket.id, exc_info=True)
+                    log.warning("no preview of %s", request.id, exc_info=True)
                     continue
-                ticket.on_preview(ticket.number, ticket.preview_steps.index(ticket.steps_done), picture)
+                request.on_preview(request.number, request.preview_steps.index(request.steps_done), image)
 
-    def _step_together(self, tickets: Sequence[Ticket]) -> list[RequestState]:
-        states = [ticket.state for ticket in tickets if ticket.state is not None]
-        if behind := [s for t, s in zip(tickets, states, strict=True) if s.step_index == t.steps_done]:
-            self.pipeline.step(behind)  # all of them, unless a step together failed half way
+    def _step_together(self, requests: Sequence[EngineRequest]) -> list[State]:
+        states = [request.state for request in requests if request.state is not None]
+        if behind := [s for r, s in zip(requests, states, strict=True) if s.step_index == r.steps_done]:
+            self.family.step(behind)  # all of them, unless a step together failed half way
         self.num_steps += 1
-        self.num_picture_steps += len(tickets)
-        for ticket, state in zip(tickets, states, strict=True):
-            ticket.steps_done = state.step_index
-            ticket.most_together = max(ticket.most_together, len(tickets))
+        self.num_image_steps += len(requests)
+        for request, state in zip(requests, states, strict=True):
+            request.steps_done = state.step_index
+            request.most_together = max(request.most_together, len(requests))
         return states
 
     def _leave(self) -> None:
-        """Decode those that are done and hand them to the finishing threads."""
-        done = [t for t in self._running if t.state is not None and t.state.done and not t.cancelled]
+        """Finish those that are done and hand them to the finishing threads."""
+        done = [r for r in self._running if r.state is not None and r.state.done and not r.cancelled]
         if not done:
             return
-        decoded = self._alone_if_failing(done, self._decode)
+        finished = self._alone_if_failing(done, self._answers)
         with self._changed:
-            self._running = [ticket for ticket in self._running if ticket not in done]
-            for ticket, _ in decoded:
-                ticket.status = "finishing"
-                self._finishing.add(ticket)
-        for ticket, picture in decoded:
-            self._finishers.submit(self._finish, ticket, picture)
+            self._running = [request for request in self._running if request not in done]
+            for request, _ in finished:
+                request.status = "finishing"
+                self._finishing.add(request)
+        for request, answer in finished:
+            self._finishers.submit(self._conclude, request, answer)
 
-    def _decode(self, tickets: Sequence[Ticket]) -> list[Image.Image]:
-        states = [ticket.state for ticket in tickets if ticket.state is not None]
-        return decode_jobs(self.pipeline, [ticket.job for ticket in tickets], states)
+    def _answers(self, requests: Sequence[EngineRequest]) -> list[Answer]:
+        return self.family.finish([request.state for request in requests if request.state is not None])
 
     def _measure(self, operations: int, seconds: float) -> None:
         if seconds > 0 and operations > 0:
             rate = operations / seconds
             self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
 
-    def _alone_if_failing(self, tickets, function):
-        """[(ticket, result)] of a function over several tickets; if it fails, of each by itself, and who fails alone
-        is out."""
-        if not tickets:
+    def _alone_if_failing(self, requests, function):
+        """[(request, result)] of a function over several requests; if it fails, run it on each by itself and drop those
+        that fail."""
+        if not requests:
             return []
         try:
-            return list(zip(tickets, function(tickets), strict=True))
+            return list(zip(requests, function(requests), strict=True))
         except FAILURES as error:
-            if len(tickets) > 1:
-                return [pair for ticket in list(tickets) for pair in self._alone_if_failing([ticket], function)]
+            if len(requests) > 1:
+                return [pair for request in list(requests) for pair in self._alone_if_failing([request], function)]
             with self._changed:
-                if tickets[0] in self._running:
-                    self._running.remove(tickets[0])
-                self._end(tickets[0], "failed", error)
+                if requests[0] in self._running:
+                    self._running.remove(requests[0])
+                self._end(requests[0], "failed", error)
             return []
 
     # In the finishing threads
 
-    def _finish(self, ticket: Ticket, picture: Image.Image) -> None:
+    def _conclude(self, request: EngineRequest, answer: Answer) -> None:
         made: Made | None = None
-        failure: Exception = StoppedError("the server could not finish this picture")
+        failure: Exception = StoppedError("the server could not finish this image")
         try:
-            assert ticket.state is not None
-            made = finish_job(self.pipeline, self.model, ticket.job, ticket.state, picture, ticket.most_together)
+            made = conclude(self.family, request.job, answer)
         except FAILURES as error:
             failure = error
         finally:
             with self._changed:
-                self._finishing.discard(ticket)
-                self._settle(ticket, "failed" if made is None else "done")
-            _deliver(ticket, made or failure)
+                self._finishing.discard(request)
+                self._settle(request, "failed" if made is None else "done")
+            _deliver(request, made or failure)
 
-    def _end(self, ticket: Ticket, status: Status, error: Exception) -> None:
+    def _end(self, request: EngineRequest, status: Status, error: Exception) -> None:
         """Say that it ended without a result; called with the lock held, so others tell whoever waits for it."""
-        self._settle(ticket, status)
-        self._finishers.submit(_deliver, ticket, error)
+        self._settle(request, status)
+        self._finishers.submit(_deliver, request, error)
 
-    def _settle(self, ticket: Ticket, status: Status) -> None:
-        ticket.status, ticket.ended_at = status, time.monotonic()
-        ticket.state = None
+    def _settle(self, request: EngineRequest, status: Status) -> None:
+        request.status, request.ended_at = status, time.monotonic()
+        request.state = None
         self._changed.notify_all()
 
 
-def _deliver(ticket: Ticket, outcome: Made | Exception) -> None:
+def _deliver(request: EngineRequest, outcome: Made | Exception) -> None:
     if isinstance(outcome, Made):
-        ticket.result.set_result(outcome)
+        request.result.set_result(outcome)
         return
     if not isinstance(outcome, AceError):
-        log.error("picture %s failed", ticket.id, exc_info=outcome)
-    ticket.result.set_exception(outcome)
+        log.error("image %s failed", request.id, exc_info=outcome)
+    request.result.set_exception(outcome)

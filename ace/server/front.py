@@ -1,16 +1,17 @@
 """What every route needs: the service behind it, worker threads, and how a request is read, accepted and waited for.
 
-A request is read, understood (`schema.py`, `jobs.py`), accepted (`service.py`) and waited for; if its client goes away
-meanwhile, it is cancelled. Not here: what is answered (`routes/`, `replies.py`).
+A request is read, understood (`schema.py`, `images.py`), accepted (`service.py`) and waited for; if its client goes
+away meanwhile, it is cancelled, unless it was asked for in the background. Not here: what is answered (`routes/`,
+`replies.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
@@ -18,11 +19,12 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
-from ace.conversation.edit import Job, Made, Settings
+from ace.conversation.family import Family
+from ace.conversation.job import Settings
+from ace.conversation.seeds import read_seed
 from ace.errors import ConfigError, InputError
-from ace.server.engine import Engine, OnPreview
+from ace.server.engine import Engine
 from ace.server.images import Upload, fetch
-from ace.server.jobs import any_seed
 from ace.server.metrics import Metrics
 from ace.server.schema import PictureBody
 from ace.server.service import Accepted, NotFoundError, Service
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from ace.server.settings import ServerSettings
 
 _MAX_FIELD_BYTES = 64 * 1024
-_NUM_WORKERS = 4  # pictures decoded and encoded at once, which bounds the memory that this needs
+_NUM_WORKERS = 4  # images decoded and encoded at once, which bounds the memory that this needs
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -46,8 +48,13 @@ class Front:
 
     @property
     def engine(self) -> Engine:
-        """What makes the pictures."""
+        """What makes the images."""
         return self.service.engine
+
+    @property
+    def family(self) -> Family:
+        """The model."""
+        return self.engine.family
 
     @property
     def settings(self) -> ServerSettings:
@@ -61,45 +68,43 @@ class Front:
     # Reading
 
     def check(self, fields: PictureBody) -> int:
-        """How many pictures are asked for, after checking what needs the model. Raises InputError."""
+        """How many images are asked for, and whether the model is here. Raises InputError."""
         if fields.model is not None:
             self.check_model(fields.model)
-        if fields.size_px is not None:
-            self.engine.model.check_size(fields.size_px)
-        count = fields.n or 1
-        if count > self.settings.max_images:
-            raise ConfigError(f"n is {count}: at most {self.settings.max_images} pictures per request")
-        return count
+        return self.check_count(fields.n)
+
+    def check_count(self, n: int | None) -> int:
+        """How many images are asked for. Raises ConfigError."""
+        if n is not None and n > self.settings.max_images:
+            raise ConfigError(f"n is {n}: at most {self.settings.max_images} images per request")
+        return n or 1
 
     def check_model(self, name: str) -> None:
         """Raise NotFoundError for a name that is not the model's."""
-        if name not in (self.engine.model.name, *self.settings.aliases):
-            raise NotFoundError(f"the model {name[:80]!r} does not exist here: use {self.engine.model.name}")
+        if name not in (self.family.name, *self.settings.aliases):
+            raise NotFoundError(f"the model {name[:80]!r} does not exist here: use {self.family.name}")
 
     def settings_of(self, fields: PictureBody) -> Settings:
-        """How the pictures of a request are made; a seed is drawn if it names none."""
-        seed = any_seed() if fields.seed is None else fields.seed
-        return fields.settings(seed, self.engine.model.num_inference_steps)
+        """How the images of a request are made; a seed is drawn if it names none. Raises ConfigError."""
+        return fields.settings(read_seed(fields.seed), self.family.describe().get("steps"))
 
     async def fetch(self, url: str) -> Upload:
-        """The picture at an address. Raises InputError or ImageError."""
+        """The image at an address. Raises InputError or ImageError."""
         return await self.in_worker(fetch, url, self.settings.url_hosts, self.settings.max_upload_bytes)
 
     # Waiting
 
     async def accept(
-        self, request: Request, jobs: Sequence[Job], num_previews: int = 0, on_preview: OnPreview | None = None
+        self, take: Callable[..., Accepted], request: Request, *args: object, **kwargs: object
     ) -> Accepted:
-        """Take a request on. Raises as `Service.accept`."""
+        """Take a request on with a method of the service, which gets its id and its client first. Raises as that."""
         state = request.state
-        accepted = await self.in_worker(
-            self.service.accept, state.request_id, state.client, jobs, num_previews, on_preview
-        )
+        accepted = await self.in_worker(lambda: take(state.request_id, state.client, *args, **kwargs))
         self.metrics.watch(accepted)
         return accepted
 
-    async def wait_for(self, request: Request, accepted: Accepted) -> list[Made]:
-        """The results; a client that goes away cancels them. Raises the first error."""
+    async def wait_for(self, request: Request, accepted: Accepted) -> Any:
+        """The result; a client that goes away cancels it. Raises the first error."""
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
@@ -108,16 +113,16 @@ class Front:
 
         watcher = asyncio.create_task(watch())
         try:
-            return await self.gather(accepted)
+            return await self.result_of(accepted)
         finally:
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
 
-    async def gather(self, accepted: Accepted) -> list[Made]:
-        """The results. The first that fails takes its siblings along, and so does whoever gives up waiting."""
+    async def result_of(self, accepted: Accepted) -> Any:
+        """The result; whoever gives up waiting cancels the request."""
         try:
-            return list(await asyncio.gather(*(asyncio.wrap_future(ticket.result) for ticket in accepted.tickets)))
+            return await asyncio.wrap_future(accepted.result)
         finally:
             self.service.cancel(accepted)
 
@@ -129,42 +134,62 @@ async def _front_of(request: Request) -> Front:
 TheFront = Annotated[Front, Depends(_front_of)]
 
 
-async def read_pictures(
-    front: Front, request: Request, form: type[Body], body: type[Body]
-) -> tuple[Body, list[Upload], Upload | None]:
-    """A request with pictures and perhaps a mask, as a form or as JSON. Raises InputError or HTTPException."""
+@dataclass(frozen=True)
+class Files:
+    """The files that came with a request, by what they are for."""
+
+    images: tuple[Upload, ...] = ()
+    photo: Upload | None = None
+    mask: Upload | None = None
+    drawing: Upload | None = None
+
+
+async def read_files(front: Front, request: Request, form: type[Body], body: type[Body]) -> tuple[Body, Files]:
+    """A request with files, as a form or as JSON with addresses; those that the JSON form does not name are refused.
+
+    Raises InputError or HTTPException."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "application/json":
         return await _read_json(front, await request.body(), body)
     if kind != "multipart/form-data":
         raise HTTPException(415, "send multipart/form-data or application/json")
     async with request.form(max_files=12, max_fields=64, max_part_size=_MAX_FIELD_BYTES) as parts:
-        return await _read_form(parts, form)
+        return await _read_form(parts, form, {"image", *(_SINGLE & body.model_fields.keys())})
 
 
-async def _read_json(front: Front, content: bytes, body: type[Body]) -> tuple[Body, list[Upload], Upload | None]:
+_SINGLE = {"photo", "mask", "drawing"}
+
+
+async def _read_json(front: Front, content: bytes, body: type[Body]) -> tuple[Body, Files]:
     fields = body.model_validate_json(content)
-    uploads = [await front.fetch(image.image_url) for image in getattr(fields, "images", ())]
-    mask = getattr(fields, "mask", None)
-    return fields, uploads, None if mask is None else await front.fetch(mask.image_url)
+    images = tuple([await front.fetch(image.image_url) for image in getattr(fields, "images", ())])
+    single = {name: getattr(fields, name, None) for name in _SINGLE}
+    return fields, Files(
+        images, **{name: await front.fetch(of.image_url) for name, of in single.items() if of is not None}
+    )
 
 
-async def _read_form(parts: FormData, form: type[Body]) -> tuple[Body, list[Upload], Upload | None]:
+async def _read_form(parts: FormData, form: type[Body], names: set[str]) -> tuple[Body, Files]:
     texts: dict[str, str] = {}
-    files: dict[str, list[Upload]] = {"image": [], "mask": []}
+    images: list[Upload] = []
+    single: dict[str, Upload] = {}
     for name, value in parts.multi_items():
         plain = name.removesuffix("[]")
         if isinstance(value, UploadFile):
-            if plain not in files:
-                raise InputError(f"unknown file {name[:40]!r}: send image and mask")
-            files[plain].append(Upload(await value.read(), value.filename or plain))
+            if plain not in names:
+                raise InputError(f"unknown file {name[:40]!r}: send {', '.join(sorted(names))}")
+            upload = Upload(await value.read(), value.filename or plain)
+            if plain == "image":
+                images.append(upload)
+            elif plain in single:
+                raise InputError(f"there are several files {plain!r}: send one")
+            else:
+                single[plain] = upload
         elif name in texts:
             raise InputError(f"{name[:40]!r} is there twice")
         else:
             texts[name] = value
-    if len(files["mask"]) > 1:
-        raise InputError("there are several masks: send one, for the first image")
-    return form.model_validate(texts), files["image"], files["mask"][0] if files["mask"] else None
+    return form.model_validate(texts), Files(tuple(images), **single)
 
 
 def form_or_json(body: type[BaseModel]) -> dict:

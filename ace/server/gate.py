@@ -1,8 +1,9 @@
 """The gate: what is checked before a request is read any further.
 
-In this order: is it meant for this server (on loopback without keys any web page could send requests here, so a foreign
-`Host` or `Origin` is refused), does it show a key, is it too large (by its header, and again as it arrives), does it
-arrive in time, and is there memory for it. Everything that passes has an id and a client in `scope["state"]`.
+In this order: is it meant for this server (where a browser needs no key, or sends it by itself in a cookie, any web
+page could send requests here, so a foreign `Host` or `Origin` is refused), does it show a key, is it too large (by its
+header, and again as it arrives), does it arrive in time, and is there memory for it. Everything that passes has an id
+and a client in `scope["state"]`.
 
 A refusal may be ready before the request has arrived whole. Then the connection is not closed at once, which would
 reset it and could lose the answer: the rest is read and thrown away first, for a moment.
@@ -16,7 +17,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,9 +33,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Paths without a key: they say nothing about anybody's pictures, or their name is the secret (`/files/`).
-OPEN = ("/health", "/ready", "/docs", "/redoc", "/openapi.json")
-OPEN_BELOW = "/files/"
+# Paths without a key, with all below where one ends in "/": they say nothing about anybody's pictures, or their name is the secret (`/files/`).
+OPEN = ("/health", "/ready", "/docs", "/redoc", "/openapi.json", "/files/")
 _LINGER_S = 2.0  # for the rest of a request that has been answered already
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -51,8 +51,15 @@ class Refused(HTTPException):
 class Gate:
     """Stands before an application."""
 
-    def __init__(self, app: App, settings: ServerSettings, on_end: Callable[[str, int, float], None]) -> None:
+    def __init__(
+        self,
+        app: App,
+        settings: ServerSettings,
+        on_end: Callable[[str, int, float], None],
+        open_paths: tuple[str, ...] = (),
+    ) -> None:
         self.app, self.settings, self.on_end = app, settings, on_end
+        self.open_paths = (*OPEN, *open_paths)
         self.keys = Keys(settings.api_keys)
         self._receiving = 0
 
@@ -98,20 +105,27 @@ class Gate:
         """The client's name. Raises Refused."""
         origin = headers.get("origin")
         host = headers.get("host", "")
-        if not self.settings.api_keys:
+        if not self.settings.api_keys or self.settings.cookie:
             if not is_loopback(_name_of(host)):
                 raise Refused(403, "this server answers to 127.0.0.1 and localhost only", "wrong_host")
-            if origin is not None and (origin == "null" or urlsplit(origin).netloc != host):
+            if (origin is not None and (origin == "null" or urlsplit(origin).netloc != host)) or _is_foreign(headers):
                 raise Refused(403, "requests from other web pages are refused", "wrong_origin")
-        client = self.keys.client_of(headers.get("authorization"))
+        shown = headers.get("authorization")
+        if shown is None and self.settings.cookie:
+            shown = f"Bearer {_cookie_of(headers.get('cookie', ''), self.settings.cookie)}"
+        client = self.keys.client_of(shown)
         if client is None:
-            if path not in OPEN and not path.startswith(OPEN_BELOW):
+            if not self._is_open(path):
                 raise Refused(401, "no valid API key: send it as Authorization: Bearer …", "invalid_api_key")
             client = "nobody"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self.settings.max_upload_bytes:
             raise self.too_large()
         return client
+
+    def _is_open(self, path: str) -> bool:
+        """Whether a path needs no key."""
+        return any(path == known or (known[-1] == "/" != known and path.startswith(known)) for known in self.open_paths)
 
     def received(self, count: int) -> None:
         """Count bytes that have arrived. Raises Refused if all requests together hold too many."""
@@ -165,6 +179,18 @@ def _name_of(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that another site's page asks for something to use in itself; links may be followed."""
+    link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not link
+
+
+def _cookie_of(header: str, name: str) -> str:
+    """The value of a cookie; "" without it."""
+    pairs = (pair.strip().partition("=") for pair in header.split(";"))
+    return next((value for key, _, value in pairs if key == name), "")
 
 
 async def _refuse(send: Send, refused: Refused) -> None:

@@ -1,4 +1,4 @@
-"""Bytes, data: addresses or an allowed URL → pictures that have passed intake.
+"""Bytes, data: addresses or an allowed URL → images and masks of a message, after intake.
 
 Nothing is decoded here: the header says format, size and number of frames, and only a PNG, JPEG or WebP of one frame
 and a sensible size goes on to `ace/conditions/images.py`. A URL is fetched only from a host that the operator named;
@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from ace.conditions.images import OpenedImage, normalise_mask, open_image, quiet_pillow
+from ace.conditions.images import OpenedImage, open_image, quiet_pillow
+from ace.conversation.message import Mask, Picture
 from ace.conversation.recipe import FileRef
 from ace.errors import ConfigError, ImageError, InputError, MaskError
 
@@ -45,25 +46,40 @@ class Upload:
 
 
 def open_upload(upload: Upload, max_pixels: int) -> OpenedImage:
-    """A picture. Raises ImageError for another format, several frames, too many pixels or damage."""
+    """An image. Raises ImageError for another format, several frames, too many pixels or damage."""
     name = upload.ref.name
     _check_header(upload, max_pixels)
     return open_image(io.BytesIO(upload.data), max_pixels=max_pixels, name=name)
 
 
-def open_mask_upload(upload: Upload, image_size: tuple[int, int], max_pixels: int) -> Image.Image:
-    """A mask, "L", white = change, of `image_size` (width, height).
+def open_picture(upload: Upload, max_pixels: int) -> Picture:
+    """An uploaded file as an image of a message. Raises ImageError."""
+    return Picture(open_upload(upload, max_pixels), upload.ref)
 
-    A file with transparency is read as OpenAI's API has it: fully transparent pixels are what should change. Without,
-    as everywhere here: white is what should change. Raises MaskError or ImageError."""
+
+def open_mask(upload: Upload, max_pixels: int) -> Mask:
+    """An uploaded file as the mask of a message.
+
+    A file with transparency is read as OpenAI's API has it: fully transparent pixels are what should change; it goes by
+    the hash of the plain mask that it stands for, since that is what a replay needs. Without, as everywhere here: white
+    is what should change. Raises MaskError or ImageError."""
     opened = open_upload(upload, max_pixels)
     if opened.alpha is None:
-        return normalise_mask(opened.image, image_size, name=opened.name)
+        return Mask(opened.image, upload.ref)
     erased = np.asarray(opened.alpha) < 128
     if not erased.any():
         raise MaskError(f"{opened.name} selects nothing: make transparent what should change")
-    mask = Image.fromarray(erased.astype(np.uint8) * 255)
-    return normalise_mask(mask, image_size, name=opened.name)
+    return Mask(Image.fromarray(erased.astype(np.uint8) * 255))
+
+
+def open_strokes(upload: Upload, max_pixels: int) -> Image.Image:
+    """An uploaded drawing, RGBA: coloured strokes on a transparent ground. Raises MaskError or ImageError."""
+    opened = open_upload(upload, max_pixels)
+    if opened.alpha is None:
+        raise MaskError(f"{opened.name} has no transparent ground: draw strokes on one, of the size of the image")
+    strokes = opened.stored.convert("RGBA")
+    strokes.putalpha(opened.alpha)
+    return strokes
 
 
 def _check_header(upload: Upload, max_pixels: int) -> None:

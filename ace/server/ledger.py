@@ -1,19 +1,36 @@
-"""The ledger: which requests were accepted, whose they are and how they ended, also after the server was killed.
+"""The ledger: which requests were made, whose they are and how they ended, also after the server was killed.
 
 One SQLite file. A request that was accepted and has no end when the file is opened again was lost by a restart, and its
-id says so from then on. The file is locked while a server uses it, so that two servers never share one.
+id says so from then on. Refused, failed and cancelled requests stay as well, with the reason; no prompt is kept. The
+file is locked while a server uses it, so that two servers never share one.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ace.errors import ConfigError
 
 _KEPT = 100_000  # newest requests that are remembered
+
+
+@dataclass(frozen=True)
+class Record:
+    """A request. status: accepted, done, failed, cancelled or lost; asked: seconds since 1970; about: what was asked,
+    see `RequestReply`."""
+
+    id: str
+    status: str
+    asked: float
+    message: str | None
+    about: dict[str, Any]
 
 
 class Ledger:
@@ -33,8 +50,12 @@ class Ledger:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS requests"
-                " (id TEXT, client TEXT, status TEXT, asked REAL, ended REAL, message TEXT, PRIMARY KEY (id, client))"
+                " (id TEXT, client TEXT, status TEXT, asked REAL, ended REAL, message TEXT, about TEXT,"
+                " PRIMARY KEY (id, client))"
             )
+            columns = {row[1] for row in self._database.execute("PRAGMA table_info(requests)")}
+            if "about" not in columns:  # a file of ace 0.1
+                self._database.execute("ALTER TABLE requests ADD COLUMN about TEXT")
             self._database.execute(
                 "UPDATE requests SET status = 'lost', message = 'lost by restart' WHERE ended IS NULL"
             )
@@ -45,37 +66,44 @@ class Ledger:
                 "requests.sqlite in the data folder is damaged: delete it or name another folder"
             ) from None
 
-    def accept(self, request_id: str, client: str) -> None:
+    def accept(self, request_id: str, client: str, about: Mapping[str, Any]) -> None:
         """A request was accepted; this is on the disk when it returns."""
         with self._lock:
             self._database.execute(
-                "INSERT OR REPLACE INTO requests VALUES (?, ?, 'accepted', ?, NULL, NULL)",
-                (request_id, client, time.time()),
+                "INSERT OR REPLACE INTO requests VALUES (?, ?, 'accepted', ?, NULL, NULL, ?)",
+                (request_id, client, time.time(), json.dumps(dict(about))),
             )
             self._database.execute(
                 "DELETE FROM requests WHERE rowid <= (SELECT MAX(rowid) FROM requests) - ?", (_KEPT,)
             )
 
-    def withdraw(self, request_id: str, client: str) -> None:
-        """It was not accepted after all."""
-        with self._lock:
-            self._database.execute("DELETE FROM requests WHERE id = ? AND client = ?", (request_id, client))
-
-    def end(self, request_id: str, client: str, status: str, message: str | None = None) -> None:
-        """A request ended: "done", "failed" or "cancelled"."""
+    def end(
+        self, request_id: str, client: str, status: str, message: str | None = None, steps_done: int | None = None
+    ) -> None:
+        """A request ended: "done", "failed" or "cancelled", after so many steps."""
         with self._lock:
             self._database.execute(
-                "UPDATE requests SET status = ?, message = ?, ended = ? WHERE id = ? AND client = ?",
-                (status, message, time.time(), request_id, client),
+                "UPDATE requests SET status = ?, message = ?, ended = ?,"
+                " about = json_set(COALESCE(about, '{}'), '$.steps_done', ?) WHERE id = ? AND client = ?",
+                (status, message, time.time(), steps_done, request_id, client),
             )
 
-    def look_up(self, request_id: str, client: str) -> tuple[str, str | None] | None:
-        """(status, message) of a client's own request; None = there is none."""
+    def look_up(self, request_id: str, client: str) -> Record | None:
+        """A client's own request; None = there is none."""
+        found = self._read("id = ? AND client = ?", (request_id, client), 1)
+        return found[0] if found else None
+
+    def newest(self, client: str, most: int = 100) -> list[Record]:
+        """A client's requests, the newest first."""
+        return self._read("client = ?", (client,), most)
+
+    def _read(self, where: str, values: tuple[str, ...], most: int) -> list[Record]:
         with self._lock:
-            row = self._database.execute(
-                "SELECT status, message FROM requests WHERE id = ? AND client = ?", (request_id, client)
-            ).fetchone()
-        return None if row is None else (row[0], row[1])
+            rows = self._database.execute(
+                f"SELECT id, status, asked, message, about FROM requests WHERE {where} ORDER BY rowid DESC LIMIT ?",
+                (*values, most),
+            ).fetchall()
+        return [Record(*row[:4], json.loads(row[4] or "{}")) for row in rows]
 
     def close(self) -> None:
         """Close the file."""

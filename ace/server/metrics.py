@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
-    from ace.server.engine import Engine, Ticket
+    from ace.server.engine import Engine, EngineRequest
     from ace.server.service import Accepted
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
@@ -24,7 +24,7 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter("ace_requests", "HTTP requests", ["route", "status"], registry=self.registry)
-        self._pictures = Counter("ace_pictures", "Pictures by outcome", ["outcome"], registry=self.registry)
+        self._pictures = Counter("ace_pictures", "Images by outcome", ["outcome"], registry=self.registry)
         self._seconds = Histogram(
             "ace_request_seconds", "HTTP requests", ["route"], buckets=_SECONDS, registry=self.registry
         )
@@ -32,13 +32,13 @@ class Metrics:
             "ace_waiting_seconds", "Before the first step", buckets=_SECONDS, registry=self.registry
         )
         self._working_s = Histogram(
-            "ace_working_seconds", "From the first step to the picture", buckets=_SECONDS, registry=self.registry
+            "ace_working_seconds", "From the first step to the image", buckets=_SECONDS, registry=self.registry
         )
         for name, text, value in (
-            ("ace_pictures_waiting", "Pictures in the line", lambda: engine.num_waiting),
-            ("ace_pictures_running", "Pictures being made", lambda: engine.num_running),
-            ("ace_passes", "Packed passes so far", lambda: engine.num_steps),
-            ("ace_picture_steps", "Denoising steps of pictures so far", lambda: engine.num_picture_steps),
+            ("ace_pictures_waiting", "Images in the queue", lambda: engine.num_waiting),
+            ("ace_pictures_running", "Images being made", lambda: engine.num_running),
+            ("ace_passes", "Steps of the engine so far", lambda: engine.num_steps),
+            ("ace_picture_steps", "Denoising steps of images so far", lambda: engine.num_image_steps),
             ("ace_ready", "1 = requests are taken", lambda: float(engine.ready)),
         ):
             Gauge(name, text, registry=self.registry).set_function(value)
@@ -52,17 +52,17 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def watch(self, accepted: Accepted) -> None:
-        """Count the pictures of a request when they end."""
-        for ticket in accepted.tickets:
-            ticket.result.add_done_callback(lambda _, ticket=ticket: self._ended(ticket))
+        """Count the images of a request when they end."""
+        for request in accepted.requests:
+            request.result.add_done_callback(lambda _, request=request: self._ended(request))
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self.registry)
 
-    def _ended(self, ticket: Ticket) -> None:
-        self._pictures.labels(ticket.status).inc()
-        if ticket.started_at is not None:
-            self._waiting_s.observe(ticket.started_at - ticket.asked_at)
-            if ticket.ended_at is not None and ticket.status == "done":
-                self._working_s.observe(ticket.ended_at - ticket.started_at)
+    def _ended(self, request: EngineRequest) -> None:
+        self._pictures.labels(request.status).inc()
+        if request.started_at is not None:
+            self._waiting_s.observe(request.started_at - request.asked_at)
+            if request.ended_at is not None and request.status == "done":
+                self._working_s.observe(request.ended_at - request.started_at)

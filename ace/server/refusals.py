@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException
 
 from ace.errors import AceError, BusyError, InputError, StoppedError
 from ace.server.gate import Refused
-from ace.server.service import NotFoundError
+from ace.server.service import NotFoundError, message_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def error_of(error: AceError) -> tuple[int, dict, dict[str, str]]:
         return 404, error_body(str(error), "not_found"), {}
     if isinstance(error, InputError):
         return 400, error_body(str(error), type(error).__name__.removesuffix("Error").lower()), {}
-    return 500, error_body("the server could not make this picture", "server_error", kind="server_error"), {}
+    return 500, error_body(message_of(error), "server_error", kind="server_error"), {}
 
 
 def _refuse_fields(errors: Sequence) -> Response:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from pathlib import Path
 
-from ace.conversation.edit import Made
-from ace.conversation.session import Node
-from ace.server.schema import AceDetails, NodeReply, TokenDetails, Usage
-from ace.server.service import Accepted
+from PIL import Image
+
+from ace.conversation.job import Made
+from ace.conversation.replay import Replay
+from ace.conversation.session import Session
+from ace.errors import SessionError
+from ace.server.activity import ENDED, Active
+from ace.server.schema import (
+    AceDetails,
+    ActiveRequestReply,
+    NodeInputReply,
+    NodeReply,
+    ReplayReply,
+    SessionEvent,
+    SessionReply,
+    TokenDetails,
+    Usage,
+)
+from ace.server.service import Accepted, Opened, Service, created_at, head_of
 
 
 def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
-    """What our own part of a reply says of picture `number` of a request."""
-    ticket = accepted.tickets[number]
-    seconds = (ticket.ended_at or time.monotonic()) - ticket.asked_at
+    """What our own part of a reply says of image `number` of a request."""
+    request = accepted.requests[number]
+    seconds = (request.ended_at or time.monotonic()) - request.asked_at
     recipe = made.recipe
     return AceDetails(
         seed=recipe.seed,
@@ -30,8 +47,8 @@ def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
 
 def usage_of(accepted: Accepted) -> Usage:
     """Tokens that a request read and made, as OpenAI counts them."""
-    cost = accepted.tickets[0].cost
-    output = cost.num_target_tokens * len(accepted.tickets)
+    cost = accepted.requests[0].cost
+    output = cost.target_tokens * len(accepted.requests)
     total = cost.image_tokens + cost.text_tokens
     return Usage(
         input_tokens=total,
@@ -41,14 +58,102 @@ def usage_of(accepted: Accepted) -> Usage:
     )
 
 
-def node_reply(session_id: str, node: Node) -> NodeReply:
-    """A node of a session without its picture."""
+def session_reply(opened: Opened) -> SessionReply:
+    """A session with all nodes that can be read."""
+    nodes, damaged = [], []
+    for node_id in opened.session.node_ids():
+        try:
+            nodes.append(node_reply(opened, node_id))
+        except SessionError:
+            damaged.append(node_id)
+    head, readable = head_of(opened.session), {node.id for node in nodes}
+    if head is not None and head not in readable:
+        head = nodes[-1].id if nodes else None
+    folder = opened.session.folder
+    return SessionReply(
+        id=opened.id, created=created_at(folder), name=folder.name, head=head, nodes=nodes, damaged=damaged
+    )
+
+
+def node_reply(opened: Opened, node_id: str) -> NodeReply:
+    """A node of a session without its image. Raises SessionError."""
+    folder = opened.session.folder
+    try:
+        written_ns = (folder / "nodes" / node_id / "node.json").stat().st_mtime_ns
+    except OSError:
+        written_ns = 0
+    return _read_node(folder, opened.id, node_id, written_ns)
+
+
+@functools.lru_cache(maxsize=10_000)  # nodes never change
+def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> NodeReply:
+    node = Session(folder).node(node_id)
+    recipe, base = node.recipe, f"/v1/sessions/{session_id}/nodes"
+    try:
+        with Image.open(node.image_path) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError):
+        raise SessionError(f"node {node_id} is damaged (image.png cannot be read): delete its folder") from None
+    inputs = [
+        NodeInputReply(
+            node=one.node,
+            image=f"{base}/{one.node}/image" if one.node else f"{base}/{node.id}/inputs/{number}",
+            mask=None if one.mask_path is None else f"{base}/{node.id}/masks/{number}",
+        )
+        for number, one in enumerate(node.inputs)
+    ]
     return NodeReply(
         id=node.id,
         parents=node.parents,
         instruction=node.instruction,
-        image=f"/v1/sessions/{session_id}/nodes/{node.id}/image",
-        seed=node.recipe.seed,
-        steps=node.recipe.num_inference_steps,
-        size="{}x{}".format(*node.recipe.size_px),
+        image=f"{base}/{node.id}/image",
+        image_size=f"{width}x{height}",
+        inputs=tuple(inputs),
+        seed=str(recipe.seed),
+        steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        negative_prompt=recipe.negative_instruction,
+        size="{}x{}".format(*recipe.size_px),
+        model=recipe.model,
+        model_sha256=recipe.model_sha256,
+        history=len(recipe.history),
+    )
+
+
+def replay_reply(replay: Replay) -> ReplayReply:
+    """What making a node again showed."""
+    return ReplayReply(
+        node=replay.node_id,
+        same_pixels=replay.same_pixels,
+        largest_difference=replay.largest_difference,
+        differences=replay.differences,
+    )
+
+
+def session_event(service: Service, opened: Opened) -> SessionEvent:
+    """How a session stands."""
+    return SessionEvent(
+        head=head_of(opened.session),
+        num_nodes=len(opened.session.node_ids()),
+        requests=[_active_reply(service, entry) for entry in opened.activity.entries()],
+    )
+
+
+def _active_reply(service: Service, entry: Active) -> ActiveRequestReply:
+    accepted = entry.accepted
+    running = accepted is not None and entry.status not in ENDED
+    return ActiveRequestReply(
+        id=entry.id,
+        kind=entry.kind,
+        prompt=entry.prompt,
+        parent=entry.parent,
+        n=1 if accepted is None else len(accepted.requests),
+        status=accepted.status if running and accepted is not None else entry.status,
+        steps_done=0 if accepted is None else accepted.steps_done,
+        steps=0 if accepted is None else accepted.steps,
+        eta_s=service.eta_s(accepted) if running and accepted is not None else None,
+        previews=[entry.previews[number].address for number in sorted(entry.previews)] if running else [],
+        message=entry.message,
+        nodes=list(entry.nodes),
+        replay=None if entry.replay is None else replay_reply(entry.replay),
     )

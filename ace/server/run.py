@@ -11,21 +11,18 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import anyio
 import uvicorn
 from anyio import to_thread
+from fastapi import FastAPI
 
+from ace.conversation.family import Family
 from ace.errors import ConfigError
 from ace.server.app import create_app
 from ace.server.engine import Engine
 from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from ace.inference.pipeline import ACEPipeline
-    from ace.weights.sources import ModelFiles
 
 _MAX_CONNECTIONS = 1000
 
@@ -44,20 +41,23 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    load: Callable[[], ACEPipeline],
-    model: ModelFiles,
+    load: Callable[[], Family],
     settings: ServerSettings,
     on_ready: Callable[[str], None] = lambda url: None,
+    *,
+    make_app: Callable[[Engine, ServerSettings, Ledger], FastAPI] = create_app,
+    listener: socket.socket | None = None,
 ) -> None:
     """Serve until a signal to stop.
 
-    load: called for the pipeline once the address and the data folder are known to be free. on_ready: called with the
-    address once requests are answered. Raises ConfigError if one of them is not free, and whatever `load` raises."""
+    load: called for the loaded model once the address and the data folder are known to be free. on_ready: called with
+    the address once requests are answered. listener: None = one of `listen`. Raises ConfigError if address or folder
+    is not free, and whatever `load` raises."""
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(settings.host, settings.port))
+        listener = stack.enter_context(listener or listen(settings.host, settings.port))
         ledger = stack.enter_context(contextlib.closing(Ledger(settings.data_folder)))
-        engine = Engine(load(), model, settings.limits)
-        app = create_app(engine, settings, ledger)
+        engine = Engine(load(), settings.limits)
+        app = make_app(engine, settings, ledger)
         stack.callback(engine.stop)
         engine.start()
         config = uvicorn.Config(
@@ -80,10 +80,14 @@ def serve(
         _Server(config, engine, settings.drain_s).run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Its connections send small answers at once (TCP_NODELAY), which asyncio sees to only for
+    sockets that were made for TCP by name. Raises ConfigError if the address cannot be used."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"cannot listen on {host}:{port} ({reason}): choose another --port or --host") from None

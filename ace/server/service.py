@@ -1,36 +1,49 @@
 """What the server does with a request once it is understood: accept it, tell how it stands, keep results and sessions.
 
-Everything that blocks is here and is called in worker threads; `app.py` waits for it. Results are given out by ids that
-cannot be guessed, sessions lie in a folder per client, and no name from outside ever becomes part of a path unchecked.
+Everything that blocks is here and is called in worker threads; routes wait for it. What a request makes is kept by the
+thread that ends it, whether its client still listens or not. Results are given out by ids that cannot be guessed,
+sessions lie in a folder per client, and no name from outside ever becomes part of a path unchecked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import secrets
 import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ace.conversation.chat import ChatSession, Message
-from ace.conversation.edit import Job, Made
+from PIL import Image
+
+from ace.conversation.chat import ChatSession
+from ace.conversation.chat import keep as keep_node
+from ace.conversation.job import Job, Made, variants
+from ace.conversation.message import Message
 from ace.conversation.recipe import encode
+from ace.conversation.replay import Replay, compare_with_node
 from ace.conversation.session import ArchiveLimits, Node, Session
-from ace.errors import BusyError, InputError, SessionError, StoppedError
-from ace.server.engine import Engine, OnPreview, Ticket
-from ace.server.jobs import held_bytes
+from ace.errors import AceError, BusyError, InputError, SessionError, StoppedError
+from ace.server.activity import Active, Activities, Activity
+from ace.server.engine import Engine, EngineRequest, OnPreview
 from ace.server.keys import Quota
 from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
 
+log = logging.getLogger(__name__)
+
 _URL_LIFE_S = 3600.0
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
+Keep = Callable[[list[Made]], Any]  # what is done with the images of a request, by the thread that ends it
+OnEnd = Callable[[str, str | None], None]  # told its status and, if it failed, why
 
 
 class NotFoundError(InputError):
@@ -38,17 +51,53 @@ class NotFoundError(InputError):
 
 
 @dataclass(frozen=True)
+class Previews:
+    """How many previews of each image are wanted, and who is told beside the session's activity."""
+
+    count: int = 0
+    on_preview: OnPreview | None = None
+
+
+@dataclass(eq=False)
 class Accepted:
-    """A request that was taken on. tickets: one per picture."""
+    """A request that was taken on. requests: one per image; result: what `keep` made of them, or the error."""
 
     id: str
     client: str
-    tickets: tuple[Ticket, ...]
+    requests: tuple[EngineRequest, ...] = ()
+    result: Future[Any] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.result.set_running_or_notify_cancel()  # `Service.cancel` alone cancels it
 
     @property
-    def eta_tickets(self) -> tuple[Ticket, ...]:
-        """Those that are not done."""
-        return tuple(ticket for ticket in self.tickets if not ticket.result.done())
+    def status(self) -> str:
+        """Waiting or running."""
+        return "waiting" if all(one.status == "waiting" for one in self.requests) else "running"
+
+    @property
+    def steps_done(self) -> int:
+        """Denoising steps of all its images."""
+        return sum(one.steps_done for one in self.requests)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps in all."""
+        return sum(one.cost.num_steps for one in self.requests)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session of a client, with the model that answers in it and what is going on there."""
+
+    id: str
+    chat: ChatSession
+    activity: Activity
+
+    @property
+    def session(self) -> Session:
+        """Its folder."""
+        return self.chat.session
 
 
 class Service:
@@ -57,6 +106,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServerSettings, ledger: Ledger) -> None:
         self.engine, self.settings, self.ledger = engine, settings, ledger
         self.quota = Quota(settings.pictures_per_minute)
+        self._activities = Activities()
         self._lock = threading.Lock()
         self._accepted: dict[tuple[str, str], Accepted] = {}
         self._held = 0
@@ -70,58 +120,84 @@ class Service:
         request_id: str,
         client: str,
         jobs: Sequence[Job],
-        num_previews: int = 0,
-        on_preview: OnPreview | None = None,
+        kind: str,
+        *,
+        keep: Keep = list,
+        session: str | None = None,
+        previews: Previews = Previews(),
+        on_end: OnEnd = lambda status, message: None,
     ) -> Accepted:
         """Take on a request; from now on it is answered or failed explicitly.
 
-        jobs: the variants of one, which share their pictures. Raises BusyError, ConfigError, StoppedError or, for an id
-        in use, InputError."""
-        held, most = held_bytes(jobs[0]), self.settings.max_held_bytes
+        jobs: the variants of one, which share their images. kind, session: for its record. Raises BusyError,
+        ConfigError, StoppedError or, for an id in use, InputError."""
+        held, most = jobs[0].held_bytes(), self.settings.max_held_bytes
         if held > most // 4:
-            raise InputError("the pictures of this request are too large together: send smaller ones")
+            raise InputError("the images of this request are too large together: send smaller ones")
+        accepted = Accepted(request_id, client)
         with self._lock:
             if (client, request_id) in self._accepted:
                 raise InputError(f"the request id {request_id} is in use: choose another")
             if self._held + held > most:
-                raise BusyError("the server holds too many large pictures: try again later", 5.0)
+                raise BusyError("the server holds too many large images: try again later", 5.0)
             self.quota.spend(client, len(jobs))
-            self._accepted[client, request_id] = Accepted(request_id, client, ())
+            self._accepted[client, request_id] = accepted
             self._held += held
-        self.ledger.accept(request_id, client)
+        self.ledger.accept(request_id, client, _about(jobs, kind, session))
         try:
-            tickets = self.engine.submit(jobs, client, num_previews=num_previews, on_preview=on_preview)
-        except (BusyError, InputError, StoppedError):
-            self.ledger.withdraw(request_id, client)
+            requests = self.engine.submit(jobs, client, num_previews=previews.count, on_preview=previews.on_preview)
+        except (BusyError, InputError, StoppedError) as error:
+            self.ledger.end(request_id, client, "failed", str(error), 0)
             with self._lock:
                 del self._accepted[client, request_id]
                 self._held -= held
                 self.quota.give_back(client, len(jobs))
             raise
-        accepted = Accepted(request_id, client, tuple(tickets))
-        with self._lock:
-            self._accepted[client, request_id] = accepted
-        unfinished = set(tickets)
+        accepted.requests = tuple(requests)
+        unfinished = set(requests)
 
-        def ended(ticket: Ticket) -> None:
+        def ended(request: EngineRequest) -> None:
             with self._lock:
-                unfinished.discard(ticket)
-                if unfinished:
-                    return
-            errors = [error for ticket in tickets if (error := ticket.result.exception()) is not None]
-            status = "failed" if errors else "done"
-            if any(ticket.status == "cancelled" for ticket in tickets):
-                status = "cancelled"
-            try:
-                self.ledger.end(request_id, client, status, _message_of(errors[0]) if errors else None)
-            finally:
-                with self._lock:  # only now, so that whoever asks finds it running or ended and nothing between
-                    del self._accepted[client, request_id]
-                    self._held -= held
+                unfinished.discard(request)
+                rest = list(unfinished)
+            if request.result.exception() is not None:
+                self.engine.cancel(rest)  # the first that fails takes the others along
+            if not rest:
+                self._end(accepted, held, keep, on_end)
 
-        for ticket in tickets:
-            ticket.result.add_done_callback(lambda _, ticket=ticket: ended(ticket))
+        for request in requests:
+            request.result.add_done_callback(lambda _, request=request: ended(request))
         return accepted
+
+    def _end(self, accepted: Accepted, held: int, keep: Keep, on_end: OnEnd) -> None:
+        """Keep what was made, write down how it ended, and tell everybody who waits."""
+        value: Any = None
+        errors = [error for one in accepted.requests if (error := one.result.exception()) is not None]
+        # the error that came first: the others were cancelled because of it
+        error = next((one for one in errors if not (isinstance(one, StoppedError) and one.cancelled)), None)
+        error = error or (errors[0] if errors else None)
+        if error is None:
+            try:
+                value = keep([one.result.result() for one in accepted.requests])
+            except (AceError, OSError, RuntimeError, ValueError) as failure:
+                error = failure
+        if error is not None and not isinstance(error, AceError):
+            log.error("request %s failed", accepted.id, exc_info=error)
+            error = AceError("the model failed: try fewer or smaller images")
+        cancelled = isinstance(error, StoppedError) and error.cancelled
+        status = "done" if error is None else "cancelled" if cancelled else "failed"
+        message = None if error is None else message_of(error)
+        try:
+            self.ledger.end(accepted.id, accepted.client, status, message, accepted.steps_done)
+            on_end(status, message)
+        finally:
+            with self._lock:  # only now, so that whoever asks finds it running or ended and nothing between
+                del self._accepted[accepted.client, accepted.id]
+                self._held -= held
+            if error is None:
+                accepted.result.set_result(value)
+            else:
+                accepted.result.set_exception(error)
 
     def running(self, request_id: str, client: str) -> Accepted | None:
         """A client's request that is waiting or running."""
@@ -130,13 +206,116 @@ class Service:
 
     def cancel(self, accepted: Accepted) -> None:
         """Stop working on a request."""
-        self.engine.cancel(accepted.tickets)
+        self.engine.cancel(accepted.requests)
 
     def eta_s(self, accepted: Accepted) -> float | None:
-        """Seconds until the last picture of a request is done."""
-        times = [self.engine.eta_s(ticket) for ticket in accepted.eta_tickets]
+        """Seconds until the last image of a request is done."""
+        times = [self.engine.eta_s(one) for one in accepted.requests if not one.result.done()]
         known = [seconds for seconds in times if seconds is not None]
         return max(known, default=0.0) if len(known) == len(times) else None
+
+    # In sessions
+
+    def turn(
+        self,
+        request_id: str,
+        client: str,
+        opened: Opened,
+        message: Message,
+        parent: str | None,
+        n: int,
+        previews: Previews = Previews(),
+    ) -> Accepted:
+        """Take on the next round of a session; its result is a list of (`Made`, `Node`). Raises as `accept` and
+        `open_message`."""
+        jobs = variants(opened.chat.open(message, parent), n, self.settings.max_images)
+        entry = Active(request_id, "turn", jobs[0].instruction, parent)
+        return self._make_nodes(request_id, client, opened, jobs, entry, previews)
+
+    def again(
+        self,
+        request_id: str,
+        client: str,
+        opened: Opened,
+        node_id: str,
+        seed: Any,
+        n: int,
+        previews: Previews = Previews(),
+    ) -> Accepted:
+        """Take on the request of a node with other seeds. Otherwise as `turn`."""
+        jobs = variants(opened.chat.job_again(node_id, seed), n, self.settings.max_images)
+        parents = jobs[0].parents
+        entry = Active(request_id, "again", jobs[0].instruction, parents[0] if parents else None)
+        return self._make_nodes(request_id, client, opened, jobs, entry, previews)
+
+    def replay(
+        self, request_id: str, client: str, opened: Opened, node_id: str, previews: Previews = Previews()
+    ) -> Accepted:
+        """Make a node again to compare it; the result is a `Replay`. Raises as `accept`, and SessionError."""
+        job = opened.chat.job_of(node_id)
+        entry = Active(request_id, "replay", job.instruction, node_id)
+
+        def compare(made: list[Made]) -> Replay:
+            entry.replay = compare_with_node(opened.session, node_id, made[0])
+            return entry.replay
+
+        return self._accept_active(request_id, client, opened, [job], entry, compare, previews)
+
+    def _make_nodes(
+        self, request_id: str, client: str, opened: Opened, jobs: Sequence[Job], entry: Active, previews: Previews
+    ) -> Accepted:
+        session = opened.session
+        if len(session.node_ids()) + len(jobs) > self.settings.max_session_nodes:
+            raise SessionError(f"this session has {self.settings.max_session_nodes} nodes: begin a new one")
+        head = head_of(session)
+
+        def keep_nodes(made: list[Made]) -> list[tuple[Made, Node]]:
+            kept = [(one, keep_node(session, one)) for one in made]
+            entry.nodes = tuple(node.id for _, node in kept)
+            if head_of(session) in (head, *entry.nodes):  # whoever went elsewhere meanwhile stays there
+                session.set_head(entry.nodes[0])
+            return kept
+
+        return self._accept_active(request_id, client, opened, jobs, entry, keep_nodes, previews)
+
+    def _accept_active(
+        self,
+        request_id: str,
+        client: str,
+        opened: Opened,
+        jobs: Sequence[Job],
+        entry: Active,
+        keep: Keep,
+        previews: Previews,
+    ) -> Accepted:
+        """Accept a request that everybody who looks at the session can follow."""
+
+        def on_end(status: str, message: str | None) -> None:
+            entry.status, entry.message = status, message
+            opened.activity.changed()
+
+        def on_preview(number: int, preview: int, image: Image.Image) -> None:
+            opened.activity.preview(entry, number, image)
+            if previews.on_preview is not None:
+                previews.on_preview(number, preview, image)
+
+        opened.activity.add(entry)
+        try:
+            entry.accepted = self.accept(
+                request_id,
+                client,
+                jobs,
+                entry.kind,
+                keep=keep,
+                session=opened.id,
+                previews=Previews(previews.count, on_preview),
+                on_end=on_end,
+            )
+        except AceError:
+            opened.activity.withdraw(entry)
+            raise
+        opened.activity.changed()
+        return entry.accepted
 
     # Results by address
 
@@ -157,7 +336,7 @@ class Service:
         with self._lock:
             found = self._kept.get(token)
         if found is None or found[0] < time.monotonic():
-            raise NotFoundError("this picture is not kept any more: ask for b64_json")
+            raise NotFoundError("this image is not kept any more: ask for b64_json")
         return found[1], found[2]
 
     # Sessions
@@ -173,16 +352,19 @@ class Service:
         return session_id
 
     def session_ids(self, client: str) -> list[tuple[str, int]]:
-        """(id, time of creation) of a client's sessions, oldest first."""
+        """(id, time of creation) of a client's sessions, oldest first; those that were opened for everybody come
+        first."""
+        found = [(name, created_at(folder)) for name, folder in self.settings.opened_sessions]
+        if self.settings.data_folder is None:
+            return found
         folder = self._sessions_of(client)
-        if not folder.is_dir():
-            return []
-        found = [(e.name, int((e / "session.json").stat().st_mtime)) for e in folder.iterdir() if self._is_session(e)]
-        return sorted(found, key=lambda entry: (entry[1], entry[0]))
+        own = [e for e in folder.iterdir() if self._is_session(e)] if folder.is_dir() else []
+        return found + sorted(((e.name, created_at(e)) for e in own), key=lambda entry: (entry[1], entry[0]))
 
-    def session(self, client: str, session_id: str) -> Session:
-        """A client's own session. Raises NotFoundError."""
-        return Session.open(self._folder_of(client, session_id))
+    def open_session(self, client: str, session_id: str) -> Opened:
+        """A client's own session, or one that was opened for everybody. Raises NotFoundError or SessionError."""
+        folder = dict(self.settings.opened_sessions).get(session_id) or self._folder_of(client, session_id)
+        return Opened(session_id, ChatSession(Session.open(folder), self.engine.family), self._activities.of(folder))
 
     def delete_session(self, client: str, session_id: str) -> None:
         """Delete a session with everything in it. Raises NotFoundError."""
@@ -202,23 +384,6 @@ class Service:
         )
         return session.add_archive(io.BytesIO(data), limits=limits)
 
-    def open_turn(self, session: Session, message: Message, parent: str | None) -> Job:
-        """The job of a session's next round. Raises as `ChatSession.open`."""
-        if len(session.node_ids()) >= self.settings.max_session_nodes:
-            raise SessionError(f"this session has {self.settings.max_session_nodes} nodes: begin a new one")
-        return ChatSession(session, self.engine.pipeline, self.engine.model).open(message, parent)
-
-    def add_node(self, session: Session, made: Made) -> Node:
-        """Keep a finished round. Raises SessionError or OutputError."""
-        return session.add_node(
-            made.job.unit.current,
-            made.image,
-            made.recipe,
-            parents=made.job.parents,
-            latents=made.latents,
-            source=made.job.source,
-        )
-
     def _sessions_of(self, client: str) -> Path:
         if self.settings.data_folder is None:
             raise SessionError("this server keeps no sessions: start it with --data FOLDER")
@@ -237,10 +402,34 @@ class Service:
         )
 
 
+def head_of(session: Session) -> str | None:
+    """Where somebody is in a session; the newest node if that cannot be read."""
+    try:
+        return session.head()
+    except SessionError:
+        names = session.node_ids()
+        return names[-1] if names else None
+
+
+def created_at(folder: Path) -> int:
+    """When a session was made, in seconds since 1970."""
+    return int((folder / "session.json").stat().st_mtime)
+
+
 def encode_result(made: Made, output_format: str, metadata: bool = True) -> bytes:
     """The bytes of a result, with its recipe inside unless there is to be no metadata."""
     return encode(made.image, output_format.upper(), made.recipe if metadata else None)
 
 
-def _message_of(error: BaseException) -> str:
-    return str(error) if isinstance(error, InputError | StoppedError) else "the server could not make this picture"
+def message_of(error: BaseException) -> str:
+    """What a client is told of an error: nothing about the inside of the server."""
+    if isinstance(error, InputError | StoppedError | BusyError) or type(error) is AceError:
+        return str(error)
+    return "the server could not make this image"
+
+
+def _about(jobs: Sequence[Job], kind: str, session: str | None) -> Mapping[str, Any]:
+    """What the record of a request says beside its end; no prompt and no file name."""
+    settings = jobs[0].settings
+    about = {"kind": kind, "session": session, "seed": str(settings.seed), "n": len(jobs)}
+    return {name: value for name, value in about.items() if value is not None}

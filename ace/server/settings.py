@@ -24,9 +24,9 @@ def is_loopback(host: str) -> bool:
 class Limits:
     """How much an engine takes on.
 
-    max_waiting, max_waiting_per_client: pictures in the line. max_running: pictures stepped together;
-    max_running_bytes: of memory that they need together (a picture that alone needs more is refused), None = see
-    `room_for`. max_operations: of one picture."""
+    max_waiting, max_waiting_per_client: images in the queue. max_running: images stepped together;
+    max_running_bytes: of memory that they need together (an image that alone needs more is refused), None = see
+    `room_for_requests`. max_operations: of one image."""
 
     max_waiting: int = 64
     max_waiting_per_client: int = 32
@@ -44,10 +44,12 @@ class ServerSettings:
     """What an operator chooses.
 
     host, port: where to listen. api_keys: who may ask; none = anybody, on loopback only. data_folder: sessions and the
-    ledger of requests; None = nothing is kept over a restart. aliases: further names for the model. url_hosts: from
-    where pictures may be fetched, see `AllowedHost`. max_upload_bytes: of one request; upload_timeout_s: for all of it.
-    max_receiving_bytes: of all requests that are being read at once. max_held_bytes: of the decoded pictures of all
-    that wait or run. max_pixels: of one picture. max_images: pictures made per request (`n`). pictures_per_minute: of
+    ledger of requests; None = nothing is kept over a restart. opened_sessions: (id, folder) of sessions that lie
+    elsewhere and that every client has. cookie: name of a cookie that may carry the key, for a page of ours; foreign
+    `Host` and `Origin` are refused then as they are without keys. aliases: further names for the model. url_hosts: from
+    where images may be fetched, see `AllowedHost`. max_upload_bytes: of one request; upload_timeout_s: for all of it.
+    max_receiving_bytes: of all requests that are being read at once. max_held_bytes: of the decoded images of all
+    that wait or run. max_pixels: of one image. max_images: images made per request (`n`). pictures_per_minute: of
     one client, None = no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for
     `response_format: url`. drain_s: after a signal to stop, how long accepted work may take.
 
@@ -57,6 +59,8 @@ class ServerSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     data_folder: Path | None = None
+    opened_sessions: tuple[tuple[str, Path], ...] = ()
+    cookie: str | None = None
     aliases: tuple[str, ...] = ()
     url_hosts: tuple[AllowedHost, ...] = ()
     limits: Limits = field(default_factory=Limits)
@@ -85,7 +89,7 @@ class ServerSettings:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port {self.port}: use 1 to 65535, or 0 for any free one")
         if self.pictures_per_minute is not None and self.pictures_per_minute <= 0:
-            raise ConfigError("a quota of no pictures: leave it out, or allow some")
+            raise ConfigError("a quota of no images: leave it out, or allow some")
         sizes = (self.max_upload_bytes, self.max_receiving_bytes, self.max_held_bytes, self.max_pixels)
         counts = (self.upload_timeout_s, self.max_images, self.max_sessions, self.max_session_nodes)
         if min(*sizes, *counts) < 1 or self.kept_bytes < 0 or self.drain_s < 0:

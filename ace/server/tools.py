@@ -1,8 +1,8 @@
 """The model as tools for agents, over the Model Context Protocol: generate, edit, history.
 
-Every result is a node of one session, so that an agent goes on from any earlier one by its name. Pictures come in as
+Every result is a node of one session, so that an agent goes on from any earlier one by its name. Images come in as
 nodes, as data: addresses, or as files of the one folder that the operator named; nothing else of the disk is read, and
-nothing is written outside the session.
+nothing is written outside the session. An argument that a tool does not have is refused.
 """
 
 from __future__ import annotations
@@ -11,35 +11,38 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 from anyio import from_thread, to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context, Image
 from mcp.server.mcpserver.exceptions import ToolError
-from pydantic import Field
+from mcp.server.mcpserver.tools import Tool
+from pydantic import ConfigDict, Field
 
 from ace import __version__
-from ace.conversation.chat import ChatSession, Message, Picture, Progress
-from ace.conversation.edit import Settings
+from ace.conversation.chat import ChatSession
+from ace.conversation.job import Progress, Settings
+from ace.conversation.message import Message, Picture
+from ace.conversation.seeds import read_seed
 from ace.conversation.session import Node
 from ace.errors import AceError, ImageError, InputError
-from ace.server.images import Upload, fetch
-from ace.server.jobs import any_seed, open_mask, open_pictures
+from ace.server.images import Upload, fetch, open_mask, open_picture
 from ace.server.settings import ServerSettings
 
 _NODE = re.compile(r"[0-9]{4,9}")
-_INSTRUCTIONS = """Create and edit pictures from instructions. Every result is a node with a name such as 0001; `edit`
+_INSTRUCTIONS = """Create and edit images from instructions. Every result is a node with a name such as 0001; `edit`
 goes on from the latest one or from the `image` it is given, with the conversation so far. Outside a mask no pixel
 changes."""
 
 Instruction = Annotated[str, Field(description="What to create or change, in plain words.", max_length=4000)]
 Size = Annotated[str | None, Field(description="WIDTHxHEIGHT in px; leave out for the model's own.")]
-Seed = Annotated[int | None, Field(description="Seed of the noise; the same seed gives the same picture.", ge=0)]
+Seed = Annotated[int | None, Field(description="Seed of the noise; the same seed gives the same image.", ge=-1)]
 Steps = Annotated[int | None, Field(description="Denoising steps; leave out for the model's own.", ge=1, le=200)]
-Avoid = Annotated[str, Field(description="What the picture should not be.", max_length=4000)]
+Avoid = Annotated[str, Field(description="What the image should not be.", max_length=4000)]
 ImageName = Annotated[
     str | None,
     Field(description="A node such as 0001, a data: address, or a file name in the pictures folder."),
@@ -95,13 +98,15 @@ class _Tools:
         if size is not None and match is None:
             raise InputError(f"size {size[:20]!r}: write it as WIDTHxHEIGHT, for example 64x64")
         chosen = None if match is None else (int(match[1]), int(match[2]))
-        return Settings(any_seed() if seed is None else seed, steps, negative_instruction=avoid, size=chosen)
+        return Settings(read_seed(seed), steps, negative_instruction=avoid, size=chosen)
 
     def picture(self, name: str) -> Picture:
-        """A picture by its node, data: address or file name."""
-        if _NODE.fullmatch(name):
-            return self.chat.answer(name)
-        return open_pictures([self.upload(name)], self.limits.max_pixels)[0]
+        """An image by its node, data: address or file name."""
+        return self.chat.answer(name) if _NODE.fullmatch(name) else self.opened(name)
+
+    def opened(self, name: str) -> Picture:
+        """An image by its data: address or file name."""
+        return open_picture(self.upload(name), self.limits.max_pixels)
 
     def upload(self, name: str) -> Upload:
         if name.startswith("data:"):
@@ -120,9 +125,7 @@ class _Tools:
 def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPServer:
     """An MCP server over a session; `run` it. pictures_folder: from where files may be read, None = none."""
     tools = _Tools(chat, pictures_folder)
-    server = MCPServer("ace", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
 
-    @server.tool(structured_output=False)
     async def generate(
         context: Context,
         instruction: Instruction,
@@ -131,18 +134,17 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
         steps: Steps = None,
         avoid: Avoid = "",
     ) -> list[Image | str]:
-        """Create a picture from words. Returns the picture and its node."""
+        """Create an image from words. Returns the image and its node."""
         return await tools.make(
             lambda: (Message(instruction, tools.settings(size, seed, steps, avoid)), None),
             context,
         )
 
-    @server.tool(structured_output=False)
     async def edit(
         context: Context,
         instruction: Instruction,
         image: ImageName = None,
-        references: Annotated[list[str], Field(description="Further pictures, named like `image`.", max_length=8)] = [],  # noqa: B006
+        references: Annotated[list[str], Field(description="Further images, named like `image`.", max_length=8)] = [],  # noqa: B006
         mask: Annotated[
             str | None,
             Field(description="What may change: a data: address or file; transparent (or else white) = change."),
@@ -152,39 +154,51 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
         steps: Steps = None,
         avoid: Avoid = "",
     ) -> list[Image | str]:
-        """Edit a picture; without `image` the latest node, with everything said before it.
+        """Edit an image; without `image` the latest node, with everything said before it.
 
-        In the instruction {image} is the picture, {image1}, {image2}, … the references. Returns the picture, its node
-        and how far it drifted where it should not have changed."""
+        In the instruction {image} is the image, {image1}, {image2}, … the references. Returns the image, its node and
+        how far it drifted where it should not have changed."""
 
         def open_message() -> tuple[Message, str | None]:
-            latest = tools.chat.session.latest()
             start = image if image is not None and _NODE.fullmatch(image) else None
             if image is None:
+                latest = tools.chat.session.latest()
                 if latest is None:
                     raise InputError("there is nothing to edit yet: give an image, or generate one")
                 start = latest.id
-            pictures = []
-            if start is None and image is not None:
-                pictures.append(tools.picture(image))
-            elif start is not None and (references or mask):
-                pictures.append(tools.chat.answer(start))
-            pictures += [tools.picture(name) for name in references]
-            painted = None
-            if mask is not None:
-                painted, _ = open_mask(tools.upload(mask), pictures[0].opened, tools.limits.max_pixels)
-            settings = tools.settings(size, seed, steps, avoid)
-            return Message(instruction, settings, tuple(pictures), painted), start
+            message = Message(
+                instruction,
+                tools.settings(size, seed, steps, avoid),
+                photo=None if image is None or start is not None else tools.opened(image),
+                references=tuple(tools.picture(name) for name in references),
+                mask=None if mask is None else open_mask(tools.upload(mask), tools.limits.max_pixels),
+            )
+            return message, start
 
         return await tools.make(open_message, context)
 
-    @server.tool(structured_output=False)
     async def history() -> str:
         """Every node so far with its parents, instruction, seed and settings, oldest first, as JSON."""
         nodes = await to_thread.run_sync(tools.chat.session.nodes)
         return json.dumps([tools.describe(node) for node in nodes])
 
-    return server
+    return MCPServer(
+        "ace",
+        instructions=_INSTRUCTIONS,
+        version=__version__,
+        log_level="WARNING",
+        tools=[_strict(function) for function in (generate, edit, history)],
+    )
+
+
+def _strict(function: Callable[..., Any]) -> Tool:
+    """A tool that refuses arguments it does not have, which the SDK's own would leave out in silence."""
+    tool = Tool.from_function(function, structured_output=False)
+    known = tool.fn_metadata.arg_model
+    arguments = type(known.__name__, (known,), {"model_config": ConfigDict(extra="forbid"), "__module__": __name__})
+    tool.fn_metadata.arg_model = arguments
+    tool.parameters = arguments.model_json_schema(by_alias=True)
+    return tool
 
 
 def run_tools(chat: ChatSession, pictures_folder: Path | None = None) -> None:

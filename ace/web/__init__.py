@@ -1,18 +1,17 @@
-"""BROWSER → CONVERSATION. Imports: inference, conversation, weights.
+"""BROWSER → SERVER. Imports: server, conversation, errors.
 
-In: what somebody does on the page. Out: a `ChatSession` that has grown, and the page's next view of it. The doors load
-on first use: Gradio is an extra.
+In: what somebody does on the page (`page/`, static files of our own). Out: the server's routes are called; there is no
+session logic here. The doors load on first use: FastAPI is an extra.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_DOORS = {"Studio": "ace.web.actions", "make_app": "ace.web.app"}
-__all__ = ["Studio", "make_app"]
+_DOORS = {"StartLink": "ace.web.app", "make_app": "ace.web.app", "studio_settings": "ace.web.app"}
+__all__ = ["StartLink", "make_app", "studio_settings"]
 
 if TYPE_CHECKING:
-    from ace.web.actions import Studio
-    from ace.web.app import make_app
+    from ace.web.app import StartLink, make_app, studio_settings
 
 
 def __getattr__(name: str):

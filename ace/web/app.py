@@ -1,155 +1,132 @@
-"""The studio as a web application: the page and its events, and who may ask for anything.
+"""The studio: the server's application for one person on this machine, with a page in front of it.
 
-The page is one `gr.HTML` component whose script (`page/studio.js`) draws a view and sends events; Gradio carries both
-and streams the views while an answer is being made. Pictures, uploads and exports go through plain routes
-(`files.py`).
+Who may ask: whoever opened the start link. The server makes a key of its own at every start; the link, which works
+once, gives the browser that key in a cookie that no script can read and that other sites' pages cannot use. The address
+that stays holds no secret. As for every server with a cookie, a foreign `Host` or `Origin` is refused (`gate.py`). The
+page loads nothing from elsewhere and runs no inline script, and a content security policy says so.
 
-Only this machine may ask: the server listens on the loopback address, refuses requests under another host name (DNS
-rebinding) and from other sites' pages, and closes those of Gradio's own routes that read or write files. There is no
-`share`, and the page loads nothing from elsewhere.
-
-Not here: what an event does (`actions.py`), loading models (`ace/cli/chat.py`).
+Not here: what the page does (`page/`), what a request means (`ace/server`), loading models (`ace/cli/chat.py`).
 """
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
+import hmac
+import secrets
+from collections.abc import Callable
+from pathlib import Path
 
-from ace.errors import AceError, MissingDependencyError
-from ace.web import actions
-from ace.web.actions import E, Studio
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-try:
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import gradio as gr
-    from fastapi import FastAPI, Response
-    from starlette.types import ASGIApp, Receive, Scope, Send
+from ace.conditions.images import MAX_PIXELS
+from ace.conversation.job import MAX_VARIANTS
+from ace.server.app import create_app
+from ace.server.engine import Engine
+from ace.server.ledger import Ledger
+from ace.server.settings import Limits, ServerSettings
 
-    from ace.web.files import add_files
-except ImportError:
-    raise MissingDependencyError("the studio needs Gradio: pip install 'ace-allround[web]'") from None
-
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-# Gradio reads the names of the page's events from this script.
-_START = """
-// events: 'send' 'stop' 'go' 'again' 'replay' 'refresh'
-Promise.all([import("/studio/studio.js"), fetch("/studio/examples").then((answer) => answer.json())])
-  .then(([page, examples]) => page.default({ element, props, trigger, watch, examples }));
-"""
-# Gradio's routes that take or give files or fetch addresses: the page needs none of them
-CLOSED = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/gradio_api/mcp")
+PAGE = Path(__file__).parent / "page"
+SESSION_ID = "studio"  # under which the page finds its session
+MAX_UPLOAD_BYTES = 2**30  # sessions are imported as one file
 HEADERS = {
     b"content-security-policy": (
-        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; "
-        b"form-action 'self'; base-uri 'self'"
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        b"frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
     ),
+    b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
     b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
 }
+# A page that goes on by itself: then it is our own page that asks for the next one, with the cookie.
+_GO_ON = '<!doctype html><title>ace</title><meta http-equiv="refresh" content="0; url=/">'
 
 
-def make_app(studio: Studio) -> FastAPI:
-    """The whole application around a studio, for uvicorn."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    add_files(app, studio)
-    gr.mount_gradio_app(
-        app,
-        _blocks(studio),
-        path="/",
-        footer_links=[],
-        show_error=False,
-        max_file_size="1kb",
-        ssr_mode=False,
-        pwa=False,
-        enable_monitoring=False,
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        head='<link rel="stylesheet" href="/studio/studio.css">',
+def studio_settings(folder: Path, port: int, max_running_bytes: int | None = None) -> ServerSettings:
+    """The server's settings for one person and one session folder, with a new key."""
+    return ServerSettings(
+        port=port,
+        api_keys=(secrets.token_urlsafe(32),),
+        cookie=f"ace-studio-{port}",  # browsers keep cookies by host, whatever the port
+        opened_sessions=((SESSION_ID, folder),),
+        limits=Limits(max_running_bytes=max_running_bytes, max_operations=float("inf")),
+        max_upload_bytes=MAX_UPLOAD_BYTES,
+        max_receiving_bytes=2 * MAX_UPLOAD_BYTES,
+        upload_timeout_s=600.0,
+        max_pixels=MAX_PIXELS,
+        max_images=MAX_VARIANTS,
+        max_session_nodes=100_000,
+        drain_s=0.0,
     )
-    app.add_middleware(OnlyThisMachine)
+
+
+class StartLink:
+    """The link that opens the studio, once. on_new: called with its path, and after each use with the next one's."""
+
+    def __init__(self, on_new: Callable[[str], None] = lambda path: None) -> None:
+        self._on_new = on_new
+        self._token = secrets.token_urlsafe(24)
+
+    @property
+    def path(self) -> str:
+        """Where it leads."""
+        return f"/start/{self._token}"
+
+    def use(self, token: str) -> bool:
+        """Whether a token is the one that opens the studio; it is used up then."""
+        if not hmac.compare_digest(token.encode(), self._token.encode()):
+            return False
+        self._token = secrets.token_urlsafe(24)
+        self._on_new(self.path)
+        return True
+
+
+def make_app(engine: Engine, settings: ServerSettings, ledger: Ledger | None = None, *, start: StartLink) -> FastAPI:
+    """The whole application of a started engine. settings: of `studio_settings`."""
+    app = create_app(
+        engine, settings, ledger, more=(_router(settings, start),), open_paths=("/", "/start/", "/page/"), docs=False
+    )
+    app.mount("/page", StaticFiles(directory=PAGE))
+    app.add_middleware(WithHeaders)
     return app
 
 
-class OnlyThisMachine:
-    """Refuses requests under a host name that is not this machine's, and those that another site's page sends."""
+class WithHeaders:
+    """Adds the page's headers to every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 403 or 404."""
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = _refuse(headers.get(b"host", ""), headers.get(b"origin"), scope["path"])
-        if refusal is not None:
-            await Response(refusal[1], refusal[0], media_type="text/plain")(scope, receive, send)
-            return
+        """Pass a request on."""
 
-        async def with_headers(message) -> None:
+        async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = [(name, value) for name, value in message.get("headers", []) if name.lower() not in HEADERS]
-                message = {**message, "headers": [*own, *HEADERS.items()]}
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS.items()]}
             await send(message)
 
         await self.app(scope, receive, with_headers)
 
 
-def _refuse(host: str, origin: str | None, path: str) -> tuple[int, str] | None:
-    """Why a request is refused, None if it is not."""
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if name.lower() not in LOOPBACK:
-        return 403, "ace chat answers on this machine only"
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return 403, "ace chat answers its own page only"
-    if path.rstrip("/").startswith(CLOSED):
-        return 404, "not found"
-    return None
+def _router(settings: ServerSettings, start: StartLink) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
 
+    @router.get("/")
+    def page(request: Request) -> Response:
+        """The studio, or how to get in."""
+        known = request.state.client != "nobody"
+        return FileResponse(
+            PAGE / ("studio.html" if known else "locked.html"), 200 if known else 401, {"cache-control": "no-store"}
+        )
 
-# The page
-
-
-def _blocks(studio: Studio) -> gr.Blocks:
-    """The layout, which is one component, and which event calls what."""
-
-    def respond(kind: type[E], act: Callable[[Studio, E], None]) -> Callable[[gr.EventData], Iterator[dict]]:
-        def answer(event: gr.EventData) -> Iterator[dict]:
-            try:
-                act(studio, actions.read_event(kind, event._data))
-            except AceError as error:
-                actions.complain(studio, error)
-            yield from actions.watch(studio)
-
+    @router.get("/start/{token}")
+    def begin(token: str) -> Response:
+        """Give the browser its key."""
+        if not start.use(token):
+            return FileResponse(PAGE / "locked.html", 403, {"cache-control": "no-store"})
+        answer = HTMLResponse(_GO_ON, headers={"cache-control": "no-store"})
+        answer.set_cookie(settings.cookie or "", settings.api_keys[0], path="/", httponly=True, samesite="strict")
         return answer
 
-    def now() -> Iterator[dict]:
-        yield from actions.watch(studio)
-
-    def stop() -> None:
-        actions.stop(studio)
-
-    with gr.Blocks(title="ace studio", analytics_enabled=False, fill_width=True) as blocks:
-        page = gr.HTML(
-            value={},
-            html_template='<div class="studio" id="studio"></div>',
-            js_on_load=_START,
-            apply_default_css=False,
-            elem_id="page",
-        )
-        quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        blocks.load(now, outputs=page, **quiet)
-        page.send(respond(actions.Said, actions.send), outputs=page, **quiet)
-        page.again(respond(actions.Again, actions.again), outputs=page, **quiet)
-        page.replay(respond(actions.At, actions.replay), outputs=page, **quiet)
-        page.go(respond(actions.At, actions.go), outputs=page, **quiet)
-        page.refresh(now, outputs=page, **quiet)
-        page.stop(stop, queue=False, **quiet)
-    return blocks
+    return router

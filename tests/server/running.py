@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,15 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
+from ace.conversation.family import Family
+from ace.families.ace import AceFamily
 from ace.server.app import create_app
 from ace.server.engine import Engine
 from ace.server.ledger import Ledger
+from ace.server.run import listen
 from ace.server.settings import Limits, ServerSettings
 from ace.weights.sources import ModelFiles, find_model
 from tests.random_models import random_pipeline
@@ -37,10 +40,15 @@ def random_model_files() -> ModelFiles:
     )
 
 
-def random_engine(limits: Limits | None = None, **settings: object) -> Engine:
-    """An engine over a pipeline of random weights, not started."""
+def random_family(**settings: object) -> AceFamily:
+    """A loaded model of random weights."""
     pipeline = random_pipeline(**{"num_inference_steps": 4, "guidance_scale": 3.0, **settings})
-    return Engine(pipeline, random_model_files(), limits)
+    return AceFamily(random_model_files(), pipeline)
+
+
+def random_engine(limits: Limits | None = None, **settings: object) -> Engine:
+    """An engine over a model of random weights, not started."""
+    return Engine(random_family(**settings), limits)
 
 
 @dataclass
@@ -65,15 +73,19 @@ class Running:
 
 @contextmanager
 def running(
-    limits: Limits | None = None, *, pipeline_settings: dict | None = None, **settings: object
+    limits: Limits | None = None,
+    *,
+    family: Family | None = None,
+    make_app: Callable[..., FastAPI] = create_app,
+    **settings: object,
 ) -> Iterator[Running]:
-    """A server in this process, on a free port."""
-    engine = random_engine(limits, **(pipeline_settings or {}))
+    """A server in this process, on a free port. family: the loaded model, by default one of random weights."""
+    engine = Engine(family or random_family(), limits)
     server_settings = ServerSettings(**settings)
     ledger = Ledger(server_settings.data_folder)
-    app = create_app(engine, server_settings, ledger)
+    app = make_app(engine, server_settings, ledger)
     engine.start()
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conversation.edit import Job, Settings, prepare_jobs
+from ace.conversation.job import Job, Settings
+from ace.conversation.recipe import Recipe
 from ace.errors import BusyError, ConfigError, ShapeError, StoppedError
 from ace.server.engine import Engine
-from ace.server.line import FairLine, estimate
+from ace.server.queue import FairQueue
 from ace.server.settings import Limits
 from tests.server.running import picture, random_engine, wait_until
 
@@ -51,10 +52,15 @@ def mixed_jobs() -> list[Job]:
 
 
 def latents_of(engine: Engine, job: Job) -> np.ndarray:
-    (ticket,) = engine.submit([job], "somebody")
-    latents = ticket.result.result(timeout=120).latents
+    (request,) = engine.submit([job], "somebody")
+    latents = request.result.result(timeout=120).latents
     assert latents is not None
     return latents
+
+
+def recipe_of(engine: Engine, job: Job) -> Recipe:
+    (request,) = engine.submit([job], "somebody")
+    return request.result.result(timeout=120).recipe
 
 
 def assert_same(one: np.ndarray, other: np.ndarray) -> None:
@@ -67,10 +73,10 @@ def test_the_same_request_gives_the_same_latents_alone_and_in_any_mix(engine):
     draw = random.Random(0)
     for _ in range(3):  # in any order, beside copies of themselves, joining whenever they are prepared
         order = [*draw.sample(range(len(jobs)), len(jobs)), draw.randrange(len(jobs))]
-        tickets = [(n, engine.submit([jobs[n]], f"client {n}")[0]) for n in order]
-        for number, ticket in tickets:
-            assert_same(alone[number], ticket.result.result(timeout=120).latents)
-        assert max(ticket.most_together for _, ticket in tickets) > 1
+        requests = [(n, engine.submit([jobs[n]], f"client {n}")[0]) for n in order]
+        for number, request in requests:
+            assert_same(alone[number], request.result.result(timeout=120).latents)
+        assert max(request.most_together for _, request in requests) > 1
 
 
 def test_a_short_request_joins_a_long_one_at_any_step_and_is_done_before_it(engine):
@@ -81,12 +87,12 @@ def test_a_short_request_joins_a_long_one_at_any_step_and_is_done_before_it(engi
     def join(*_: object) -> None:  # called by the engine's thread, between two steps of the long one
         joined.extend(engine.submit([short], "another"))
 
-    (ticket,) = engine.submit([long], "somebody", num_previews=1, on_preview=join)
-    together = ticket.result.result(timeout=120)
-    assert joined[0].ended_at < ticket.ended_at and joined[0].most_together == 2
+    (request,) = engine.submit([long], "somebody", num_previews=1, on_preview=join)
+    together = request.result.result(timeout=120)
+    assert joined[0].ended_at < request.ended_at and joined[0].most_together == 2
     assert_same(alone[0], together.latents)
     assert_same(alone[1], joined[0].result.result().latents)
-    assert together.recipe.settings["batch_size"] == 2
+    assert together.recipe == recipe_of(engine, long)  # which says nothing of the company that it had
 
 
 def test_a_request_that_fails_inside_the_model_fails_alone(engine):
@@ -98,25 +104,25 @@ def test_a_request_that_fails_inside_the_model_fails_alone(engine):
     good.append(engine.submit([words()], "somebody")[0])
     with pytest.raises(ShapeError, match="channels"):
         refused.result.result(timeout=120)
-    for ticket in good:
-        assert_same(expected, ticket.result.result(timeout=120).latents)
+    for request in good:
+        assert_same(expected, request.result.result(timeout=120).latents)
 
 
 def test_a_cancelled_request_leaves_before_the_next_step(engine):
-    (ticket,) = engine.submit([words(steps=1000)], "somebody")
-    wait_until(lambda: ticket.steps_done > 3)
-    engine.cancel([ticket])
-    done = ticket.steps_done
+    (request,) = engine.submit([words(steps=1000)], "somebody")
+    wait_until(lambda: request.steps_done > 3)
+    engine.cancel([request])
+    done = request.steps_done
     with pytest.raises(StoppedError, match="cancelled"):
-        ticket.result.result(timeout=120)
-    assert ticket.steps_done <= done + 1 and ticket.status == "cancelled"
+        request.result.result(timeout=120)
+    assert request.steps_done <= done + 1 and request.status == "cancelled"
     wait_until(lambda: engine.num_running == 0)
     before = engine.num_steps
     latents_of(engine, words(steps=2))
     assert engine.num_steps == before + 2  # nothing else is stepped any more
 
 
-def test_a_full_line_refuses_and_says_when_to_come_back():
+def test_a_full_queue_refuses_and_says_when_to_come_back():
     engine = random_engine(Limits(max_waiting=3, max_waiting_per_client=2, max_running=1))
     engine.start()
     gate = threading.Event()
@@ -124,7 +130,7 @@ def test_a_full_line_refuses_and_says_when_to_come_back():
         (running,) = engine.submit([words()], "first", num_previews=1, on_preview=lambda *_: gate.wait(120))
         wait_until(lambda: engine.num_waiting == 0)
         engine.submit([words(), words(seed=1)], "first")
-        with pytest.raises(BusyError, match="of your pictures are waiting") as own:
+        with pytest.raises(BusyError, match="of your images are waiting") as own:
             engine.submit([words()], "first")
         engine.submit([words()], "second")
         with pytest.raises(BusyError, match="busy") as shared:
@@ -152,12 +158,12 @@ def test_too_dear_a_request_is_refused_before_anything_runs():
 
 def test_a_request_without_room_in_memory_waits_until_there_is():
     probe = random_engine()
-    engine = random_engine(Limits(max_running_bytes=int(estimate(words(), probe.pipeline).num_bytes * 2.5)))
+    engine = random_engine(Limits(max_running_bytes=int(probe.family.cost(words()).num_bytes * 2.5)))
     engine.start()
-    tickets = [engine.submit([words(seed=n)], "somebody")[0] for n in range(6)]
-    for ticket in tickets:
-        ticket.result.result(timeout=120)
-    assert max(ticket.most_together for ticket in tickets) == 2
+    requests = [engine.submit([words(seed=n)], "somebody")[0] for n in range(6)]
+    for request in requests:
+        request.result.result(timeout=120)
+    assert max(request.most_together for request in requests) == 2
     engine.stop()
 
 
@@ -175,59 +181,59 @@ def test_stopping_finishes_what_was_accepted_or_says_that_it_did_not():
     long, waiting = (engine.submit([words(steps=1000)], "somebody")[0] for _ in range(2))
     wait_until(lambda: long.steps_done > 1)
     engine.stop()
-    for ticket in (long, waiting):
+    for request in (long, waiting):
         with pytest.raises(StoppedError, match="stopped before"):
-            ticket.result.result(timeout=1)
+            request.result.result(timeout=1)
 
 
 def test_the_time_left_is_told(engine):
     told = []
-    (ticket,) = engine.submit(
-        [words(steps=30)], "somebody", num_previews=3, on_preview=lambda *_: told.append(engine.eta_s(ticket))
+    (request,) = engine.submit(
+        [words(steps=30)], "somebody", num_previews=3, on_preview=lambda *_: told.append(engine.eta_s(request))
     )
-    ticket.result.result(timeout=120)
+    request.result.result(timeout=120)
     assert len(told) == 3 and min(told) > 0
-    assert engine.eta_s(ticket) == 0
+    assert engine.eta_s(request) == 0
 
 
-def test_the_estimate_counts_the_tokens_that_are_computed(engine):
+def test_the_cost_counts_the_tokens_that_are_computed(engine):
     for job in mixed_jobs():
-        cost = estimate(job, engine.pipeline)
-        (state,) = prepare_jobs(engine.pipeline, [job])
-        side = engine.pipeline.geometry.cell_px
+        cost = engine.family.cost(job)
+        (running,) = engine.family.prepare([job])
+        state, side = running.state, engine.family.pipeline.geometry.cell_px
         target = (state.inputs.size[0] // side) * (state.inputs.size[1] // side)
         shown = sum(frame.shape[1] // side * (frame.shape[2] // side) for frame in state.inputs.frames)
-        assert (cost.num_target_tokens, cost.image_tokens) == (target, shown)
-        assert cost.num_steps == state.num_steps and cost.num_branches == len(state.branches)
+        assert (cost.target_tokens, cost.image_tokens) == (target, shown)
+        assert cost.num_steps == state.num_steps
 
 
-# The line
+# The queue
 
 
 def test_clients_take_turns_by_work_and_not_by_requests():
-    line: FairLine[str] = FairLine()
+    queue: FairQueue[str] = FairQueue()
     for number in range(6):
-        line.put(f"busy {number}", "busy", 10)
-    line.put("dear", "other", 30)
-    line.put("dear too", "other", 30)
-    order = [line.take() for _ in range(len(line))]
+        queue.put(f"busy {number}", "busy", 10)
+    queue.put("dear", "other", 30)
+    queue.put("dear too", "other", 30)
+    order = [queue.take() for _ in range(len(queue))]
     assert order == ["busy 0", "dear", "busy 1", "busy 2", "busy 3", "dear too", "busy 4", "busy 5"]
 
 
 def test_a_client_that_paused_gets_no_credit_for_it():
-    line: FairLine[str] = FairLine()
+    queue: FairQueue[str] = FairQueue()
     for number in range(10):
-        line.put(f"busy {number}", "busy", 10)
+        queue.put(f"busy {number}", "busy", 10)
     for _ in range(5):
-        line.take()
+        queue.take()
     for number in range(3):
-        line.put(f"late {number}", "late", 10)
-    assert [line.take() for _ in range(4)] == ["late 0", "busy 5", "late 1", "busy 6"]
+        queue.put(f"late {number}", "late", 10)
+    assert [queue.take() for _ in range(4)] == ["late 0", "busy 5", "late 1", "busy 6"]
 
 
-def test_whoever_leaves_the_line_is_gone():
-    line: FairLine[str] = FairLine()
-    line.put("one", "a", 1)
-    assert line.leave("one") and not line.leave("one") and line.first() is None
-    with pytest.raises(IndexError, match="nobody"):
-        line.take()
+def test_whoever_leaves_the_queue_is_gone():
+    queue: FairQueue[str] = FairQueue()
+    queue.put("one", "a", 1)
+    assert queue.remove("one") and not queue.remove("one") and queue.first() is None
+    with pytest.raises(IndexError, match="nothing waits"):
+        queue.take()

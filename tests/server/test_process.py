@@ -13,7 +13,7 @@ from ace.errors import ConfigError
 from ace.server.ledger import Ledger
 from ace.server.run import serve
 from ace.server.settings import ServerSettings
-from tests.server.running import ace_serve, random_model_files, wait_until
+from tests.server.running import ace_serve, wait_until
 
 
 def ask(url: str, request_id: str, steps: int, answers: list) -> threading.Thread:
@@ -67,14 +67,14 @@ def test_what_is_taken_is_refused_before_a_model_is_loaded(tmp_path):
         pytest.fail("it was loaded")
 
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigError, match="cannot listen"):
-        serve(never, random_model_files(), ServerSettings(port=other.getsockname()[1]))
+        serve(never, ServerSettings(port=other.getsockname()[1]))
     ledger = Ledger(tmp_path)
     with pytest.raises(ConfigError, match="another server uses this data folder"):
-        serve(never, random_model_files(), ServerSettings(port=0, data_folder=tmp_path))
+        serve(never, ServerSettings(port=0, data_folder=tmp_path))
     ledger.close()
     (tmp_path / "requests.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(ConfigError, match="is damaged"):
-        serve(never, random_model_files(), ServerSettings(port=0, data_folder=tmp_path))
+        serve(never, ServerSettings(port=0, data_folder=tmp_path))
 
 
 @pytest.mark.parametrize(

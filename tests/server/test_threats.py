@@ -24,7 +24,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ace.errors import CheckpointError, ConfigError, ImageError, InputError
-from ace.server.images import AllowedHost, Upload, fetch, is_public, open_mask_upload, open_upload, resolve
+from ace.server.images import AllowedHost, Upload, fetch, is_public, open_mask, open_upload, resolve
 from ace.server.keys import Keys
 from ace.server.settings import Limits, ServerSettings
 from ace.weights.sources import SHIPPED_MODEL, find_model, load_pipeline
@@ -237,7 +237,7 @@ def test_what_a_person_sees_is_what_the_model_sees():
     assert np.asarray(open_upload(Upload(png(hidden)), 10_000).image).min() == 255
     mask = Image.new("RGBA", (40, 20), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 40, 10))
-    turned_mask = open_mask_upload(Upload(png(mask, exif=exif)), (20, 40), 10_000)  # turned just as its picture
+    turned_mask = open_mask(Upload(png(mask, exif=exif)), 10_000).opened((20, 40))[0]  # turned just as its picture
     assert turned_mask.getbbox() == (10, 0, 20, 40)
 
 
@@ -527,7 +527,7 @@ def test_pictures_that_wait_are_counted_and_more_are_refused_until_they_are_done
             thread.start()
         wait_until(lambda: server.engine.num_waiting == room_for)
         one_more = edit(server, png(picture()))
-        assert refused(one_more, 429, "too many large pictures") and int(one_more.headers["retry-after"]) >= 1
+        assert refused(one_more, 429, "too many large images") and int(one_more.headers["retry-after"]) >= 1
         gate.set()
         for thread in asked:
             thread.join()

@@ -13,14 +13,12 @@ from mcp import Client, StdioServerParameters
 from ace.conversation.chat import ChatSession
 from ace.conversation.session import Session
 from ace.server.tools import create_tools
-from tests.random_models import random_pipeline
-from tests.server.running import opened, picture, png, random_model_files
+from tests.server.running import opened, picture, png, random_family
 
 
 @pytest.fixture
 def chat(tmp_path) -> ChatSession:
-    pipeline = random_pipeline(num_inference_steps=2, guidance_scale=3.0)
-    return ChatSession(Session.create(tmp_path / "talk"), pipeline, random_model_files())
+    return ChatSession(Session.create(tmp_path / "talk"), random_family(num_inference_steps=2))
 
 
 def run(function) -> None:

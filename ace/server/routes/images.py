@@ -1,40 +1,41 @@
-"""OpenAI's images API: pictures from words, edits, streams of either, and results by address."""
+"""OpenAI's images API: images from words, edits, streams of either, and results by address."""
 
 from __future__ import annotations
 
 import base64
 import time
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 
-from ace.conversation.edit import Made
+from ace.conversation.job import Job, Made, variants
+from ace.conversation.message import Message, open_message
 from ace.errors import InputError
-from ace.server.front import Front, TheFront, form_or_json, read_pictures
-from ace.server.images import Upload
-from ace.server.jobs import make_job, variants
+from ace.server.front import Files, Front, TheFront, form_or_json, read_files
+from ace.server.images import open_mask, open_picture
 from ace.server.replies import details_of, usage_of
 from ace.server.schema import MIME, EditBody, EditForm, GenerationBody, ImageData, ImagesBody, ImagesReply
-from ace.server.service import Accepted, encode_result
-from ace.server.streaming import stream_images
+from ace.server.service import Accepted, Previews, encode_result
+from ace.server.streaming import EventWriter, PreviewQueue, stream_request
 
 router = APIRouter(tags=["images"])
 
 
 @router.post("/v1/images/generations", response_model=ImagesReply)
 async def generations(front: TheFront, request: Request, body: GenerationBody) -> Response:
-    """Create pictures from words."""
-    return await _answer(front, request, body, [], None, "image_generation")
+    """Create images from words."""
+    return await _answer(front, request, body, Files(), "generation")
 
 
 @router.post("/v1/images/edits", response_model=ImagesReply, openapi_extra=form_or_json(EditBody))
 async def edits(front: TheFront, request: Request) -> Response:
-    """Edit pictures. A form with files `image` (or `image[]`, up to nine) and `mask`, or JSON with addresses."""
-    fields, uploads, mask = await read_pictures(front, request, EditForm, EditBody)
-    if not uploads:
+    """Edit images. A form with files `image` (or `image[]`, up to nine) and `mask`, or JSON with addresses."""
+    fields, files = await read_files(front, request, EditForm, EditBody)
+    if not files.images:
         raise InputError("there is no image to edit: send one, or use /v1/images/generations")
-    return await _answer(front, request, fields, uploads, mask, "image_edit")
+    return await _answer(front, request, fields, files, "edit")
 
 
 @router.get("/files/{token}")
@@ -44,18 +45,14 @@ async def files(front: TheFront, token: Annotated[str, Path(max_length=64)]) -> 
     return Response(data, media_type=mime, headers={"cache-control": "private, max-age=3600"})
 
 
-async def _answer(
-    front: Front, request: Request, fields: ImagesBody, uploads: list[Upload], mask: Upload | None, kind: str
-) -> Response:
+async def _answer(front: Front, request: Request, fields: ImagesBody, files: Files, kind: str) -> Response:
     count = front.check(fields)
-    settings = front.settings_of(fields)
-    job = await front.in_worker(make_job, fields.prompt, settings, uploads, mask, front.settings.max_pixels)
-    jobs = variants(job, count)
+    jobs = variants(await front.in_worker(_open, front, fields, files), count, front.settings.max_images)
     if fields.stream:
-        return await stream_images(front, request, fields, jobs, kind)
+        return await _stream(front, request, fields, jobs, kind)
     if fields.partial_images:
         raise InputError("partial_images needs stream: true")
-    accepted = await front.accept(request, jobs)
+    accepted = await front.accept(front.service.accept, request, jobs, kind)
     made = await front.wait_for(request, accepted)
     data = [await _data_of(front, request, fields, accepted, made, number) for number in range(count)]
     reply = ImagesReply(
@@ -70,10 +67,40 @@ async def _answer(
     return JSONResponse(reply.model_dump())
 
 
+def _open(front: Front, fields: ImagesBody, files: Files) -> Job:
+    """The job of a request without a session: the first image is edited. Raises InputError."""
+    most = front.settings.max_pixels
+    pictures = [open_picture(upload, most) for upload in files.images]
+    message = Message(
+        fields.prompt,
+        front.settings_of(fields),
+        photo=pictures[0] if pictures else None,
+        references=tuple(pictures[1:]),
+        mask=None if files.mask is None else open_mask(files.mask, most),
+    )
+    return open_message(front.family, message)
+
+
+async def _stream(front: Front, request: Request, fields: ImagesBody, jobs: list[Job], kind: str) -> Response:
+    queue = PreviewQueue()
+    writer = EventWriter(f"image_{kind}", fields.output_format or "png", fields.quality or "auto")
+    previews = Previews(fields.partial_images or 0, queue.put)
+    accepted = await front.accept(front.service.accept, request, jobs, kind, previews=previews)
+
+    async def completed(made: list[Made]) -> AsyncIterator[str]:
+        usage = usage_of(accepted).model_dump()
+        for index, one in enumerate(made):
+            encoded = await front.in_worker(encode_result, one, writer.output_format, fields.metadata)
+            own = details_of(one, accepted, index)
+            yield writer.event("completed", index, encoded, own.size, usage=usage, ace=own.model_dump())
+
+    return stream_request(front, accepted, queue, writer, completed)
+
+
 async def _data_of(
     front: Front, request: Request, fields: ImagesBody, accepted: Accepted, made: list[Made], number: int
 ) -> ImageData:
-    """One picture of a reply: in it, or kept and named by its address."""
+    """One image of a reply: in it, or kept and named by its address."""
     file_format = fields.output_format or "png"
     encoded = await front.in_worker(encode_result, made[number], file_format, fields.metadata)
     own = details_of(made[number], accepted, number)

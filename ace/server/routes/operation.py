@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from ace.server.front import TheFront
+from ace.conditions.units import DEFAULT_MAX_HISTORY, MAX_IMAGES
+from ace.server.front import Front, TheFront
 from ace.server.schema import ListReply
-from ace.weights.sources import ModelFiles
 
 router = APIRouter()
 
@@ -15,14 +15,14 @@ router = APIRouter()
 @router.get("/v1/models", tags=["models"])
 async def models(front: TheFront) -> ListReply:
     """The model that answers here."""
-    return ListReply(data=[_entry(front.engine.model)])
+    return ListReply(data=[_entry(front)])
 
 
 @router.get("/v1/models/{name}", tags=["models"])
 async def model(front: TheFront, name: str) -> dict[str, object]:
     """The model by its name."""
     front.check_model(name)
-    return _entry(front.engine.model)
+    return _entry(front)
 
 
 @router.get("/health", tags=["operation"])
@@ -44,16 +44,22 @@ async def prometheus(front: TheFront) -> Response:
     return Response(front.metrics.text(), media_type=front.metrics.MIME)
 
 
-def _entry(found: ModelFiles) -> dict[str, object]:
+def _entry(front: Front) -> dict[str, object]:
+    family, traits = front.family, front.family.traits
     return {
-        "id": found.name,
+        "id": family.name,
         "object": "model",
         "created": 0,
         "owned_by": "ace",
         "ace": {
-            "sha256": found.sha256,
-            "size": f"{found.side_px}x{found.side_px}",
-            "size_step_px": found.cell_px,
-            "steps": found.num_inference_steps,
+            **family.describe(),
+            "sha256": family.sha256,
+            "masks": traits.masks,
+            "max_images": min(traits.max_images, MAX_IMAGES),
+            "max_history": DEFAULT_MAX_HISTORY if traits.history else 0,
+            "text_to_image": traits.text_to_image,
+            "references_apart": traits.references_apart,
+            "options": sorted(traits.options),
+            "max_n": front.settings.max_images,
         },
     }

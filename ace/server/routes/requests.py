@@ -1,31 +1,34 @@
-"""How a request stands, by its id, and cancelling it."""
+"""How a request stands, by its id, cancelling it, and the newest ones."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
 from ace.server.front import Front, TheFront
-from ace.server.schema import RequestReply
+from ace.server.ledger import Record
+from ace.server.schema import ListReply, RequestReply
 from ace.server.service import Accepted, NotFoundError
 
-router = APIRouter(prefix="/v1/requests/{request_id}", tags=["requests"])
+router = APIRouter(prefix="/v1/requests", tags=["requests"])
 
 
 @router.get("")
+async def list_requests(front: TheFront, request: Request) -> ListReply:
+    """Your requests, also those that failed or were cancelled, the newest first."""
+    found = await front.in_worker(front.service.ledger.newest, request.state.client)
+    return ListReply(data=[_reply_of(front, request.state.client, record).model_dump() for record in found])
+
+
+@router.get("/{request_id}")
 async def request_status(front: TheFront, request: Request, request_id: str) -> RequestReply:
     """How a request stands, and what became of it, also after a restart."""
-    client = request.state.client
-    accepted = front.service.running(request_id, client)
-    if accepted is not None and accepted.tickets:
-        return _progress_of(front, accepted)
-    found = await front.in_worker(front.service.ledger.look_up, request_id, client)
+    found = await front.in_worker(front.service.ledger.look_up, request_id, request.state.client)
     if found is None:
         raise NotFoundError("you have no request with this id")
-    status = "waiting" if found[0] == "accepted" else found[0]  # on its way into the line
-    return RequestReply(id=request_id, status=status, message=found[1])
+    return _reply_of(front, request.state.client, found)
 
 
-@router.delete("", status_code=202)
+@router.delete("/{request_id}", status_code=202)
 async def cancel_request(front: TheFront, request: Request, request_id: str) -> RequestReply:
     """Stop working on a request; whoever waits for it is told."""
     accepted = front.service.running(request_id, request.state.client)
@@ -35,12 +38,18 @@ async def cancel_request(front: TheFront, request: Request, request_id: str) -> 
     return RequestReply(id=request_id, status="cancelled")
 
 
-def _progress_of(front: Front, accepted: Accepted) -> RequestReply:
-    tickets = accepted.tickets
-    return RequestReply(
-        id=accepted.id,
-        status="waiting" if all(ticket.status == "waiting" for ticket in tickets) else "running",
-        steps_done=sum(ticket.steps_done for ticket in tickets),
-        steps=sum(ticket.cost.num_steps for ticket in tickets),
-        eta_s=front.service.eta_s(accepted),
-    )
+def _reply_of(front: Front, client: str, record: Record) -> RequestReply:
+    accepted = front.service.running(record.id, client)
+    status = "waiting" if record.status == "accepted" else record.status  # on its way into the queue
+    progress = {} if accepted is None or not accepted.requests else _progress_of(front, accepted)
+    told = {"status": status, "message": record.message, **record.about, **progress}
+    return RequestReply(id=record.id, created=int(record.asked), **told)
+
+
+def _progress_of(front: Front, accepted: Accepted) -> dict[str, object]:
+    return {
+        "status": accepted.status,
+        "steps_done": accepted.steps_done,
+        "steps": accepted.steps,
+        "eta_s": front.service.eta_s(accepted),
+    }

@@ -1,27 +1,56 @@
-"""Conversations: sessions, their rounds and pictures, and a whole session as one file."""
+"""Conversations: sessions, their rounds and images, what is going on in them, and a whole session as one file."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from PIL import Image
 
-from ace.conversation.chat import Message
-from ace.conversation.edit import Job, Made, Settings
-from ace.conversation.session import Session
-from ace.errors import InputError
-from ace.server.front import Front, TheFront, form_or_json, read_pictures
-from ace.server.images import Upload
-from ace.server.jobs import open_mask, open_pictures, variants
-from ace.server.replies import details_of, node_reply
-from ace.server.schema import ArchiveReply, ListReply, NodeReply, SessionReply, TurnBody, TurnForm, TurnReply
-from ace.server.service import Accepted, encode_result
+from ace.conditions.images import open_image
+from ace.conversation.job import Made
+from ace.conversation.message import Mask, Message, Picture
+from ace.conversation.recipe import encode
+from ace.conversation.session import Node
+from ace.conversation.sketch import extend_canvas, hide_under, sketch_over
+from ace.errors import ConfigError, MaskError
+from ace.server.activity import thumbnail
+from ace.server.front import Files, Front, TheFront, form_or_json, read_files
+from ace.server.images import open_mask, open_picture, open_strokes
+from ace.server.replies import details_of, node_reply, replay_reply, session_reply
+from ace.server.schema import (
+    MIME,
+    AgainBody,
+    ArchiveReply,
+    Delivery,
+    DriftReply,
+    HeadBody,
+    ListReply,
+    NodeReply,
+    ReplayReply,
+    RequestReply,
+    SessionReply,
+    TurnBody,
+    TurnFields,
+    TurnForm,
+    TurnReply,
+)
+from ace.server.service import Accepted, NotFoundError, Opened, Previews, encode_result
+from ace.server.streaming import EventWriter, PreviewQueue, stream_request, stream_session
 
+THUMBNAIL_PX = 160
 _ZIP_BODY = {"requestBody": {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+_IN_BACKGROUND: dict[int | str, dict[str, Any]] = {202: {"model": RequestReply}, **_EVENTS}
+NodeFormat = Literal["png", "jpeg", "webp", "thumbnail"]
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -30,7 +59,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 async def create_session(front: TheFront, request: Request) -> SessionReply:
     """Begin a conversation."""
     session_id = await front.in_worker(front.service.create_session, request.state.client)
-    return SessionReply(id=session_id, created=int(time.time()))
+    return SessionReply(id=session_id, created=int(time.time()), name=session_id)
 
 
 @router.get("")
@@ -43,57 +72,149 @@ async def list_sessions(front: TheFront, request: Request) -> ListReply:
 @router.get("/{session_id}")
 async def get_session(front: TheFront, request: Request, session_id: str) -> SessionReply:
     """A conversation's tree of edits."""
-
-    def read() -> SessionReply:
-        session = front.service.session(request.state.client, session_id)
-        created = int((session.folder / "session.json").stat().st_mtime)
-        nodes = [node_reply(session_id, node) for node in session.nodes()]
-        return SessionReply(id=session_id, created=created, nodes=nodes)
-
-    return await front.in_worker(read)
+    opened = await _opened(front, request, session_id)
+    return await front.in_worker(session_reply, opened)
 
 
 @router.delete("/{session_id}", status_code=204)
 async def delete_session(front: TheFront, request: Request, session_id: str) -> Response:
-    """Delete a conversation and all its pictures."""
+    """Delete a conversation and all its images."""
     await front.in_worker(front.service.delete_session, request.state.client, session_id)
     return Response(status_code=204)
 
 
-@router.post("/{session_id}/turns", response_model=TurnReply, openapi_extra=form_or_json(TurnBody))
+@router.get("/{session_id}/events", responses=_EVENTS)
+async def events(front: TheFront, request: Request, session_id: str) -> StreamingResponse:
+    """How a conversation stands, as server-sent events named `session` (`SessionEvent`): now, and after every step and
+    every change, whoever makes it."""
+    return stream_session(front, await _opened(front, request, session_id))
+
+
+@router.put("/{session_id}/head")
+async def set_head(front: TheFront, request: Request, session_id: str, body: HeadBody) -> HeadBody:
+    """Remember where somebody is in the tree. Undo is a step to the parent."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(opened.session.set_head, body.node)
+    opened.activity.changed()
+    return body
+
+
+@router.post(
+    "/{session_id}/turns", response_model=TurnReply, responses=_IN_BACKGROUND, openapi_extra=form_or_json(TurnBody)
+)
 async def turn(front: TheFront, request: Request, session_id: str) -> Response:
     """The next round: goes on from `parent` (default: the latest node) with everything said before it.
 
-    In the prompt `@3` means the answer of node 0003, `@a`, `@b`, … the pictures that are sent along."""
-    fields, uploads, mask = await read_pictures(front, request, TurnForm, TurnBody)
+    What is edited is the `photo` that comes with it, else the answer that it follows, else the first image. In the
+    prompt that is {image}, the other images are {image1}, {image2}, … in order; `@3` means the answer of node 0003, and
+    `@a`, `@b`, … the images that are sent along, the photo first."""
+    fields, files = await read_files(front, request, TurnForm, TurnBody)
     count = front.check(fields)
-    settings = front.settings_of(fields)
-    session = await front.in_worker(front.service.session, request.state.client, session_id)
-    job = await front.in_worker(_open_turn, front, session, fields, settings, uploads, mask)
-    accepted = await front.accept(request, variants(job, count))
-    made = await front.wait_for(request, accepted)
-    file_format = fields.output_format or "png"
-    nodes = [await _keep(front, session, accepted, made, number, file_format) for number in range(count)]
-    reply = TurnReply(id=accepted.id, session=session_id, created=int(time.time()), nodes=nodes)
-    return JSONResponse(reply.model_dump())
+    opened = await _opened(front, request, session_id)
+    message, parent = await front.in_worker(_read_turn, front, opened, fields, files)
+    queue, previews = _previews_of(fields)
+    accepted = await front.accept(front.service.turn, request, opened, message, parent, count, previews)
+    return await _deliver_nodes(front, request, opened, accepted, fields, queue, fields.output_format or "png")
+
+
+@router.post("/{session_id}/nodes/{node_id}/again", response_model=TurnReply, responses=_IN_BACKGROUND)
+async def again(front: TheFront, request: Request, session_id: str, node_id: str, body: AgainBody) -> Response:
+    """Try again: the same request with other seeds, as siblings of the node."""
+    count = front.check_count(body.n)
+    opened = await _opened(front, request, session_id)
+    queue, previews = _previews_of(body)
+    accepted = await front.accept(front.service.again, request, opened, node_id, body.seed, count, previews)
+    return await _deliver_nodes(front, request, opened, accepted, body, queue, "png")
+
+
+@router.post("/{session_id}/nodes/{node_id}/replay", response_model=ReplayReply, responses=_IN_BACKGROUND)
+async def replay(front: TheFront, request: Request, session_id: str, node_id: str, body: Delivery) -> Response:
+    """Make a node again from what the session keeps, and compare it with the answer that is there. Adds nothing."""
+    if body.stream:
+        raise ConfigError("a replay has no stream: ask for it in the background and follow the session's events")
+    opened = await _opened(front, request, session_id)
+    _, previews = _previews_of(body)
+    accepted = await front.accept(front.service.replay, request, opened, node_id, previews)
+    if body.background:
+        return _in_background(accepted)
+    return JSONResponse(replay_reply(await front.wait_for(request, accepted)).model_dump())
+
+
+@router.get("/{session_id}/nodes/{node_id}")
+async def get_node(front: TheFront, request: Request, session_id: str, node_id: str) -> NodeReply:
+    """A node without its image."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(opened.session.node, node_id)
+    return await front.in_worker(node_reply, opened, node_id)
+
+
+@router.get("/{session_id}/nodes/{node_id}/drift")
+async def drift(front: TheFront, request: Request, session_id: str, node_id: str) -> DriftReply:
+    """How far a node's answer moved from what it edited, outside its mask."""
+    opened = await _opened(front, request, session_id)
+    found = await front.in_worker(opened.chat.drift, node_id)
+    if found is None:
+        return DriftReply(node=node_id, text=None, drift=None)
+    return DriftReply(node=node_id, text=str(found), drift=found.as_dict())
 
 
 @router.get("/{session_id}/nodes/{node_id}/image")
-async def node_image(front: TheFront, request: Request, session_id: str, node_id: str) -> Response:
-    """The picture of a node (PNG), with its recipe."""
+async def node_image(
+    front: TheFront,
+    request: Request,
+    session_id: str,
+    node_id: str,
+    output_format: Annotated[NodeFormat | None, Query(alias="format")] = None,
+) -> Response:
+    """The image of a node with its recipe: as it is kept (PNG), in another format to take away, or a small one."""
+    opened = await _opened(front, request, session_id)
 
     def read() -> bytes:
-        return front.service.session(request.state.client, session_id).node(node_id).image_path.read_bytes()
+        node = opened.session.node(node_id)
+        if output_format is None:
+            return _read_own(node.image_path)
+        if output_format == "thumbnail":
+            return thumbnail(open_image(node.image_path).image, THUMBNAIL_PX)
+        opened.session.answer(node_id)  # raises SessionError if the file is damaged
+        with Image.open(node.image_path) as image:
+            return encode(image, output_format.upper(), node.recipe)
 
-    return Response(await front.in_worker(read), media_type="image/png")
+    data = await front.in_worker(read)
+    if output_format in MIME:
+        named = {"content-disposition": f'attachment; filename="ace-{node_id}.{output_format}"'}
+        return Response(data, media_type=MIME[output_format], headers=named)
+    return _revalidated(request, data, MIME["webp" if output_format else "png"])
+
+
+@router.get("/{session_id}/nodes/{node_id}/{kind}/{number}")
+async def node_input(
+    front: TheFront,
+    request: Request,
+    session_id: str,
+    node_id: str,
+    kind: Literal["inputs", "masks"],
+    number: int,
+) -> Response:
+    """An image of a node's request (PNG), or the mask of one."""
+    opened = await _opened(front, request, session_id)
+
+    def read() -> bytes:
+        inputs = opened.session.node(node_id).inputs
+        one = inputs[number] if 0 <= number < len(inputs) else None
+        path = None if one is None else one.path if kind == "inputs" else one.mask_path
+        if path is None:
+            raise NotFoundError(f"node {node_id} has no such image")
+        return _read_own(path)
+
+    return _revalidated(request, await front.in_worker(read), MIME["png"])
 
 
 @router.get("/{session_id}/archive")
 async def archive(front: TheFront, request: Request, session_id: str) -> Response:
     """The whole conversation as one ZIP file, which `ace chat`, `ace session` and another server add to theirs."""
-    session = await front.in_worker(front.service.session, request.state.client, session_id)
+    opened = await _opened(front, request, session_id)
     file = tempfile.SpooledTemporaryFile(max_size=2**20)  # noqa: SIM115  closed when it is sent
-    await front.in_worker(session.write_archive, file)
+    await front.in_worker(opened.session.write_archive, file)
     file.seek(0)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -101,42 +222,145 @@ async def archive(front: TheFront, request: Request, session_id: str) -> Respons
             while chunk := await front.in_worker(file.read, 2**20):
                 yield chunk
 
-    return StreamingResponse(chunks(), media_type="application/zip")
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in opened.session.folder.name)
+    named = {"content-disposition": f'attachment; filename="{plain}.zip"'}
+    return StreamingResponse(chunks(), media_type="application/zip", headers=named)
 
 
 @router.post("/{session_id}/archive", status_code=201, openapi_extra=_ZIP_BODY)
 async def add_archive(front: TheFront, request: Request, session_id: str) -> ArchiveReply:
     """Add the rounds of an exported conversation to this one. The body is the ZIP file."""
-    session = await front.in_worker(front.service.session, request.state.client, session_id)
-    numbers = await front.in_worker(front.service.add_archive, session, await request.body())
+    opened = await _opened(front, request, session_id)
+    numbers = await front.in_worker(front.service.add_archive, opened.session, await request.body())
+    if numbers:
+        await front.in_worker(opened.session.set_head, list(numbers.values())[-1])
+    opened.activity.changed()
     return ArchiveReply(session=session_id, nodes=numbers)
 
 
-def _open_turn(
-    front: Front, session: Session, fields: TurnForm, settings: Settings, uploads: list[Upload], mask: Upload | None
-) -> Job:
-    """The job of a round. Raises InputError."""
+# Steps of these
+
+
+async def _opened(front: Front, request: Request, session_id: str) -> Opened:
+    return await front.in_worker(front.service.open_session, request.state.client, session_id)
+
+
+def _previews_of(fields: Delivery) -> tuple[PreviewQueue, Previews]:
+    if fields.stream and fields.background:
+        raise ConfigError("both stream and background: give one of them")
+    if fields.partial_images and not (fields.stream or fields.background):
+        raise ConfigError("partial_images needs stream: true or background: true")
+    queue = PreviewQueue()
+    return queue, Previews(fields.partial_images or 0, queue.put if fields.stream else None)
+
+
+def _read_turn(front: Front, opened: Opened, fields: TurnFields, files: Files) -> tuple[Message, str | None]:
+    """A round's message and the node that it follows. Raises InputError."""
+    session, most = opened.session, front.settings.max_pixels
     parent = None if fields.parent == "none" else fields.parent
     if parent == "latest":
         latest = session.latest()
         parent = None if latest is None else latest.id
-    pictures = open_pictures(uploads, front.settings.max_pixels)
-    opened = None
-    if mask is not None:
-        edited = pictures[0].opened if pictures else None if parent is None else session.answer(parent)
-        if edited is None:
-            raise InputError("a mask needs the picture that it belongs to: send the image as well")
-        opened, _ = open_mask(mask, edited, front.settings.max_pixels)
-    return front.service.open_turn(session, Message(fields.prompt, settings, tuple(pictures), opened), parent)
+    elif parent == "head":
+        parent = session.head()
+    pictures = tuple(open_picture(upload, most) for upload in files.images)
+    message = Message(
+        fields.prompt,
+        front.settings_of(fields),
+        photo=None if files.photo is None else open_picture(files.photo, most),
+        references=pictures,
+        mask=None if files.mask is None else open_mask(files.mask, most),
+        max_history=fields.max_history,
+    )
+    return _sketch(front, opened, message, parent, fields, files), parent
 
 
-async def _keep(
-    front: Front, session: Session, accepted: Accepted, made: list[Made], number: int, file_format: str
+def _sketch(
+    front: Front, opened: Opened, message: Message, parent: str | None, fields: TurnFields, files: Files
+) -> Message:
+    """The message with its canvas extended, drawn on or hidden, where that is asked. Raises InputError."""
+    given = [fields.extend is not None, files.drawing is not None, message.mask is not None]
+    if sum(given) > 1:
+        raise MaskError("extend, drawing and mask: send one of them")
+    if fields.hide and message.mask is None:
+        raise MaskError("hide needs a mask: send what is to be hidden")
+    if not (fields.extend or files.drawing or fields.hide):
+        return message
+    edited, references = message.photo, message.references
+    if edited is None and parent is not None:
+        edited = opened.chat.answer(parent)
+    elif edited is None and references:
+        edited, references = references[0], references[1:]
+    if edited is None:
+        raise MaskError("there is no image to paint on: send one")
+    settings = message.settings
+    if fields.extend is not None:
+        canvas, mask = extend_canvas(edited.opened, **fields.extend.model_dump())
+        photo, settings = Picture.of_image(canvas, "canvas"), replace(settings, feather_px=0)
+    elif files.drawing is not None:
+        drawn, mask = sketch_over(edited.opened, open_strokes(files.drawing, front.settings.max_pixels))
+        photo = Picture.of_image(drawn, "drawing")
+    else:
+        assert message.mask is not None
+        mask, _ = message.mask.opened(edited.opened.size)
+        photo, settings = Picture.of_image(hide_under(edited.opened, mask), "hidden"), replace(settings, feather_px=0)
+    photo = replace(photo, node=edited.node)
+    return replace(message, photo=photo, references=references, mask=Mask(mask), settings=settings)
+
+
+async def _deliver_nodes(
+    front: Front,
+    request: Request,
+    opened: Opened,
+    accepted: Accepted,
+    fields: Delivery,
+    queue: PreviewQueue,
+    file_format: str,
+) -> Response:
+    """The answer to a request that makes nodes: at once, as a stream, or when it is done."""
+    if fields.background:
+        return _in_background(accepted)
+    if fields.stream:
+
+        async def completed(made: list[tuple[Made, Node]]) -> AsyncIterator[str]:
+            for number, one in enumerate(made):
+                reply = await _full_reply(front, opened, accepted, one, number, file_format)
+                yield f"event: turn.completed\ndata: {reply.model_dump_json()}\n\n"
+
+        return stream_request(front, accepted, queue, EventWriter("turn", file_format), completed)
+    made = await front.wait_for(request, accepted)
+    nodes = [await _full_reply(front, opened, accepted, one, n, file_format) for n, one in enumerate(made)]
+    reply = TurnReply(id=accepted.id, session=opened.id, created=int(time.time()), nodes=nodes)
+    return JSONResponse(reply.model_dump())
+
+
+def _in_background(accepted: Accepted) -> Response:
+    reply = RequestReply(id=accepted.id, status="waiting", n=len(accepted.requests), steps=accepted.steps)
+    return JSONResponse(reply.model_dump(), 202)
+
+
+async def _full_reply(
+    front: Front, opened: Opened, accepted: Accepted, made: tuple[Made, Node], number: int, file_format: str
 ) -> NodeReply:
-    """Keep a result as a node; what is said of it, with its picture."""
-    node = await front.in_worker(front.service.add_node, session, made[number])
-    reply = node_reply(session.folder.name, node)
-    encoded = await front.in_worker(encode_result, made[number], file_format)
-    reply.b64_json = base64.b64encode(encoded).decode()
-    reply.ace = details_of(made[number], accepted, number)
-    return reply
+    """A new node with its image."""
+    one, node = made
+    reply = await front.in_worker(node_reply, opened, node.id)
+    encoded = await front.in_worker(encode_result, one, file_format)
+    own = details_of(one, accepted, number)
+    return reply.model_copy(update={"b64_json": base64.b64encode(encoded).decode(), "ace": own})
+
+
+def _read_own(path: Path) -> bytes:
+    """A file of a session, which must not be a link. Raises NotFoundError."""
+    if path.is_symlink() or not path.is_file():
+        raise NotFoundError(f"{path.name} is not there")
+    return path.read_bytes()
+
+
+def _revalidated(request: Request, data: bytes, media_type: str) -> Response:
+    """An image that a browser may keep and asks about again: another session has others under the same address."""
+    tag = f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
+    headers = {"cache-control": "private, no-cache", "etag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=media_type, headers=headers)

@@ -1,52 +1,46 @@
-// The studio's page: draws the view that the server sends and sends back what somebody does.
+// The studio's page: draws what the server's session routes say, and asks them for what somebody wants.
 //
-// `element`, `props`, `trigger` and `watch` are those of Gradio's HTML component: its place in the page, `props.value`
-// the view, `trigger(name, data)` sends an event, `watch` tells of new views. `examples` is the gallery. All text that
-// comes from people goes into the page as text, never as markup.
+// `view` is the session's tree, `live` what is being made in it (both the server's), `draft` the message being written.
+// Drafts and messages that are not answered yet live in the browser's own store, so that neither a reload nor a server
+// that stops loses words, pictures or masks. All text that comes from people goes into the page as text, never as markup.
 
-export default function studio({ element, props, trigger, watch, examples }) {
+import { button, h, icon, openDialog } from "./dom.js";
+import { openEasel } from "./easel.js";
+import { ask, follow, keep, kept } from "./server.js";
 
-const root = element.querySelector(".studio");
+const PREVIEWS = 32;             // of each picture on its way, at most
+const READABLE = ["image/png", "image/jpeg", "image/webp"];   // what the server opens; the browser converts the rest
+const root = document.querySelector("#studio");
 const memory = { read(key) { try { return JSON.parse(localStorage.getItem("ace-studio-" + key)); } catch { return null; } },
                  write(key, value) { try { localStorage.setItem("ace-studio-" + key, JSON.stringify(value)); } catch { /* private window */ } } };
-let view = null;                 // what the server said last
+let model = null;                // what the server says of the model
+let session = null;              // the session's address
+let view = null;                 // the session's tree: name, head, nodes, damaged
+let live = { requests: [] };     // what is being made, and what ended a moment ago
 let draft = emptyDraft();        // the message being written
-let awaiting = false;            // a message was sent and the server has not answered yet
+let examples = [];
+let notice = null;               // { kind, text, action }
+let state = "open";              // whether the server can be heard
 let undone = [];                 // where undo came from, for redo
 let lastShown = null;            // id of the turn at the end of the talk
+let shownView = null;            // what of the tree is drawn
+let went = false;                // somebody moved or asked for something: the page may scroll to it
+const pending = new Map();       // request -> the draft that it was made of, until it is answered
+const mine = new Set();          // requests of this page whose end is to be told
+const told = new Set();          // requests whose end was told
+const drifts = new Map();        // node -> how far it drifted
 const comparing = new Map();     // node -> place of the slider, in percent
 const drawn = new Map();         // node -> { key, element }: turns that need not be drawn again
 
-const ICONS = {
-  plus: "M12 5v14M5 12h14", close: "M6 6l12 12M18 6L6 18", send: "M12 19V5M6 11l6-6 6 6", stop: "M7 7h10v10H7z",
-  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01", brush: "M14 5l5 5-8 8H6v-5zM12 7l5 5", at: "M16 12a4 4 0 1 1-8 0 4 4 0 0 1 8 0zm0 0v1.5a2.5 2.5 0 0 0 5 0V12a9 9 0 1 0-3.6 7.2",
-  tune: "M4 7h9M19 7h1M4 17h1M11 17h9M16 4.5v5M8 14.5v5", undo: "M8 5L4 9l4 4M4 9h10a6 6 0 0 1 0 12h-3", redo: "M16 5l4 4-4 4M20 9H10a6 6 0 0 0 0 12h3",
-  rub: "M9 19h11M5 14l8-8 6 6-7 7H9z", again: "M20 11a8 8 0 1 0-2 6M20 5v6h-6", many: "M4 4h10v10H4zM10 17v3h10V10h-3", compare: "M12 3v18M4 6h5v12H4zM15 6h5v12h-5z",
-  save: "M12 4v11M7 11l5 5 5-5M5 20h14", more: "M6 12h.01M12 12h.01M18 12h.01", grid: "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z",
-  theme: "M12 3a9 9 0 1 0 0 18zM12 3v18", branch: "M7 4v16M7 14c6 0 10-2 10-7M14.5 6.5L17 4l2.5 2.5", check: "M5 12l5 5L20 7",
-};
-
-function h(tag, attributes, ...children) {
-  const made = tag === "svg" || tag === "path" ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (name === "style") made.style.cssText = value;
-    else made.setAttribute(name, value === true ? "" : value);
-  }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
-  return made;
-}
-const icon = (name) => h("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, h("path", { d: ICONS[name] }));
-const button = (name, label, onclick, more = {}) =>
-  h("button", { type: "button", title: label, "aria-label": label, onclick, ...more }, icon(name), h("span", { class: "label" }, label));
-const address = (path) => "/studio/" + path;
 const node = (id) => view.nodes.find((one) => one.id === id);
 const mention = (id) => "@" + Number(id);
-const answerOf = (id) => address(`nodes/${id}/image.png`);
-const smallOf = (id) => address(`nodes/${id}/thumbnail`);
+const answerOf = (id) => `${session}/nodes/${id}/image`;
+const smallOf = (id) => `${session}/nodes/${id}/image?format=thumbnail`;
 const words = (task) => task.split("/").pop().replaceAll("_", " ");
-function emptyDraft() { return { uploads: [], mask: null, maskMode: "mark", extend: null, next: [] }; }
+const isRunning = (one) => one.status === "waiting" || one.status === "running";
+const running = () => live.requests.filter(isRunning);
+function emptyDraft() { return { text: "", files: [], edit: null, mask: null, maskMode: "mark", extend: null, next: [] }; }
+const isEmpty = (one) => !one.text.trim() && !one.files.length && !one.mask && !one.extend;
 
 function pathTo(id) {
   const path = [];
@@ -66,7 +60,7 @@ root.append(
     button("theme", "Light or dark", switchTheme, { id: "theme" }),
     h("details", { class: "menu right", id: "menu" }, h("summary", { "aria-label": "Session" }, icon("more")),
       h("div", {},
-        h("a", { class: "button", href: address("session.zip"), download: "", id: "export" }, icon("save"), "Export this session"),
+        (part.export = h("a", { class: "button", download: "", id: "export" }, icon("save"), "Export this session")),
         button("plus", "Import a session", () => part.archive.click(), { id: "import" }))),
     (part.archive = h("input", { type: "file", accept: ".zip", hidden: true, id: "archive", onchange: importSession }))),
   (part.nav = h("nav", { "aria-label": "History" },
@@ -82,56 +76,48 @@ root.append(
     (part.box = h("div", { class: "box" },
       (part.about = h("div", { class: "about" })),
       (part.tray = h("div", { class: "tray" })),
-      (part.text = h("textarea", { id: "say", rows: "1", "aria-label": "Your message", "aria-autocomplete": "list", placeholder: "Say what to make", oninput: typed, onkeydown: pressed, onpaste: pasted })),
+      (part.text = h("textarea", { id: "say", rows: "1", "aria-label": "Your message", "aria-autocomplete": "list", placeholder: "Say what to make", maxlength: "4000", oninput: typed, onkeydown: pressed, onpaste: pasted })),
       h("div", { class: "tools" },
         button("picture", "Add pictures", () => part.file.click(), { id: "add" }),
         button("at", "Mention", () => openMentions(""), { id: "mention" }),
-        (part.paint = button("brush", "Paint a mask", openEasel, { id: "paint" })),
+        (part.paint = button("brush", "Paint a mask", openPainter, { id: "paint" })),
         button("tune", "Settings", toggleSettings, { id: "settings", "aria-expanded": "false" }),
         (part.send = h("button", { type: "submit", class: "main push send", id: "send" }))))),
     (part.file = h("input", { type: "file", id: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => { addFiles([...part.file.files]); part.file.value = ""; } })))),
   (part.live = h("div", { class: "unseen", role: "status", "aria-live": "polite" })));
 
 root.dataset.theme = memory.read("theme") || "auto";
-part.text.value = memory.read("words") || "";
 const settings = { steps: "", guidance: "", seed: "", width: "", height: "", history: "", count: "1", negative: "", ...memory.read("settings") };
 
 // Drawing
 
-function draw(next) {
-  if (!next || !next.nodes) return;
-  const before = view;
-  view = next;
-  if (awaiting && (!before || next.version !== before.version)) {
-    awaiting = false;
-    if (!next.notice || next.notice.kind !== "error") {
-      draft = { ...emptyDraft(), next: draft.next };
-      part.text.value = "";
-      memory.write("words", "");
-    }
-  }
-  if (before && before.head !== view.head && !draft.uploads.length) clearMask();
-  part.where.textContent = `${view.model.name} · ${view.folder}`;
-  drawTree(!before || before.head !== view.head || before.nodes.length !== view.nodes.length);
+function draw() {
+  if (!view) return;
+  const before = shownView;
+  shownView = { head: view.head, nodes: view.nodes };
+  if (before && before.head !== view.head && !editsFirst()) clearMask();   // it was the answer's
+  part.where.textContent = `${model.name} · ${view.name}`;
+  part.export.href = `${session}/archive`;
+  drawTree(!before || before.head !== view.head || before.nodes !== view.nodes);
   drawTalk(before);
   drawComposer();
   drawNotice();
 }
 
 function drawTalk(before) {
-  const path = pathTo(view.head);
-  const turns = path.map(turnOf);
-  const busy = view.running;
-  if (!path.length && !busy) turns.push(welcome());
-  if (busy) turns.push(running(busy));
+  const follows = !before || part.talk.scrollHeight - part.talk.scrollTop - part.talk.clientHeight < 160;
+  const turns = pathTo(view.head).map(turnOf);
+  const busy = running();
+  if (!turns.length && !busy.length) turns.push(welcome());
+  turns.push(...busy.map(runningTurn));
   const column = part.column;
   turns.forEach((turn, place) => { if (column.children[place] !== turn) column.insertBefore(turn, column.children[place] || null); });
   while (column.children.length > turns.length) column.lastChild.remove();
   const last = turns.at(-1);
-  // the head alone would not do: for a moment a turn's answer can stand above its running self, and the end is no other
-  if (last.id !== lastShown) requestAnimationFrame(() => reveal(last, before ? "smooth" : "auto"));
+  // Whoever has scrolled away to read something else stays there, unless they went elsewhere in the tree themselves.
+  if (last.id !== lastShown && (follows || went)) requestAnimationFrame(() => reveal(last, before ? "smooth" : "auto"));
   lastShown = last.id;
-  if (before && before.running && !busy && before.head !== view.head) part.live.textContent = `Done: ${mention(view.head)}`;
+  went = false;
 }
 
 // Scroll to the end of a turn, but never so far that the top of its picture is out of sight.
@@ -143,11 +129,11 @@ function reveal(turn, behavior) {
 
 function turnOf(one) {
   const siblings = view.nodes.filter((other) => (other.parents[0] || null) === (one.parents[0] || null) && (one.parents.length || other.text === one.text));
-  const key = JSON.stringify([siblings.map((s) => s.id), one.id === view.head, view.drift[one.id], comparing.has(one.id)]);
+  const key = JSON.stringify([siblings.map((s) => s.id), one.id === view.head, drifts.get(one.id), comparing.has(one.id)]);
   const kept = drawn.get(one.id);
   if (kept && kept.key === key) return kept.element;
   const open = kept && kept.element.querySelector("details.made").open;
-  const turn = h("article", { class: "turn", id: "turn-" + one.id, "aria-label": `${mention(one.id)}: ${one.text}` }, asked(one), answered(one, siblings));
+  const turn = h("article", { class: "turn", id: "turn-" + one.id, "aria-label": `${mention(one.id)}: ${plain(one.text)}` }, asked(one), answered(one, siblings));
   turn.querySelector("details.made").open = Boolean(open);
   drawn.set(one.id, { key, element: turn });
   return turn;
@@ -155,11 +141,14 @@ function turnOf(one) {
 
 function asked(one) {
   const shown = one.inputs.map((input, place) => h("div", { class: "shown" },
-    h("img", { src: address(input.picture), alt: input.node ? `answer ${mention(input.node)}` : `picture ${place + 1}` }),
-    input.mask && h("div", { class: "mask", style: `mask-image: url("${address(input.mask)}")` }),
+    h("img", { src: input.picture, alt: input.node ? `answer ${mention(input.node)}` : `picture ${place + 1}` }),
+    input.mask && h("div", { class: "mask", style: `mask-image: url("${input.mask}")` }),
     input.node && h("i", {}, mention(input.node))));
   return h("div", { class: "asked" }, shown.length ? h("div", { class: "inputs" }, shown) : null, h("p", {}, named(one.text, one.inputs)));
 }
+
+// The names {image}, {image1}, … as a person says them.
+const plain = (text) => text.replace(/\{image(\d*)\}/g, (_, number) => (/\{image\d/.test(text) ? `picture ${Number(number || 0) + 1}` : "the picture"));
 
 function named(text, inputs) {
   const several = /\{image\d/.test(text);
@@ -168,7 +157,7 @@ function named(text, inputs) {
     if (!match) return piece;
     const place = Number(match[1] || 0), input = inputs[place], numbered = `picture ${place + 1}`;
     if (!input) return several ? numbered : "the picture";
-    return h("span", { class: "name" }, h("img", { src: address(input.picture), alt: "" }), input.node ? mention(input.node) : numbered);
+    return h("span", { class: "name" }, h("img", { src: input.picture, alt: "" }), input.node ? mention(input.node) : numbered);
   });
 }
 
@@ -178,7 +167,7 @@ function stageStyle(width, height) {
 }
 
 function beforeOf(one) {
-  if (one.inputs.length) return address(one.inputs[0].picture);
+  if (one.inputs.length) return one.inputs[0].picture;
   return one.parents.length && one.rounds ? answerOf(one.parents[0]) : null;
 }
 
@@ -186,7 +175,7 @@ function answered(one, siblings) {
   const isHead = one.id === view.head;
   const before = beforeOf(one);
   const stage = h("div", { class: "stage", style: stageStyle(one.width, one.height) },
-    h("img", { src: answerOf(one.id), alt: `${mention(one.id)}: ${one.text}`, width: one.width, height: one.height }));
+    h("img", { src: answerOf(one.id), alt: `${mention(one.id)}: ${plain(one.text)}`, width: one.width, height: one.height }));
   if (comparing.has(one.id) && before) {
     const place = (value) => { comparing.set(one.id, value); stage.style.setProperty("--at", value + "%"); };
     stage.append(
@@ -195,23 +184,23 @@ function answered(one, siblings) {
       h("input", { type: "range", min: "0", max: "100", step: "1", value: comparing.get(one.id), "aria-label": "How much of the picture before is shown", oninput: (event) => place(event.target.value) }));
     place(comparing.get(one.id));
   }
-  const compare = () => { comparing.has(one.id) ? comparing.delete(one.id) : comparing.set(one.id, 50); draw({ ...view }); };
-  const save = (suffix, label) => h("a", { class: "button", href: address(`nodes/${one.id}/answer.${suffix}`), download: `ace-${one.id}.${suffix}` }, label);
-  const close = (act) => (event) => { event.target.closest("details").open = false; act(); };
+  const compare = () => { comparing.has(one.id) ? comparing.delete(one.id) : comparing.set(one.id, 50); draw(); };
+  const save = (suffix, label) => h("a", { class: "button", href: `${answerOf(one.id)}?format=${suffix}`, download: `ace-${one.id}.${suffix}` }, label);
+  const close = (then) => (event) => { event.target.closest("details").open = false; then(); };
   const bar = h("div", { class: "bar" },
-    button("again", "Try again", () => { trigger("again", { node: one.id, count: 1 }); }, { class: "again" }),
+    button("again", "Try again", () => { act(one.id, "again", { n: 1 }); }, { class: "again" }),
     before && button("compare", "Compare", compare, { class: "compare", "aria-pressed": String(comparing.has(one.id)) }),
     !isHead && button("branch", "Go on from here", () => go(one.id), { class: "branch" }),
-    h("details", { class: "menu" }, h("summary", { "aria-label": "Download" }, icon("save"), h("span", { class: "label" }, "Download")),
-      h("div", {}, save("png", "PNG, exact"), save("jpg", "JPEG"), save("webp", "WebP, exact"))),
-    h("details", { class: "menu" }, h("summary", { "aria-label": "More" }, icon("more")),
+    h("details", { class: "menu", ontoggle: placeMenu }, h("summary", { "aria-label": "Download" }, icon("save"), h("span", { class: "label" }, "Download")),
+      h("div", {}, save("png", "PNG, exact"), save("jpeg", "JPEG"), save("webp", "WebP, exact"))),
+    h("details", { class: "menu", ontoggle: placeMenu }, h("summary", { "aria-label": "More" }, icon("more")),
       h("div", {},
-        button("many", "Four variants", close(() => trigger("again", { node: one.id, count: 4 })), { class: "variants" }),
+        button("many", "Four variants", close(() => act(one.id, "again", { n: 4 })), { class: "variants" }),
         button("at", "Mention", close(() => insertMention(mention(one.id)))),
-        button("check", "Make again and compare", close(() => trigger("replay", { node: one.id })), { class: "replay" }))));
+        button("check", "Make again and compare", close(() => act(one.id, "replay", {})), { class: "replay" }))));
   const facts = [["Seed", one.seed], ["Steps", one.steps], ["Guidance", one.guidance], ["Worked at", one.size.join("×") + " px"],
     ["Earlier rounds seen", one.rounds], ["Avoided", one.negative], ["Model", `${one.model} ${one.model_sha256.slice(0, 12)}`]];
-  const drift = view.drift[one.id];
+  const drift = drifts.get(one.id);
   return h("div", { class: "answer" }, stage,
     siblings.length > 1 ? h("div", { class: "siblings", role: "group", "aria-label": "Variants" }, siblings.map((other) =>
       h("button", { type: "button", "aria-label": `Variant ${mention(other.id)}`, "aria-current": String(other.id === one.id), onclick: () => go(other.id) }, h("img", { src: smallOf(other.id), alt: "" })))) : null,
@@ -221,26 +210,45 @@ function answered(one, siblings) {
       h("dl", {}, facts.filter(([, value]) => value !== "" && value !== 0).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]))));
 }
 
-function running(busy) {
-  const old = part.column.querySelector("#running");
-  const turn = old || h("article", { class: "turn", id: "running" });
-  const source = busy.parent ? node(busy.parent) : null;
-  const shape = stageStyle(source ? source.width : 64, source ? source.height : 64);
-  const eta = busy.eta_s === null ? "starting" : busy.eta_s < 1 ? "a moment" : `about ${Math.ceil(busy.eta_s)} s`;
-  const shown = busy.previews.length ? busy.previews.map((src) => h("div", { class: "stage", style: shape }, h("img", { src, alt: "preview" }))) : [h("div", { class: "stage waiting", style: shape })];
+// A menu near the end of the talk opens upwards, where it can be seen.
+function placeMenu(event) {
+  const menu = event.target, box = menu.querySelector("div").getBoundingClientRect();
+  menu.classList.remove("up");
+  if (menu.open && menu.getBoundingClientRect().bottom + box.height + 8 > part.talk.getBoundingClientRect().bottom) menu.classList.add("up");
+}
+
+function runningTurn(one) {
+  const id = "running-" + one.id;
+  const turn = part.column.querySelector("#" + CSS.escape(id)) || h("article", { class: "turn running", id });
+  const source = one.parent ? node(one.parent) : null;
+  const waiting = stageStyle(source ? source.width : 64, source ? source.height : 64);
+  const eta = one.eta_s === null ? "starting" : one.eta_s < 1 ? "a moment" : `about ${Math.ceil(one.eta_s)} s`;
+  const from = one.kind === "replay" ? `Making ${mention(one.parent)} again` : one.parent && one.parent !== view.head ? `From ${mention(one.parent)}` : "";
+  const sent = pending.get(one.id);
+  const pictures = (sent ? sent.files : []).map((file) => h("div", { class: "shown" }, h("img", { src: file.url, alt: "" })));
+  const old = turn.querySelector(".previews");
+  const shown = old && old.dataset.key === one.previews.join() ? old : h("div", { class: one.n > 1 ? "previews many" : "previews", "data-key": one.previews.join() },
+    one.previews.length ? one.previews.map((src) => preview(src, waiting)) : h("div", { class: "stage waiting", style: waiting }));
+  const progress = one.status === "waiting" ? "Waiting for its turn" : `Step ${Math.floor(one.steps_done / one.n)} of ${Math.round(one.steps / one.n)} · ${eta}`;
   turn.replaceChildren(
-    busy.kind === "answer" ? h("div", { class: "asked" },
-      busy.pictures.length ? h("div", { class: "inputs" }, busy.pictures.map((path) => h("div", { class: "shown" }, h("img", { src: address(path), alt: "" })))) : null,
-      h("p", {}, named(busy.text, []))) : "",
+    one.kind === "replay" ? "" : h("div", { class: "asked" }, pictures.length ? h("div", { class: "inputs" }, pictures) : null, h("p", {}, named(one.prompt, []))),
     h("div", { class: "answer", "aria-busy": "true" },
-      busy.kind === "answer" ? h("div", { class: busy.previews.length > 1 ? "previews many" : "previews" }, shown) : null,
-      h("progress", { max: String(busy.total || 1), value: String(busy.step), "aria-label": "Progress" }),
-      h("p", { class: "fine", id: "progress" }, busy.total ? `Step ${busy.step} of ${busy.total} · ${eta}` : "Starting")));
+      one.kind === "replay" ? "" : shown,
+      h("progress", { max: String(one.steps || 1), value: String(one.steps_done), "aria-label": "Progress" }),
+      h("p", { class: "fine progress" }, from ? `${from} · ${progress}` : progress),
+      button("stop", "Stop", () => stop(one.id), { class: "edged stop" })));
   return turn;
 }
 
+// A preview has the shape of its picture, whatever the one before it had.
+function preview(src, shape) {
+  const stage = h("div", { class: "stage", style: shape });
+  stage.append(h("img", { src, alt: "preview", onload: (event) => { stage.style.setProperty("--aspect", `${event.target.naturalWidth} / ${event.target.naturalHeight}`); } }));
+  return stage;
+}
+
 function card(one) {
-  const pictures = one.pictures.map((name) => h("img", { src: address("examples/" + name), alt: "", loading: "lazy" }));
+  const pictures = one.pictures.map((name) => h("img", { src: "/page/examples/" + name, alt: "", loading: "lazy" }));
   return h("button", { type: "button", "data-task": one.task, onclick: () => takeExample(one.task) },
     pictures.length ? h("span", { class: "pictures" }, pictures) : h("span", { class: "blank" }, icon("picture")),
     h("span", { class: "words", title: one.texts[0] }, h("b", {}, words(one.task)), named(one.texts[0], [])));
@@ -253,6 +261,7 @@ function welcome() {
   return h("section", { class: "welcome" },
     h("h2", {}, "What shall we make?"),
     h("p", {}, "Describe a picture, or add one and say what to change. Every answer can be taken further, undone, or taken another way."),
+    model.about ? h("p", { class: "fine" }, model.about) : null,
     h("div", { class: "cards" }, first.map((task) => examples.find((one) => one.task === task)).filter(Boolean).map(card)),
     button("grid", "All examples", openGallery));
 }
@@ -296,7 +305,7 @@ function drawTree(changed) {
   const thumbs = view.nodes.map((one) => {
     const { x, y } = place(one.id);
     return h("button", { type: "button", "data-node": one.id, style: `left: ${x}px; top: ${y}px`, class: path.has(one.id) ? "along" : "", tabindex: one.id === view.head || (!view.head && one === view.nodes[0]) ? "0" : "-1",
-      "aria-current": String(one.id === view.head), "aria-label": `${mention(one.id)}: ${one.text}`, title: one.text, onclick: () => go(one.id) },
+      "aria-current": String(one.id === view.head), "aria-label": `${mention(one.id)}: ${plain(one.text)}`, title: plain(one.text), onclick: () => go(one.id) },
       h("img", { src: smallOf(one.id), alt: "", loading: "lazy" }), h("span", {}, mention(one.id)));
   });
   const focused = part.tree.contains(document.activeElement) && document.activeElement.dataset.node;
@@ -316,10 +325,98 @@ function walkTree(event) {
   next.focus();
 }
 
-function go(id, forget = true) {
-  if (forget) undone = [];
-  trigger("go", { node: id });
+// What somebody does
+
+async function refresh() {
+  const read = await ask("GET", session);
+  const size = (text) => text.split("x").map(Number);
+  view = {
+    name: read.name, head: read.head, damaged: read.damaged,
+    nodes: read.nodes.map((one) => {
+      const [width, height] = size(one.image_size);
+      return { ...one, text: one.instruction, width, height, size: size(one.size), guidance: one.guidance_scale, negative: one.negative_prompt, rounds: one.history,
+               inputs: one.inputs.map((input) => ({ node: input.node, picture: input.image, mask: input.mask })) };
+    }),
+  };
+  draw();
+  for (const one of pathTo(view.head)) {
+    if (drifts.has(one.id)) continue;
+    drifts.set(one.id, "");
+    ask("GET", `${session}/nodes/${one.id}/drift`).then((found) => { drifts.set(one.id, found.text || ""); if (found.text) draw(); }, () => drifts.delete(one.id));
+  }
+}
+
+let reading = Promise.resolve();
+const refreshed = () => (reading = reading.then(refresh).catch((error) => { if (error.status) say("error", error.message); }));
+
+async function heard(event) {
+  const before = live;
+  live = event;
+  if (!view || event.head !== view.head || event.num_nodes !== view.nodes.length + view.damaged.length) await refreshed();
+  for (const one of live.requests) if (!isRunning(one) && !told.has(one.id)) ended(one, before);
+  draw();
+}
+
+function ended(one, before) {
+  told.add(one.id);
+  const sent = pending.get(one.id);
+  if (!sent && !mine.has(one.id) && !before.requests.some((other) => other.id === one.id && isRunning(other))) return;
+  mine.delete(one.id);
+  if (one.status === "done") {
+    forget(one.id);
+    if (one.replay) say("info", sayReplay(one.replay));
+    else part.live.textContent = `Done: ${mention(one.nodes[0])}`;
+  } else if (sent) bringBack(one.id, one.status === "cancelled" ? "info" : "error", one.status === "cancelled" ? "Stopped. Nothing was kept." : one.message);
+  else say(one.status === "cancelled" ? "info" : "error", one.status === "cancelled" ? "Stopped. Nothing was kept." : one.message);
+}
+
+function sayReplay(replay) {
+  const name = mention(replay.node);
+  if (replay.same_pixels) return `${name} made again: every pixel is the same.`;
+  const why = replay.differences.join("; ") || "nothing that the recipe knows of differs";
+  return `${name} made again: pixels differ by up to ${replay.largest_difference} of 255 levels (${why}).`;
+}
+
+function forget(id) { pending.delete(id); keep("pending:" + id, null); }
+
+// A message that was not answered goes back to where it was written, or waits beside what is written there now.
+function bringBack(id, kind, text) {
+  const sent = pending.get(id);
+  const put = () => { forget(id); draft = sent; part.text.value = sent.text; keepDraft(); notice = null; drawComposer(); drawNotice(); part.text.focus(); };
+  if (isEmpty(draft)) { put(); say(kind, text); } else say(kind, text, { label: "Bring the message back", act: put });
+}
+
+// After a pause: what the server knows nothing of was never answered.
+async function settle() {
+  for (const id of pending.keys()) {
+    if (live.requests.some((one) => one.id === id)) continue;
+    try {
+      const found = await ask("GET", `/v1/requests/${id}`);
+      if (found.status === "done") forget(id);
+      else if (!isRunning(found)) bringBack(id, "error", found.message || "It was not answered.");
+    } catch (error) { if (error.status === 404) bringBack(id, "error", "The server was stopped before it answered."); }
+  }
+}
+
+function setState(next) {
+  const before = state;
+  state = next;
+  root.dataset.state = next;
+  if (next === "open" && before !== "open") { notice = null; refreshed().then(settle).then(draw); }
+  if (next !== "open") drawNotice();
+  if (view) drawComposer();
+}
+
+async function go(id, forgetUndone = true) {
+  if (forgetUndone) undone = [];
+  const before = view.head;
+  view.head = id;
+  went = true;
+  notice = null;
+  draw();
   if (id === null) part.text.focus();
+  try { await ask("PUT", `${session}/head`, { node: id }); } catch (error) { view.head = before; say("error", error.message); draw(); }
+  refreshed();
 }
 
 function undo() {
@@ -330,67 +427,156 @@ function undo() {
 
 function redo() { if (undone.length) go(undone.pop(), false); }
 
+async function act(id, what, fields) {
+  const request = crypto.randomUUID();
+  mine.add(request);
+  notice = null;
+  went = true;
+  try { await ask("POST", `${session}/nodes/${id}/${what}`, { background: true, partial_images: PREVIEWS, ...fields }, { "X-Client-Request-Id": request }); }
+  catch (error) { say("error", error.message); }
+}
+
+async function stop(id) {
+  try { await ask("DELETE", `/v1/requests/${id}`); } catch (error) { if (error.status !== 404) say("error", error.message); }
+}
+
 // The composer
 
+// Whether the first picture that is sent along is what is edited: as it was chosen, else in a new conversation.
+const editsFirst = () => Boolean(draft.files.length) && (view.head ? draft.edit === true : draft.edit !== false || !model.references_apart);
+
 function drawComposer() {
-  const busy = Boolean(view.running);
-  part.send.replaceChildren(icon(busy ? "stop" : "send"), h("span", { class: "label" }, busy ? "Stop" : "Send"));
-  part.send.setAttribute("aria-label", busy ? "Stop" : "Send");
+  const busy = running();
+  const stops = busy.length && isEmpty(draft);
+  part.send.replaceChildren(icon(stops ? "stop" : "send"), h("span", { class: "label" }, stops ? "Stop" : "Send"));
+  part.send.setAttribute("aria-label", stops ? "Stop" : "Send");
+  part.send.disabled = state !== "open";
   const source = sourceOf();
-  part.paint.disabled = !source;
+  part.paint.disabled = !source || model.masks === false;
   part.text.placeholder = source ? "Say what to change; @ mentions a picture" : "Say what to make";
-  const rounds = Math.min(pathTo(view.head).length, Number(settings.history === "" ? view.model.history : settings.history));
-  const about = draft.uploads.length ? "Editing your picture" : source ? `Going on from ${mention(view.head)}` : "A new conversation";
-  part.about.replaceChildren(...(source && !draft.uploads.length ? [h("img", { src: smallOf(view.head), alt: "" })] : []),
-    h("span", {}, about + (view.head && rounds ? ` · the model sees ${rounds === 1 ? "1 earlier round" : rounds + " earlier rounds"}` : "")));
-  const chips = draft.uploads.map((one, place) => h("div", { class: "chip", title: one.name },
-    h("img", { src: address("uploads/" + one.id), alt: one.name }), h("i", {}, "@" + "abcdefghi"[place]),
-    h("button", { type: "button", class: "drop", "aria-label": `Remove ${one.name}`, onclick: () => { draft.uploads.splice(place, 1); if (!place) clearMask(); drawComposer(); } }, icon("close"))));
+  const rounds = Math.min(pathTo(view.head).length, Number(settings.history === "" ? model.max_history : settings.history));
+  const first = editsFirst(), references = draft.files.length - (first ? 1 : 0);
+  const about = first ? "Editing your picture" : view.head ? `Going on from ${mention(view.head)}` : "A new conversation";
+  const more = [
+    references && (references === 1 ? "1 reference" : `${references} references`),
+    view.head && rounds && model.max_history && `the model sees ${rounds === 1 ? "1 earlier round" : rounds + " earlier rounds"}`,
+    settings.seed !== "" && `seed ${settings.seed}`,
+    Number(settings.count) > 1 && `${settings.count} variants`,
+    settings.width && settings.height && `${settings.width}×${settings.height} px`,
+    settings.negative && "something to avoid",
+  ].filter(Boolean);
+  part.about.replaceChildren(...(view.head && !first ? [h("img", { src: smallOf(view.head), alt: "" })] : []), h("span", {}, [about, ...more].join(" · ")));
+  const chips = draft.files.map((file, place) => {
+    const edits = first && place === 0;
+    return h("div", { class: edits ? "chip edits" : "chip", title: file.name },
+      h("button", { type: "button", class: "pick", "aria-pressed": String(edits), "aria-label": edits ? `${file.name} is edited; use it as a reference` : `Edit ${file.name}`, title: edits ? "This one is edited" : "Edit this one", onclick: () => pick(place, edits) }, h("img", { src: file.url, alt: file.name })),
+      h("i", {}, "@" + "abcdefghi"[place]), edits ? h("b", {}, "edit") : null,
+      h("button", { type: "button", class: "drop", "aria-label": `Remove ${file.name}`, onclick: () => drop(place) }, icon("close")));
+  });
   if (draft.mask || draft.extend) {
     const label = draft.extend ? "Larger canvas" : "Mask";
-    chips.push(h("div", { class: draft.mask ? "chip dark" : "chip", title: label }, h("img", { src: draft.extend ? source.src : draft.mask, alt: label }), h("i", {}, label.split(" ").pop()),
-      h("button", { type: "button", class: "drop", "aria-label": `Remove ${label.toLowerCase()}`, onclick: () => { clearMask(); drawComposer(); } }, icon("close"))));
+    chips.push(h("div", { class: draft.mask ? "chip dark" : "chip", title: label }, h("img", { src: draft.extend ? source.src : draft.mask.url, alt: label }), h("i", {}, label.split(" ").pop()),
+      h("button", { type: "button", class: "drop", "aria-label": `Remove ${label.toLowerCase()}`, onclick: () => { clearMask(); keepDraft(); drawComposer(); } }, icon("close"))));
   }
   part.tray.replaceChildren(...chips);
-  part.next.replaceChildren(...(busy ? [] : draft.next.slice(0, 3)).map((text) => h("button", { type: "button", onclick: () => { part.text.value = text; draft.next = draft.next.filter((one) => one !== text); drawComposer(); part.text.focus(); } }, text)));
+  part.next.replaceChildren(...(busy.length ? [] : draft.next.slice(0, 3)).map((text) => h("button", { type: "button", onclick: () => { write(text); draft.next = draft.next.filter((one) => one !== text); keepDraft(); drawComposer(); part.text.focus(); } }, named(text, []))));
 }
 
 function drawNotice() {
-  const notice = view.notice || (view.damaged.length ? { kind: "error", text: `${view.damaged.map(mention).join(", ")} cannot be read and ${view.damaged.length > 1 ? "are" : "is"} left out.` } : null);
-  part.notice.hidden = !notice;
-  if (!notice) return;
-  part.notice.className = "notice " + notice.kind;
-  part.notice.setAttribute("role", notice.kind === "error" ? "alert" : "status");
-  part.notice.replaceChildren(h("p", {}, notice.text), h("button", { type: "button", "aria-label": "Dismiss", onclick: () => { view.notice = null; view.damaged = []; drawNotice(); } }, icon("close")));
+  const away = { away: "The server does not answer. What you write is kept; the page goes on when it is back.", locked: "ace chat was started again: open the link that it printed. What you wrote is kept." }[state];
+  const damaged = view && view.damaged.length ? `${view.damaged.map(mention).join(", ")} cannot be read and ${view.damaged.length > 1 ? "are" : "is"} left out.` : null;
+  const shown = away ? { kind: "error", text: away } : notice || (damaged && { kind: "error", text: damaged });
+  part.notice.hidden = !shown;
+  if (!shown) return;
+  part.notice.className = "notice " + shown.kind;
+  part.notice.setAttribute("role", shown.kind === "error" ? "alert" : "status");
+  part.notice.replaceChildren(h("p", {}, shown.text),
+    shown.action ? h("button", { type: "button", class: "edged", onclick: shown.action.act }, shown.action.label) : "",
+    away ? "" : h("button", { type: "button", "aria-label": "Dismiss", onclick: () => { notice = null; if (view) view.damaged = []; drawNotice(); } }, icon("close")));
 }
 
-function say(kind, text) { view.notice = { kind, text }; drawNotice(); }
+function say(kind, text, action = null) { notice = { kind, text, action }; drawNotice(); }
 
 function sourceOf() {
-  if (draft.uploads.length) return { src: address("uploads/" + draft.uploads[0].id), width: draft.uploads[0].width, height: draft.uploads[0].height };
+  if (editsFirst()) return { src: draft.files[0].url, width: draft.files[0].width, height: draft.files[0].height };
   const head = view && view.head && node(view.head);
   return head ? { src: answerOf(head.id), width: head.width, height: head.height } : null;
 }
 
 function clearMask() { draft.mask = null; draft.extend = null; draft.maskMode = "mark"; }
 
-function send() {
-  if (view.running) { trigger("stop"); return; }
-  const number = (text) => (text === "" || text === null ? null : Number(text));
+// "Edit this one": the picture comes first; taken back, the answer is edited, or nothing where a model can do that.
+function pick(place, edits) {
+  if (edits && !view.head && !model.references_apart) return;
+  draft.files.unshift(...draft.files.splice(place, 1));
+  draft.edit = !edits;
+  clearMask();
+  keepDraft();
+  drawComposer();
+}
+
+function drop(place) {
+  const [gone] = draft.files.splice(place, 1);
+  if (!draft.files.length || (place === 0 && draft.edit)) draft.edit = null;
+  if (place === 0) clearMask();
+  URL.revokeObjectURL(gone.url);
+  keepDraft();
+  drawComposer();
+}
+
+// Drafts as the browser keeps them, without the addresses that are this page's only.
+const stored = (one) => ({ ...one, files: one.files.map(({ url, ...file }) => file), mask: one.mask && { blob: one.mask.blob } });
+const shownAgain = (one) => ({ ...emptyDraft(), ...one, files: one.files.map((file) => ({ ...file, url: URL.createObjectURL(file.blob) })), mask: one.mask && { ...one.mask, url: URL.createObjectURL(one.mask.blob) } });
+function keepDraft() { keep("draft", stored(draft)); }
+function write(text) { part.text.value = text; draft.text = text; keepDraft(); }
+
+async function send() {
+  if (running().length && isEmpty(draft)) { stop(running().at(-1).id); return; }
   if (!part.text.value.trim()) { part.text.focus(); return; }
-  awaiting = true;
+  if (state !== "open") { drawNotice(); return; }
+  if (Boolean(settings.width) !== Boolean(settings.height)) { say("error", "A size needs width and height: give both, or neither."); return; }
+  const id = crypto.randomUUID(), sent = draft;
+  const body = turnOfDraft(sent);
+  pending.set(id, sent);
+  keep("pending:" + id, stored(sent));
+  draft = { ...emptyDraft(), next: sent.next };
+  part.text.value = "";
+  keepDraft();
   undone = [];
+  notice = null;
+  went = true;
   closePanel();
-  trigger("send", {
-    text: part.text.value, start: view.head, uploads: draft.uploads.map((one) => one.id), mask: draft.mask, mask_mode: draft.maskMode, extend: draft.extend,
-    negative: settings.negative, steps: number(settings.steps), guidance: number(settings.guidance), seed: number(settings.seed),
-    size: settings.width && settings.height ? [Number(settings.width), Number(settings.height)] : null,
-    history: settings.history === "" ? view.model.history : Number(settings.history), count: Number(settings.count) || 1,
-  });
+  draw();
+  try { await ask("POST", `${session}/turns`, body, { "X-Client-Request-Id": id }); }
+  catch (error) { bringBack(id, "error", error.message); }
+}
+
+function turnOfDraft(sent) {
+  const form = new FormData(), first = editsFirst();
+  const set = (name, value) => { if (value !== "" && value !== null && value !== undefined) form.append(name, value); };
+  set("prompt", sent.text);
+  set("parent", view.head || "none");
+  set("background", "true");
+  set("partial_images", String(PREVIEWS));
+  sent.files.forEach((file, place) => form.append(first && place === 0 ? "photo" : "image", file.blob, file.name));
+  if (sent.mask) form.append(sent.maskMode === "draw" ? "drawing" : "mask", sent.mask.blob, sent.maskMode === "draw" ? "drawing.png" : "mask.png");
+  if (sent.mask && sent.maskMode === "hide") set("hide", "true");
+  if (sent.extend) set("extend", JSON.stringify(sent.extend));
+  set("negative_prompt", settings.negative);
+  set("steps", settings.steps);
+  set("guidance_scale", settings.guidance);
+  set("seed", settings.seed);
+  set("max_history", settings.history);
+  set("n", settings.count);
+  if (settings.width && settings.height) set("size", `${settings.width}x${settings.height}`);
+  return form;
 }
 
 function typed() {
-  memory.write("words", part.text.value);
+  const was = isEmpty(draft);
+  draft.text = part.text.value;
+  keepDraft();
+  if (was !== isEmpty(draft)) drawComposer();
   const match = /(?:^|\s)@(\w*)$/.exec(part.text.value.slice(0, part.text.selectionStart));
   if (match) openMentions(match[1], true);
   else if (part.panel.dataset.kind === "mentions") closePanel();
@@ -405,7 +591,7 @@ function pressed(event) {
     if ((event.key === "Enter" || event.key === "Tab") && choices[at]) { event.preventDefault(); choices[at].click(); return; }
     if (event.key === "Escape") { event.preventDefault(); closePanel(); return; }
   }
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (!view.running) send(); }
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (part.text.value.trim()) send(); }
 }
 
 function pasted(event) {
@@ -413,21 +599,28 @@ function pasted(event) {
   if (files.length) { event.preventDefault(); addFiles(files); }
 }
 
-async function post(path, body, name) {
-  const response = await fetch(address(path), { method: "POST", body, headers: { "X-Ace-Studio": "1", "X-File-Name": encodeURIComponent(name || "") } });
-  const said = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(said.error || `the studio answered ${response.status}: try again`);
-  return said;
+// A picture as the server takes it: what it does not open is drawn and sent as PNG.
+async function readFile(file) {
+  let bitmap;
+  try { bitmap = await createImageBitmap(file); } catch { throw new Error(`${file.name} is no picture that this browser opens: save it as PNG or JPEG.`); }
+  const { width, height } = bitmap;
+  if (READABLE.includes(file.type)) return { blob: file, name: file.name, width, height };
+  const canvas = h("canvas", { width, height });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  return { blob, name: file.name.replace(/\.\w+$/, "") + ".png", width, height };
 }
 
 async function addFiles(files) {
   for (const file of files) {
-    if (draft.uploads.length >= view.model.max_images) { say("error", `At most ${view.model.max_images} pictures fit in one message.`); break; }
+    if (draft.files.length >= model.max_images) { say("error", `At most ${model.max_images} pictures fit in one message.`); break; }
     try {
-      draft.uploads.push(await post("uploads", file, file.name));
-      if (draft.uploads.length === 1) clearMask();
+      const read = await readFile(file);
+      if (!draft.files.length && !view.head) clearMask();
+      draft.files.push({ ...read, url: URL.createObjectURL(read.blob) });
     } catch (error) { say("error", error.message); }
   }
+  keepDraft();
   drawComposer();
   part.text.focus();
 }
@@ -437,7 +630,11 @@ async function importSession() {
   root.querySelector("#menu").open = false;
   part.archive.value = "";
   if (!file) return;
-  try { await post("session.zip", file, file.name); trigger("refresh"); } catch (error) { say("error", error.message); }
+  try {
+    const added = Object.keys((await ask("POST", `${session}/archive`, file, { "Content-Type": "application/zip" })).nodes).length;
+    await refreshed();
+    say("info", `${added === 1 ? "1 picture" : added + " pictures"} added from ${file.name}`);
+  } catch (error) { say("error", error.message); }
 }
 
 // Panels above the composer
@@ -455,13 +652,13 @@ function toggleSettings() {
     h("input", { type: "number", value: settings[name], "data-setting": name, oninput: (event) => { settings[name] = event.target.value; memory.write("settings", settings); drawComposer(); }, ...more }));
   part.panel.replaceChildren(h("div", { class: "settings" },
     field("negative", "Avoid (what the picture should not be)", { type: "text" }, true),
-    field("steps", "Steps", { min: 1, max: 1000, placeholder: view.model.steps }),
-    field("guidance", "Guidance", { min: 0, max: 100, step: 0.1, placeholder: view.model.guidance }),
-    field("seed", "Seed", { min: 0, placeholder: "random" }),
-    field("count", "Variants at once", { min: 1, max: view.model.max_variants }),
-    field("history", "Earlier rounds that the model sees", { min: 0, max: view.model.max_images, placeholder: view.model.history }),
-    field("width", "Width, px", { min: view.model.cell_px, step: view.model.cell_px, placeholder: "auto" }),
-    field("height", "Height, px", { min: view.model.cell_px, step: view.model.cell_px, placeholder: "auto" })));
+    field("steps", "Steps", { min: 1, max: 1000, placeholder: model.steps ?? "auto" }),
+    field("guidance", "Guidance", { min: 0, max: 100, step: 0.1, placeholder: model.guidance ?? "auto" }),
+    field("seed", "Seed (stays until you clear it)", { type: "text", inputmode: "numeric", pattern: "[0-9]*", placeholder: "random" }),
+    field("count", "Variants at once", { min: 1, max: model.max_n }),
+    field("history", "Earlier rounds that the model sees", { min: 0, max: 9, placeholder: model.max_history }),
+    field("width", "Width, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" }),
+    field("height", "Height, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" })));
   part.panel.hidden = false;
   part.panel.dataset.kind = "settings";
   root.querySelector("#settings").setAttribute("aria-expanded", "true");
@@ -470,8 +667,8 @@ function toggleSettings() {
 
 function openMentions(typedSoFar, typing = false) {
   const choices = [
-    ...draft.uploads.map((one, place) => ({ name: "@" + "abcdefghi"[place], src: address("uploads/" + one.id), text: one.name })),
-    ...view.nodes.toReversed().map((one) => ({ name: mention(one.id), src: smallOf(one.id), text: one.text })),
+    ...draft.files.map((one, place) => ({ name: "@" + "abcdefghi"[place], src: one.url, text: one.name })),
+    ...view.nodes.toReversed().map((one) => ({ name: mention(one.id), src: smallOf(one.id), text: plain(one.text) })),
   ].filter((one) => one.name.slice(1).startsWith(typedSoFar) || (typedSoFar && one.text.toLowerCase().includes(typedSoFar.toLowerCase()))).slice(0, 24);
   if (!choices.length) { closePanel(); if (!typing) say("info", "There is no picture to mention yet."); return; }
   const list = h("div", { class: "mentions", role: "listbox", "aria-label": "Pictures" }, choices.map((one, place) =>
@@ -499,23 +696,16 @@ function insertMention(name, typing = false) {
   part.text.selectionStart = part.text.selectionEnd = head.length + name.length + 1;
   closePanel();
   part.text.focus();
-  memory.write("words", part.text.value);
+  write(part.text.value);
+  drawComposer();
 }
 
 // Dialogs
 
-function openDialog(title, body, end) {
-  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove(), onclick: (event) => { if (event.target === dialog) dialog.close(); } },
-    h("div", { class: "top" }, h("h2", {}, title), button("close", "Close", () => dialog.close())), h("div", { class: "body" }, body), end ? h("div", { class: "end" }, end) : null);
-  root.append(dialog);
-  dialog.showModal();
-  return dialog;
-}
-
 function openGallery() {
   const families = new Map();
   for (const one of examples) families.set(one.task.split("/")[0], [...(families.get(one.task.split("/")[0]) || []), one]);
-  openDialog("Examples", [...families].map(([family, list]) => {
+  openDialog(root, "Examples", [...families].map(([family, list]) => {
     const title = family.replaceAll("_", " ");
     return h("section", { class: "family" }, h("h3", {}, title[0].toUpperCase() + title.slice(1)), h("div", { class: "cards" }, list.map(card)));
   }));
@@ -523,116 +713,30 @@ function openGallery() {
 
 async function takeExample(task) {
   root.querySelector("dialog")?.close();
+  const one = examples.find((other) => other.task === task);
+  const read = async (name) => new File([await (await fetch("/page/examples/" + name)).blob()], name, { type: "image/webp" });
   try {
-    const given = await post("examples/" + task);
-    draft = { ...emptyDraft(), uploads: given.uploads, mask: given.mask, next: given.texts.slice(1) };
-    part.text.value = given.texts[0];
+    const files = await Promise.all(one.pictures.map(async (name) => readFile(await read(name))));
+    const mask = one.mask && (await read(one.mask));
+    draft = { ...emptyDraft(), files: files.map((file) => ({ ...file, url: URL.createObjectURL(file.blob) })), edit: files.length ? true : null, mask: mask && { blob: mask, url: URL.createObjectURL(mask) }, next: one.texts.slice(1) };
+    write(one.texts[0]);
     if (view.head) go(null);
     drawComposer();
     part.text.focus();
-  } catch (error) { say("error", error.message); }
+  } catch { say("error", "The example cannot be read: try again."); }
 }
 
-function openEasel() {
+function openPainter() {
   const source = sourceOf();
   if (!source) return;
-  const scale = Math.max(1, Math.ceil(512 / Math.max(source.width, source.height)));
-  const canvas = h("canvas", { width: source.width * scale, height: source.height * scale, tabindex: "0", "aria-label": "Picture to paint on: arrow keys move the brush, space paints" });
-  const pen = canvas.getContext("2d");
-  const ring = h("div", { class: "brush", hidden: true });
-  const board = h("div", { class: "board", style: `--ratio: ${source.width / source.height}` }, h("img", { src: source.src, alt: "" }), canvas, ring);
-  const sides = { left: 0, top: 0, right: 0, bottom: 0, ...draft.extend };
-  let tab = draft.extend ? "extend" : "paint", erasing = false, last = null, at = { x: 0.5, y: 0.5 }, mode = draft.maskMode, colour = "#e4572e";
-  const history = [];
-  const size = h("input", { type: "range", min: "2", max: "60", value: "14", id: "brush-size", oninput: showRing });
-  const stripes = h("canvas", { width: 8 * scale, height: 8 * scale });   // two tones, to be seen on any picture
-  const tone = stripes.getContext("2d"), unit = stripes.width;
-  tone.fillStyle = "#ffffff"; tone.fillRect(0, 0, unit, unit);
-  tone.strokeStyle = "#d6217f"; tone.lineWidth = unit * 0.36;
-  for (const shift of [-1, 0, 1]) { tone.beginPath(); tone.moveTo(shift * unit - unit, unit * 2); tone.lineTo(shift * unit + unit * 2, -unit); tone.stroke(); }
-  const ink = () => (mode === "draw" ? colour : pen.createPattern(stripes, "repeat"));
-  function recolour(on, fill) { on.globalCompositeOperation = "source-in"; on.fillStyle = fill; on.fillRect(0, 0, on.canvas.width, on.canvas.height); on.globalCompositeOperation = "source-over"; }
-  const radius = () => (Number(size.value) / 200) * Math.max(canvas.width, canvas.height);
-  function mark() { history.push(pen.getImageData(0, 0, canvas.width, canvas.height)); if (history.length > 30) history.shift(); }
-  function paint(to) {
-    pen.globalCompositeOperation = erasing ? "destination-out" : "source-over";
-    pen.strokeStyle = pen.fillStyle = ink();
-    pen.lineWidth = radius() * 2; pen.lineCap = pen.lineJoin = "round";
-    const from = last || to;
-    pen.beginPath(); pen.moveTo(from.x * canvas.width, from.y * canvas.height); pen.lineTo(to.x * canvas.width + 0.01, to.y * canvas.height); pen.stroke();
-    last = to;
-  }
-  function showRing() {
-    ring.hidden = tab !== "paint";
-    ring.style.cssText = `left: ${at.x * 100}%; top: ${at.y * 100}%; width: ${(radius() * 200) / canvas.width}%; aspect-ratio: 1`;
-  }
-  const spot = (event) => { const box = canvas.getBoundingClientRect(); return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height }; };
-  canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); mark(); last = null; at = spot(event); paint(at); showRing(); });
-  canvas.addEventListener("pointermove", (event) => { at = spot(event); if (event.buttons) paint(at); showRing(); });
-  canvas.addEventListener("pointerup", () => { last = null; });
-  canvas.addEventListener("keydown", (event) => {
-    const step = event.shiftKey ? 0.01 : 0.05;
-    const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
-    if (move) { at = { x: Math.min(1, Math.max(0, at.x + move[0])), y: Math.min(1, Math.max(0, at.y + move[1])) }; showRing(); event.preventDefault(); }
-    if (event.key === " ") { mark(); last = null; paint(at); last = null; event.preventDefault(); }
+  openEasel(root, source, { mask: draft.mask, mode: draft.maskMode, extend: draft.extend }, ({ mask, mode, extend }) => {
+    draft.mask = mask && { ...mask, url: URL.createObjectURL(mask.blob) };
+    draft.maskMode = mode;
+    draft.extend = extend;
+    keepDraft();
+    drawComposer();
+    part.text.focus();
   });
-  function invert() {
-    mark();
-    const all = pen.getImageData(0, 0, canvas.width, canvas.height);
-    for (let k = 3; k < all.data.length; k += 4) all.data[k] = 255 - all.data[k];
-    pen.putImageData(all, 0, 0);
-    recolour(pen, ink());
-  }
-  const way = (value, label) => h("label", {}, h("input", { type: "radio", name: "mask-mode", value, checked: mode === value, onchange: () => { mode = value; canvas.classList.toggle("drawing", mode === "draw"); colours.hidden = mode !== "draw"; recolour(pen, ink()); } }), label);
-  const colours = h("label", { hidden: mode !== "draw" }, "Colour", h("input", { type: "color", value: colour, oninput: (event) => { colour = event.target.value; } }));
-  const rub = button("rub", "Erase", () => { erasing = !erasing; rub.setAttribute("aria-pressed", String(erasing)); }, { class: "edged", "aria-pressed": "false" });
-  const paintOptions = h("div", { class: "options" },
-    h("fieldset", {}, h("legend", { class: "fine" }, "What you paint"), way("mark", "is what may change"), way("hide", "may change, and is hidden from the model"), way("draw", "is a drawing for the model to follow")),
-    colours, h("label", {}, "Brush", size),
-    h("div", { class: "row" }, rub,
-      button("undo", "Undo stroke", () => { if (history.length) pen.putImageData(history.pop(), 0, 0); }, { class: "edged" }),
-      button("compare", "Swap inside and outside", invert, { class: "edged", id: "invert" }),
-      button("again", "Clear", () => { mark(); pen.clearRect(0, 0, canvas.width, canvas.height); }, { class: "edged" })),
-    h("p", { class: "fine" }, "Outside the mask not one pixel changes."));
-  const sliders = Object.keys(sides).map((side) => {
-    const shown = h("output", {}, `${Math.round(sides[side] * 100)} %`);
-    return h("label", {}, h("span", {}, side[0].toUpperCase() + side.slice(1) + " ", shown),
-      h("input", { type: "range", min: "0", max: "100", step: "5", value: String(sides[side] * 100), "data-side": side, oninput: (event) => { sides[side] = Number(event.target.value) / 100; shown.textContent = `${event.target.value} %`; showCanvas(); } }));
-  });
-  const extendOptions = h("div", { class: "options" }, h("p", { class: "fine" }, "How much to add on each side, in shares of the picture."), sliders);
-  const grown = h("div", { class: "board" });
-  function showCanvas() {
-    const across = 1 + sides.left + sides.right, down = 1 + sides.top + sides.bottom;
-    const ratio = (source.width * across) / (source.height * down);
-    grown.style.cssText = `--ratio: ${ratio}; aspect-ratio: ${ratio}`;
-    grown.replaceChildren(h("img", { src: source.src, alt: "", style: `position: absolute; left: ${(sides.left / across) * 100}%; top: ${(sides.top / down) * 100}%; width: ${100 / across}%; height: ${100 / down}%` }));
-  }
-  const easel = h("div", { class: "easel" });
-  const tabs = h("div", { class: "tabs", role: "group", "aria-label": "Kind of mask" });
-  function show(which) {
-    tab = which;
-    tabs.replaceChildren(button("brush", "Paint", () => show("paint"), { "aria-pressed": String(tab === "paint") }), button("plus", "Extend the picture", () => show("extend"), { id: "extend", "aria-pressed": String(tab === "extend") }));
-    easel.replaceChildren(...(tab === "paint" ? [board, paintOptions] : [grown, extendOptions]));
-    showCanvas(); showRing();
-  }
-  function finish() {
-    if (tab === "extend") {
-      if (!Object.values(sides).some(Boolean)) { dialog.close(); return; }
-      draft.extend = sides; draft.mask = null;
-    } else {
-      const small = h("canvas", { width: source.width, height: source.height });
-      small.getContext("2d").drawImage(canvas, 0, 0, source.width, source.height);
-      if (mode !== "draw") recolour(small.getContext("2d"), "#ffffff");
-      const painted = small.getContext("2d").getImageData(0, 0, source.width, source.height).data.some((value, place) => place % 4 === 3 && value > 127);
-      draft.extend = null; draft.mask = painted ? small.toDataURL("image/png") : null; draft.maskMode = mode;
-    }
-    dialog.close(); drawComposer(); part.text.focus();
-  }
-  show(tab);
-  if (draft.mask) { const old = new Image(); old.onload = () => { pen.drawImage(old, 0, 0, canvas.width, canvas.height); if (mode !== "draw") recolour(pen, ink()); }; old.src = draft.mask; }
-  const dialog = openDialog("Paint a mask", [tabs, h("div", { style: "height: 14px" }), easel],
-    [h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"), h("button", { type: "button", class: "main", id: "use-mask", onclick: finish }, "Use it")]);
-  canvas.classList.toggle("drawing", mode === "draw");
 }
 
 // The page as a whole
@@ -643,7 +747,7 @@ function switchTheme() {
   memory.write("theme", root.dataset.theme);
 }
 
-root.addEventListener("keydown", (event) => {
+document.addEventListener("keydown", (event) => {
   const writing = event.target.matches("input, textarea, select");
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !writing && !root.querySelector("dialog")) { event.preventDefault(); event.shiftKey ? redo() : undo(); }
   if (event.key === "Escape" && !root.querySelector("dialog")) { closePanel(); root.querySelectorAll("details.menu[open]").forEach((one) => { one.open = false; }); }
@@ -659,6 +763,19 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
     if (name === "drop") addFiles([...event.dataTransfer.files].filter((one) => one.type.startsWith("image/")));
   });
 
-watch("value", () => draw(props.value));
-draw(props.value);
+// The start
+
+async function start() {
+  const found = await ask("GET", "/v1/models");
+  model = { name: found.data[0].id, ...found.data[0].ace };
+  session = `/v1/sessions/${(await ask("GET", "/v1/sessions")).data[0].id}`;
+  examples = await (await fetch("/page/examples/examples.json")).json();
+  for (const [key, one] of await kept("pending:")) pending.set(key.slice("pending:".length), shownAgain(one));
+  const before = (await kept("draft")).get("draft");
+  if (before) { draft = shownAgain(before); part.text.value = draft.text; }
+  await refresh();
+  let first = true;
+  follow(`${session}/events`, async (event) => { await heard(event); if (first) { first = false; await settle(); } }, setState);
 }
+
+start().catch((error) => { root.replaceChildren(h("p", { class: "broken" }, `The studio cannot start (${error.message}): reload the page.`)); });
