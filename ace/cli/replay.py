@@ -123,6 +123,8 @@ def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: A
     family, make_it = _maker(written, asked, output)
     inputs: list[Path] = []
     session = _session_of(picture)
+    if session is not None and given:
+        raise ConfigError("the image lies in its session, which keeps its inputs: leave --image out")
     if session is None:
         files = recipes.match_files(written, _candidates(written, picture, given))
         inputs = list(files.values())
