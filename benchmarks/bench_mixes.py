@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from bench_server import mixed_jobs
 
-from ace.conversation.edit import Job, Made
+from ace.conversation.job import Job, Made
 from ace.conversation.recipe import encode
+from ace.families.ace import AceFamily
 from ace.server.engine import Engine
 from ace.weights.sources import find_model, load_pipeline
 
@@ -69,8 +70,8 @@ class Moved:
 
 def made_by(engine: Engine, jobs: Sequence[Job]) -> list[Made]:
     """All jobs, asked for at once by as many clients."""
-    tickets = [engine.submit([job], f"client {number}")[0] for number, job in enumerate(jobs)]
-    return [ticket.result.result(timeout=PATIENCE_S) for ticket in tickets]
+    requests = [engine.submit([job], f"client {number}")[0] for number, job in enumerate(jobs)]
+    return [request.result.result(timeout=PATIENCE_S) for request in requests]
 
 
 def measure(engine: Engine, jobs: Sequence[Job], num_mixes: int, seed: int = 0) -> tuple[Moved, Moved]:
@@ -108,7 +109,7 @@ def main() -> None:
     for dtype in ("float32", "bfloat16"):
         pipeline = load_pipeline(model, device=arguments.device, dtype=dtype)
         pipeline.set_progress_bar_config(disable=True)
-        engine = Engine(pipeline, model)
+        engine = Engine(AceFamily(model, pipeline))
         engine.start()
         try:
             again, mixed = measure(engine, jobs, arguments.mixes)

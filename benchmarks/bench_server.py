@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conversation.edit import Job, Settings
+from ace.conversation.job import Job, Settings
+from ace.families.ace import AceFamily
 from ace.server.engine import Engine
 from ace.server.settings import Limits
 from ace.weights.sources import find_model, load_pipeline
@@ -79,11 +80,11 @@ def mixed_jobs(count: int, side: int, steps: int, seed: int = 0) -> list[tuple[J
     return jobs
 
 
-def run(pipeline, model, jobs: list[tuple[Job, bool]], clients: int, limits: Limits) -> Outcome:
+def run(family: AceFamily, jobs: list[tuple[Job, bool]], clients: int, limits: Limits) -> Outcome:
     """All jobs, by so many clients in closed loop."""
-    engine = Engine(pipeline, model, limits)
+    engine = Engine(family, limits)
     engine.start()
-    steps, picture_steps = engine.num_steps, engine.num_picture_steps
+    steps, image_steps = engine.num_steps, engine.num_image_steps
     todo = list(reversed(jobs))
     lock = threading.Lock()
     latencies: list[tuple[float, bool]] = []
@@ -95,8 +96,8 @@ def run(pipeline, model, jobs: list[tuple[Job, bool]], clients: int, limits: Lim
                     return
                 job, short = todo.pop()
             began = time.perf_counter()
-            (ticket,) = engine.submit([job], name)
-            ticket.result.result()
+            (request,) = engine.submit([job], name)
+            request.result.result()
             with lock:
                 latencies.append((time.perf_counter() - began, short))
 
@@ -107,7 +108,7 @@ def run(pipeline, model, jobs: list[tuple[Job, bool]], clients: int, limits: Lim
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - began
-    together = (engine.num_picture_steps - picture_steps) / (engine.num_steps - steps)
+    together = (engine.num_image_steps - image_steps) / (engine.num_steps - steps)
     engine.stop()
     return Outcome(seconds, [s for s, _ in latencies], [s for s, short in latencies if short], together)
 
@@ -188,7 +189,7 @@ def main() -> None:
         runs: dict[str, list[Outcome]] = {way: [] for way in WAYS}
         for number in range(arguments.rounds):
             for way in sorted(WAYS, reverse=number % 2 == 0):
-                runs[way].append(run(pipeline, model, jobs, clients, WAYS[way]))
+                runs[way].append(run(AceFamily(model, pipeline), jobs, clients, WAYS[way]))
         one, many = (report(way, runs[way]) for way in WAYS)
         ratios = {
             "throughput": many["pictures_per_s"] / one["pictures_per_s"],

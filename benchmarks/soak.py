@@ -45,13 +45,14 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from ace.conditions.units import ConditionUnit, LongContextConditionUnit
-from ace.conversation.chat import ChatSession, Message
-from ace.conversation.edit import Job, Settings, make
+from ace.conversation.chat import ChatSession
+from ace.conversation.family import Loading
+from ace.conversation.job import Settings
+from ace.conversation.message import Message, open_message
+from ace.conversation.run import make
 from ace.conversation.session import Node, Session
-from ace.server.images import Upload
-from ace.server.jobs import make_job
-from ace.weights.sources import find_model, load_pipeline
+from ace.families import find_family
+from ace.server.images import Upload, open_mask, open_picture
 
 ASKED = ("good", "malformed", "given up", "hostile")
 KINDS, SEEDS = ("words", "edit", "stream", "talk"), range(4)
@@ -119,20 +120,20 @@ MALFORMED: tuple[dict[str, Any], ...] = (
 )
 
 
-def answers_of_the_pipeline() -> dict[tuple[str, int], np.ndarray]:
-    """What every good request must be answered: made by the pipeline in this process, one at a time."""
-    model = find_model("ace-tiny")
-    pipeline = load_pipeline(model, device="cpu")
-    pipeline.set_progress_bar_config(disable=True)
+def answers_of_the_model() -> dict[tuple[str, int], np.ndarray]:
+    """What every good request must be answered: made by the model in this process, one at a time."""
+    family = find_family("ace-tiny")
+    family.load(Loading(device="cpu"))
     found = {}
     for seed in SEEDS:
         settings = Settings(seed=seed, num_inference_steps=STEPS, size=(SIZE, SIZE))
-        words = Job(LongContextConditionUnit(ConditionUnit(PROMPT)), settings)
-        edit = make_job(PROMPT, settings, [Upload(PHOTO)], Upload(MASK), SIZE * SIZE)
+        words = open_message(family, Message(PROMPT, settings))
+        photo, mask = open_picture(Upload(PHOTO), SIZE * SIZE), open_mask(Upload(MASK), SIZE * SIZE)
+        edit = open_message(family, Message(PROMPT, settings, photo=photo, mask=mask))
         for kind, job in (("words", words), ("stream", words), ("edit", edit)):
-            found[kind, seed] = np.asarray(make(pipeline, model, [job])[0].image.convert("RGB"))
+            found[kind, seed] = np.asarray(make(family, [job])[0].image.convert("RGB"))
         with tempfile.TemporaryDirectory() as folder:
-            chat = ChatSession(Session.create(Path(folder) / "talk"), pipeline, model)
+            chat = ChatSession(Session.create(Path(folder) / "talk"), family)
             for prompt, start in ((PROMPT, None), (NEXT_PROMPT, "0001")):
                 *_, node = chat.ask(Message(prompt, settings), start, previews=False)
             assert isinstance(node, Node)
@@ -317,7 +318,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    expected = answers_of_the_pipeline()
+    expected = answers_of_the_model()
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
         data = str(Path(folder) / "data")
         command = [sys.executable, "-m", "ace", "serve", "--port", "0", "--device", "cpu", "--data", data]

@@ -12,8 +12,7 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -21,11 +20,12 @@ from typing import Literal
 import uvicorn
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
-import ace
-from ace.conversation.chat import ChatSession
+from ace.conversation.family import Loading
 from ace.conversation.session import Session
-from ace.web import Studio, make_app
-from ace.weights.sources import find_model
+from ace.families import find_family
+from ace.server import Engine
+from ace.server.run import listen
+from ace.web import StartLink, make_app, studio_settings
 
 WIDE, NARROW = ViewportSize(width=1440, height=900), ViewportSize(width=390, height=844)
 STEPS = 12
@@ -33,28 +33,35 @@ PATIENCE_MS = 300_000
 
 
 @contextmanager
-def studio_in(folder: Path) -> Iterator[str]:
-    """A studio on a free port; its address."""
-    pipeline = ace.load_tiny()
-    pipeline.set_progress_bar_config(disable=True)
-    app = make_app(Studio(ChatSession(Session.create(folder), pipeline, find_model("ace-tiny"))))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
+def studio_in(folder: Path) -> Iterator[Callable[[], str]]:
+    """A studio on a free port; its start link, anew for each use."""
+    family = find_family("ace-tiny")
+    family.load(Loading())
+    listener = listen("127.0.0.1", 0)
+    settings = studio_settings(Session.create(folder).folder, listener.getsockname()[1])
+    start = StartLink()
+    engine = Engine(family, settings.limits)
+    engine.start()
+    app = make_app(engine, settings, start=start)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        while not server.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield lambda: f"http://127.0.0.1:{settings.port}{start.path}"
     finally:
+        engine.drain()
         server.should_exit = True
         thread.join()
+        engine.stop()
 
 
-def open_page(browser: Browser, address: str, size: ViewportSize, colours: Literal["light", "dark"]) -> Page:
+def open_page(
+    browser: Browser, address: Callable[[], str], size: ViewportSize, colours: Literal["light", "dark"]
+) -> Page:
     """The studio in a window of its own."""
     page = browser.new_context(viewport=size, color_scheme=colours, device_scale_factor=1).new_page()
     page.set_default_timeout(PATIENCE_MS)
-    page.goto(address)
+    page.goto(address())
     page.wait_for_selector(".welcome, .turn")
     return page
 
@@ -78,7 +85,7 @@ def say(page: Page, text: str, node: str) -> None:
     page.fill("#say", text)
     page.press("#say", "Enter")
     page.wait_for_selector(f"#turn-{node} .bar")
-    page.wait_for_selector("#running", state="detached")
+    page.wait_for_selector(".running", state="detached")
 
 
 def set_up(page: Page) -> None:
@@ -112,7 +119,7 @@ def paint(page: Page) -> None:
     page.mouse.up()
 
 
-def take_all(browser: Browser, address: str, folder: Path) -> None:
+def take_all(browser: Browser, address: Callable[[], str], folder: Path) -> None:
     """All of them."""
     page = open_page(browser, address, WIDE, "light")
     settle(page)
@@ -144,12 +151,12 @@ def take_all(browser: Browser, address: str, folder: Path) -> None:
     set_up(page)
     page.click("#turn-0004 summary[aria-label=More]")
     page.click("#turn-0004 .variants")
-    page.wait_for_selector("#running .previews.many img:nth-child(1)")
-    page.wait_for_function("document.querySelector('#running progress').value > 6")
+    page.wait_for_selector(".running .previews.many img:nth-child(1)")
+    page.wait_for_function("document.querySelector('.running progress').value > 6")
     settle(page)
     shoot(page, folder / "studio-variants.png")
     page.click("#send")  # which stops them
-    page.wait_for_selector("#running", state="detached")
+    page.wait_for_selector(".running", state="detached")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The pictures of the studio's examples gallery (`ace/web/examples`): one held-out sample of the world for every task.
+"""The images of the studio's examples gallery (`ace/web/page/examples`): a held-out sample of the world for every task.
 
     python recipes/studio_examples.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from ace.data.sample import TASKS
 from ace.data.world import World
 
-FOLDER = Path(__file__).parents[1] / "ace" / "web" / "examples"
+FOLDER = Path(__file__).parents[1] / "ace" / "web" / "page" / "examples"
 SIZE_PX = 128
 FIRST_SEED = 3
 SEEDS = {"layer_editing/decouple": 9}  # task -> seed, where the first one shows little

@@ -12,7 +12,7 @@ import ace
 
 ROOT = Path(__file__).parents[1]
 ROOMS = sorted(path.parent.name for path in (ROOT / "ace").glob("*/__init__.py"))
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy", "gradio", "fastapi")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy", "fastapi")
 
 
 @pytest.mark.parametrize("room", ROOMS)

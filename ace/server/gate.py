@@ -33,7 +33,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Paths without a key, with all below where one ends in "/": they say nothing about anybody's pictures, or their name is the secret (`/files/`).
+# Paths without a key, with all below where one ends in "/": they say nothing about anybody's images, or their name is
+# the secret (`/files/`).
 OPEN = ("/health", "/ready", "/docs", "/redoc", "/openapi.json", "/files/")
 _LINGER_S = 2.0  # for the rest of a request that has been answered already
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -64,7 +64,7 @@ def open_mask(upload: Upload, max_pixels: int) -> Mask:
     the hash of the plain mask that it stands for, since that is what a replay needs. Without, as everywhere here: white
     is what should change. Raises MaskError or ImageError."""
     opened = open_upload(upload, max_pixels)
-    if opened.alpha is None:
+    if opened.alpha is None or opened.alpha.getextrema()[0] == 255:
         return Mask(opened.image, upload.ref)
     erased = np.asarray(opened.alpha) < 128
     if not erased.any():

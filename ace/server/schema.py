@@ -160,11 +160,11 @@ class Extension(_Strict):
 class Delivery(_Strict):
     """How a session's request is answered.
 
-    stream: as server-sent events, with `partial_images` previews of each image. background: at once, with its id; it
+    stream: as server-sent events, with `partial_images` previews of each image. detached: at once, with its id; it
     goes on without its client, and the session's events and `/v1/requests/{id}` tell how it stands."""
 
     stream: bool | None = None
-    background: bool | None = None
+    detached: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=MAX_PREVIEWS)] | None = None
 
 

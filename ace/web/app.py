@@ -40,7 +40,9 @@ HEADERS = {
     b"referrer-policy": b"no-referrer",
 }
 # A page that goes on by itself: then it is our own page that asks for the next one, with the cookie.
-_GO_ON = '<!doctype html><title>ace</title><meta http-equiv="refresh" content="0; url=/">'
+_GO_ON = (
+    '<!doctype html><title>ace</title><link rel="icon" href="data:,"><meta http-equiv="refresh" content="0; url=/">'
+)
 
 
 def studio_settings(folder: Path, port: int, max_running_bytes: int | None = None) -> ServerSettings:

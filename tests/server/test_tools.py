@@ -84,6 +84,31 @@ def test_an_agent_reads_only_the_folder_that_was_opened_and_is_told_what_is_wron
     run(talk)
 
 
+def test_an_argument_that_a_tool_does_not_have_is_refused(chat):
+    async def talk() -> None:
+        async with Client(create_tools(chat)) as client:
+            parts(await client.call_tool("generate", {"instruction": "a red apple"}))
+            result = await client.call_tool("edit", {"instruction": "make it blue", "images": ["nope.png"]})
+            assert "images" in message(result)
+            (tool,) = [tool for tool in (await client.list_tools()).tools if tool.name == "edit"]
+            assert tool.input_schema["additionalProperties"] is False
+
+    run(talk)
+    assert len(chat.session.nodes()) == 1
+
+
+def test_references_follow_the_image_that_is_edited(chat):
+    async def talk() -> None:
+        address = "data:image/png;base64," + base64.b64encode(png(picture())).decode()
+        async with Client(create_tools(chat)) as client:
+            parts(await client.call_tool("generate", {"instruction": "a red apple"}))
+            arguments = {"instruction": "put {image1} into {image}", "references": [address]}
+            parts(await client.call_tool("edit", arguments))
+
+    run(talk)
+    assert [one.node for one in chat.session.node("0002").inputs] == ["0001", None]
+
+
 @pytest.mark.slow
 def test_ace_mcp_talks_over_standard_input_and_output(tmp_path):
     command = ["-m", "ace", "mcp", "--session", str(tmp_path / "talk"), "--device", "cpu"]

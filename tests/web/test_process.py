@@ -25,8 +25,8 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def ace_chat(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    """`ace chat` on a free port; (process, address)."""
+def ace_chat(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen, httpx.Client]]:
+    """`ace chat` on a free port, and a client that has opened its start link."""
     command = [sys.executable, "-m", "ace", "chat", str(folder), "--model", str(model), "--no-browser"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
@@ -34,49 +34,42 @@ def ace_chat(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen, str]
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         assert " is at http://" in line, process.stderr.read()
-        yield process, line.split(" is at ")[1].split("/  (")[0]
+        link = line.split(" is at ")[1].split("  (")[0]
+        with httpx.Client(base_url=link.split("/start/")[0], timeout=120, trust_env=False) as http:
+            http.get(link).raise_for_status()
+            assert "to open it once more: http://" in process.stdout.readline()
+            yield process, http
     finally:
         process.kill()
         process.communicate()
 
 
-def messages(address: str, event: str, data: dict | None = None) -> Iterator[dict]:
-    """Send an event as the page does, and read what comes back until nothing runs any more: first the page's view,
-    then what changes in it, at last the whole view again."""
-    with httpx.Client(timeout=120, trust_env=False) as http:
-        events = http.get(f"{address}/config").json()["dependencies"]
-        (number,) = (one["id"] for one in events if one["targets"][0][1] == event)
-        asked = {"data": [], "event_data": data, "fn_index": number, "session_hash": "test"}
-        http.post(f"{address}/gradio_api/queue/join", json=asked).raise_for_status()
-        with http.stream("GET", f"{address}/gradio_api/queue/data?session_hash=test") as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line.removeprefix("data: ")) if line else {}
-                if message.get("msg") in ("process_generating", "process_completed"):
-                    yield message
-                if message.get("msg") == "process_completed":
-                    return
-
-
-def last_view(address: str, event: str, data: dict | None = None) -> dict:
-    *_, last = messages(address, event, data)
-    return last["output"]["data"][0]
+def ask(http: httpx.Client, **fields: object) -> dict:
+    """A turn of the session; returns its new node."""
+    reply = http.post("/v1/sessions/studio/turns", json=fields)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["nodes"][0]
 
 
 def test_a_conversation_outlives_a_kill_in_the_middle_of_a_turn_and_between_turns(tmp_path, model_folder):
     folder = tmp_path / "talk"
-    with ace_chat(folder, model_folder) as (process, address):
-        before = last_view(address, "send", {"text": "a red apple", "steps": 2, "seed": 1})
-        for message in messages(address, "send", {"text": "never", "start": "0001", "steps": 1000}):
-            if '["running", "step"]' in json.dumps(message):
-                break
-        process.kill()
-        process.wait()
+    with ace_chat(folder, model_folder) as (process, http):
+        ask(http, prompt="a red apple", steps=2, seed=1)
+        before = http.get("/v1/sessions/studio").json()
+        long = {"prompt": "never", "parent": "0001", "steps": 1000, "detached": True}
+        assert http.post("/v1/sessions/studio/turns", json=long).status_code == 202
+        with http.stream("GET", "/v1/sessions/studio/events") as events:
+            for line in events.iter_lines():
+                told = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else None
+                if told and any(one["steps_done"] for one in told["requests"] if one["prompt"] == "never"):
+                    break
+            process.kill()
+            process.wait()
     assert Session.open(folder).node_ids() == ("0001",)
 
-    with ace_chat(folder, model_folder) as (process, address):
-        found = last_view(address, "refresh")
-        assert {**found, "version": 0} == {**before, "version": 0}
-        last_view(address, "send", {"text": "make it blue", "start": "0001", "steps": 1, "seed": 2})
+    with ace_chat(folder, model_folder) as (process, http):
+        assert http.get("/v1/sessions/studio").json() == before
+        ask(http, prompt="make it blue", parent="0001", steps=1, seed="2")
         process.kill()
         process.wait()
     session = Session.open(folder)

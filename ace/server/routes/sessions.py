@@ -49,7 +49,7 @@ from ace.server.streaming import EventWriter, PreviewQueue, stream_request, stre
 THUMBNAIL_PX = 160
 _ZIP_BODY = {"requestBody": {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-_IN_BACKGROUND: dict[int | str, dict[str, Any]] = {202: {"model": RequestReply}, **_EVENTS}
+_DETACHED: dict[int | str, dict[str, Any]] = {202: {"model": RequestReply}, **_EVENTS}
 NodeFormat = Literal["png", "jpeg", "webp", "thumbnail"]
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
@@ -99,9 +99,7 @@ async def set_head(front: TheFront, request: Request, session_id: str, body: Hea
     return body
 
 
-@router.post(
-    "/{session_id}/turns", response_model=TurnReply, responses=_IN_BACKGROUND, openapi_extra=form_or_json(TurnBody)
-)
+@router.post("/{session_id}/turns", response_model=TurnReply, responses=_DETACHED, openapi_extra=form_or_json(TurnBody))
 async def turn(front: TheFront, request: Request, session_id: str) -> Response:
     """The next round: goes on from `parent` (default: the latest node) with everything said before it.
 
@@ -117,7 +115,7 @@ async def turn(front: TheFront, request: Request, session_id: str) -> Response:
     return await _deliver_nodes(front, request, opened, accepted, fields, queue, fields.output_format or "png")
 
 
-@router.post("/{session_id}/nodes/{node_id}/again", response_model=TurnReply, responses=_IN_BACKGROUND)
+@router.post("/{session_id}/nodes/{node_id}/again", response_model=TurnReply, responses=_DETACHED)
 async def again(front: TheFront, request: Request, session_id: str, node_id: str, body: AgainBody) -> Response:
     """Try again: the same request with other seeds, as siblings of the node."""
     count = front.check_count(body.n)
@@ -127,16 +125,16 @@ async def again(front: TheFront, request: Request, session_id: str, node_id: str
     return await _deliver_nodes(front, request, opened, accepted, body, queue, "png")
 
 
-@router.post("/{session_id}/nodes/{node_id}/replay", response_model=ReplayReply, responses=_IN_BACKGROUND)
+@router.post("/{session_id}/nodes/{node_id}/replay", response_model=ReplayReply, responses=_DETACHED)
 async def replay(front: TheFront, request: Request, session_id: str, node_id: str, body: Delivery) -> Response:
     """Make a node again from what the session keeps, and compare it with the answer that is there. Adds nothing."""
     if body.stream:
-        raise ConfigError("a replay has no stream: ask for it in the background and follow the session's events")
+        raise ConfigError("a replay has no stream: ask for it detached and follow the session's events")
     opened = await _opened(front, request, session_id)
     _, previews = _previews_of(body)
     accepted = await front.accept(front.service.replay, request, opened, node_id, previews)
-    if body.background:
-        return _in_background(accepted)
+    if body.detached:
+        return _accepted_only(accepted)
     return JSONResponse(replay_reply(await front.wait_for(request, accepted)).model_dump())
 
 
@@ -246,10 +244,10 @@ async def _opened(front: Front, request: Request, session_id: str) -> Opened:
 
 
 def _previews_of(fields: Delivery) -> tuple[PreviewQueue, Previews]:
-    if fields.stream and fields.background:
-        raise ConfigError("both stream and background: give one of them")
-    if fields.partial_images and not (fields.stream or fields.background):
-        raise ConfigError("partial_images needs stream: true or background: true")
+    if fields.stream and fields.detached:
+        raise ConfigError("both stream and detached: give one of them")
+    if fields.partial_images and not (fields.stream or fields.detached):
+        raise ConfigError("partial_images needs stream: true or detached: true")
     queue = PreviewQueue()
     return queue, Previews(fields.partial_images or 0, queue.put if fields.stream else None)
 
@@ -318,8 +316,8 @@ async def _deliver_nodes(
     file_format: str,
 ) -> Response:
     """The answer to a request that makes nodes: at once, as a stream, or when it is done."""
-    if fields.background:
-        return _in_background(accepted)
+    if fields.detached:
+        return _accepted_only(accepted)
     if fields.stream:
 
         async def completed(made: list[tuple[Made, Node]]) -> AsyncIterator[str]:
@@ -334,7 +332,7 @@ async def _deliver_nodes(
     return JSONResponse(reply.model_dump())
 
 
-def _in_background(accepted: Accepted) -> Response:
+def _accepted_only(accepted: Accepted) -> Response:
     reply = RequestReply(id=accepted.id, status="waiting", n=len(accepted.requests), steps=accepted.steps)
     return JSONResponse(reply.model_dump(), 202)
 

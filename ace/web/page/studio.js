@@ -432,7 +432,7 @@ async function act(id, what, fields) {
   mine.add(request);
   notice = null;
   went = true;
-  try { await ask("POST", `${session}/nodes/${id}/${what}`, { background: true, partial_images: PREVIEWS, ...fields }, { "X-Client-Request-Id": request }); }
+  try { await ask("POST", `${session}/nodes/${id}/${what}`, { detached: true, partial_images: PREVIEWS, ...fields }, { "X-Client-Request-Id": request }); }
   catch (error) { say("error", error.message); }
 }
 
@@ -556,7 +556,7 @@ function turnOfDraft(sent) {
   const set = (name, value) => { if (value !== "" && value !== null && value !== undefined) form.append(name, value); };
   set("prompt", sent.text);
   set("parent", view.head || "none");
-  set("background", "true");
+  set("detached", "true");
   set("partial_images", String(PREVIEWS));
   sent.files.forEach((file, place) => form.append(first && place === 0 ? "photo" : "image", file.blob, file.name));
   if (sent.mask) form.append(sent.maskMode === "draw" ? "drawing" : "mask", sent.mask.blob, sent.maskMode === "draw" ? "drawing.png" : "mask.png");
