@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "data": ("conditions", "extract"),
     "training": ("data", "inference", "plus", "weights"),
     "evaluation": ("inference", "data", "weights", "conversation"),
-    "server": ("conditions", "conversation"),
+    "server": ("conditions", "model", "conversation"),
     "web": ("server",),
     "comfyui": ("conditions", "inference", "plus", "weights"),
     "cli": (

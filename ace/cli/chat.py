@@ -73,6 +73,8 @@ def chat(
         def opened(_: str) -> None:
             link = f"{address}{start.path}"
             output.say(f"ace chat is at {link}  (model {family.name}, session {short(folder)}; Ctrl-C ends it)")
+            if quiet and no_browser:  # there is no other way in
+                typer.echo(link)
             if not no_browser:
                 threading.Timer(0.5, webbrowser.open, (link,)).start()
 

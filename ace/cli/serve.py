@@ -106,7 +106,7 @@ def serve(
         aliases=tuple(alias or ()),
         url_hosts=tuple(AllowedHost.parse(text) for text in url_host or ()),
         limits=Limits(max_waiting=max_waiting, max_running=max_together),
-        pictures_per_minute=quota,
+        images_per_minute=quota,
         drain_s=drain,
     )
     loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 
+from ace.conditions.units import LongContextConditionUnit
 from ace.conversation.family import Family
-from ace.conversation.job import Job, Made, Progress, variants
+from ace.conversation.job import Job, Made, Progress, Settings, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
 from ace.conversation.recipe import CURRENT_RULES
 from ace.conversation.replay import Replay, compare_with_node, job_of_node
@@ -92,7 +93,12 @@ class ChatSession:
 
     def drift(self, node_id: str) -> DriftReport | None:
         """How far a node's answer moved from what it edited, as `Made.drift`; None if it edited nothing."""
-        return drift_of(self.job_of(node_id), self.session.answer(node_id).stored)
+        recipe, source = self.session.node(node_id).recipe, self.session.source(node_id)
+        if source is None or recipe.settings.get("edits") is False:
+            return None
+        unit = self.session.unit(node_id)
+        edit = LongContextConditionUnit(replace(unit, instruction="edit"))  # no need to open the rounds before it
+        return drift_of(Job(edit, Settings.of_recipe(recipe), source), self.session.answer(node_id).stored)
 
 
 def keep(session: Session, made: Made) -> Node:

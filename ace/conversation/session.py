@@ -257,6 +257,10 @@ class Session:
         first = entry.images[0]
         return self.answer(first.node) if isinstance(first, _AnswerOf) else self._picture(node_id, first)
 
+    def unit(self, node_id: str) -> ConditionUnit:
+        """The request of a node with its images and masks. Raises SessionError."""
+        return self._unit(self._entry(node_id))
+
     def chain(self, node_id: str) -> tuple[Node, ...]:
         """The nodes of the conversation that ends with this one, along first parents, oldest first.
 

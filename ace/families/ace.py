@@ -14,7 +14,7 @@ from ace.conversation.job import Job
 from ace.conversation.recipe import Recipe, Setting
 from ace.families.running import Running
 from ace.weights.adapters import AdapterChoice
-from ace.weights.sources import ModelFiles, cache_folder
+from ace.weights.sources import ModelFiles, cache_folder, known_models
 
 if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline, RequestState
@@ -183,9 +183,11 @@ class AceFamily(Family):
 
     def describe(self) -> dict[str, Any]:
         """The model's size, steps and guidance."""
+        about = {model.name: model.description for model in known_models()}.get(self.name)
         return {
             "family": self.kind,
             "name": self.name,
+            **({} if about is None else {"about": about}),
             "size": f"{self.model.side_px}x{self.model.side_px}",
             "size_step_px": self.model.cell_px,
             "steps": self.model.num_inference_steps,

@@ -62,9 +62,10 @@ class Active:
 
 
 class Activity:
-    """The requests of one session. Any thread may change it."""
+    """The requests of one session. Any thread may change it. num_moves: how often somebody moved its head."""
 
     def __init__(self) -> None:
+        self.num_moves = 0
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, Active] = OrderedDict()
         self._listeners: set[Callable[[], None]] = set()
@@ -98,6 +99,11 @@ class Activity:
     def preview(self, entry: Active, number: int, image: Image.Image) -> None:
         """Show how image `number` of a request is going to look."""
         entry.previews[number] = Preview(image)
+        self.changed()
+
+    def moved(self) -> None:
+        """Somebody went elsewhere in the tree."""
+        self.num_moves += 1
         self.changed()
 
     def changed(self) -> None:

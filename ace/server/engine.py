@@ -28,6 +28,7 @@ from ace.conversation.job import Job, Made, Settings
 from ace.conversation.message import Message, Picture, open_message
 from ace.conversation.run import conclude
 from ace.errors import AceError, BusyError, ConfigError, StoppedError
+from ace.model.sizes import free_memory
 from ace.server.queue import FairQueue
 from ace.server.settings import Limits
 
@@ -42,10 +43,11 @@ OnPreview = Callable[[int, int, Image.Image], None]
 
 
 def room_for_requests() -> int:
-    """Bytes that running requests may need together: 60 % of what is free on a GPU that holds weights, else 2 GiB."""
+    """Bytes that running requests may need together: 60 % of what is free, on a GPU that holds weights or of this
+    process."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.memory_allocated():
-        return 2 * 2**30
+        return int(free_memory() * 0.6)
     free, _ = torch.cuda.mem_get_info()
     return free * 6 // 10
 
@@ -219,7 +221,7 @@ class Engine:
 
     def _check_room(self, count: int, client: str) -> None:
         if count > min(self.limits.max_waiting, self.limits.max_waiting_per_client):
-            raise ConfigError(f"{count} pictures at once: fewer fit in the queue, ask for them in several requests")
+            raise ConfigError(f"{count} images at once: fewer fit in the queue, ask for them in several requests")
         waiting = self._queue.num_of(client)
         if waiting + count > self.limits.max_waiting_per_client:
             raise BusyError(f"{waiting} of your images are waiting already: try again later", self._relief_s())

@@ -90,11 +90,11 @@ def _check_header(upload: Upload, max_pixels: int) -> None:
     except Image.DecompressionBombError:
         raise ImageError(f"{name} is far too large: make it at most {max_pixels / 1e6:g} million pixels") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError):
-        raise ImageError(f"{name} is not a PNG, JPEG or WebP picture: save it as one of them") from None
+        raise ImageError(f"{name} is not a PNG, JPEG or WebP image: save it as one of them") from None
     if width * height > max_pixels:
         raise ImageError(f"{name} is {width}x{height} px: make it at most {max_pixels / 1e6:g} million pixels")
     if frames > 1:
-        raise ImageError(f"{name} has {frames} frames: send one still picture")
+        raise ImageError(f"{name} has {frames} frames: send one still image")
 
 
 # Addresses
@@ -102,7 +102,7 @@ def _check_header(upload: Upload, max_pixels: int) -> None:
 
 @dataclass(frozen=True)
 class AllowedHost:
-    """A host from which pictures may be fetched: `images.example.org`, `https://host:8443` or, on a private network, an
+    """A host from which images may be fetched: `images.example.org`, `https://host:8443` or, on a private network, an
     address such as `http://10.0.0.5:9000` (a name must always lead to a public address)."""
 
     scheme: str
@@ -129,15 +129,15 @@ def fetch(url: str, allowed: tuple[AllowedHost, ...], max_bytes: int) -> Upload:
     if url.startswith("data:"):
         return _read_data_address(url, max_bytes)
     if not allowed:
-        raise InputError("this server fetches no pictures from addresses: upload the file or send a data: address")
+        raise InputError("this server fetches no images from addresses: upload the file or send a data: address")
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         wanted = AllowedHost(parts.scheme, parts.hostname or "", port)
     except ValueError:
-        raise InputError("the picture's address cannot be read: check it") from None
+        raise InputError("the image's address cannot be read: check it") from None
     if wanted not in allowed or parts.username or parts.password:
-        raise InputError(f"this server fetches no pictures from {wanted.host[:100]!r}: upload the file instead")
+        raise InputError(f"this server fetches no images from {wanted.host[:100]!r}: upload the file instead")
     address = resolve(wanted)
     return Upload(_download(parts.path or "/", parts.query, wanted, address, max_bytes), parts.path.rsplit("/", 1)[-1])
 
@@ -182,11 +182,11 @@ def _download(path: str, query: str, host: AllowedHost, address: str, max_bytes:
             client.stream("GET", target, headers={"Host": name}, extensions={"sni_hostname": host.host}) as answer,
         ):
             if answer.status_code != 200:
-                raise ImageError(f"{host.host} answered {answer.status_code} instead of a picture: check the address")
+                raise ImageError(f"{host.host} answered {answer.status_code} instead of a image: check the address")
             for chunk in answer.iter_raw():
                 data += chunk
                 if len(data) > max_bytes:
-                    raise ImageError(f"the picture at {host.host} is larger than {max_bytes / 1e6:g} MB: use a smaller")
+                    raise ImageError(f"the image at {host.host} is larger than {max_bytes / 1e6:g} MB: use a smaller")
                 if time.monotonic() > until:
                     raise ImageError(f"{host.host} took too long: upload the file instead")
     except (httpx2.HTTPError, httpx2.InvalidURL):
@@ -199,7 +199,7 @@ def _read_data_address(url: str, max_bytes: int) -> Upload:
     if not comma or not head.endswith(";base64"):
         raise InputError("a data: address must be base64: data:image/png;base64,…")
     if len(body) > max_bytes * 4 // 3 + 4:
-        raise ImageError(f"the picture is larger than {max_bytes / 1e6:g} MB: use a smaller one")
+        raise ImageError(f"the image is larger than {max_bytes / 1e6:g} MB: use a smaller one")
     try:
         return Upload(base64.b64decode(body, validate=True))
     except (binascii.Error, ValueError):

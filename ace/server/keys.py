@@ -37,10 +37,10 @@ class Quota:
 
     def __init__(self, per_minute: float | None) -> None:
         self.per_minute = per_minute
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client → pictures left, at this time
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client → images left, at this time
 
     def spend(self, client: str, count: int) -> None:
-        """Use up the allowance for `count` pictures. Raises BusyError if there is not enough of it now."""
+        """Use up the allowance for `count` images. Raises BusyError if there is not enough of it now."""
         if self.per_minute is None:
             return
         most = max(self.per_minute, float(count))  # a request larger than the allowance passes when it is full
@@ -49,7 +49,7 @@ class Quota:
         left = min(most, left + (now - then) * self.per_minute / 60)
         if left < count:
             raise BusyError(
-                f"your quota is {self.per_minute:g} pictures per minute: try again later",
+                f"your quota is {self.per_minute:g} images per minute: try again later",
                 60 * (count - left) / self.per_minute,
             )
         self._left[client] = (left - count, now)

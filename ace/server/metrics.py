@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests by route and status, pictures by outcome, waiting and working times, the load."""
+"""What Prometheus is told: requests by route and status, images by outcome, waiting and working times, the load."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What goes over the wire: OpenAI's image requests and replies, and ours for sessions.
 
 The only place that knows their names. What the API of OpenAI has and this server cannot do is refused, what changes no
-picture (`user`, `moderation`, …) is accepted and does nothing, and an unknown name is an error. Extensions of ours:
+image (`user`, `moderation`, …) is accepted and does nothing, and an unknown name is an error. Extensions of ours:
 `seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt`, `metadata` and the options of ACE++
 (`control`, `repainting_scale`, `max_seq_length`, `places`, `fits`) in requests, `ace` in replies. A seed may be a
 number or a string of digits; in a session's replies it is a string, since JavaScript's numbers are exact only up to

@@ -105,7 +105,7 @@ class Service:
 
     def __init__(self, engine: Engine, settings: ServerSettings, ledger: Ledger) -> None:
         self.engine, self.settings, self.ledger = engine, settings, ledger
-        self.quota = Quota(settings.pictures_per_minute)
+        self.quota = Quota(settings.images_per_minute)
         self._activities = Activities()
         self._lock = threading.Lock()
         self._accepted: dict[tuple[str, str], Accepted] = {}
@@ -267,12 +267,12 @@ class Service:
         session = opened.session
         if len(session.node_ids()) + len(jobs) > self.settings.max_session_nodes:
             raise SessionError(f"this session has {self.settings.max_session_nodes} nodes: begin a new one")
-        head = head_of(session)
+        num_moves = opened.activity.num_moves
 
         def keep_nodes(made: list[Made]) -> list[tuple[Made, Node]]:
             kept = [(one, keep_node(session, one)) for one in made]
             entry.nodes = tuple(node.id for _, node in kept)
-            if head_of(session) in (head, *entry.nodes):  # whoever went elsewhere meanwhile stays there
+            if opened.activity.num_moves == num_moves:  # whoever went elsewhere meanwhile stays there
                 session.set_head(entry.nodes[0])
             return kept
 

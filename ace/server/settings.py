@@ -49,7 +49,7 @@ class ServerSettings:
     `Host` and `Origin` are refused then as they are without keys. aliases: further names for the model. url_hosts: from
     where images may be fetched, see `AllowedHost`. max_upload_bytes: of one request; upload_timeout_s: for all of it.
     max_receiving_bytes: of all requests that are being read at once. max_held_bytes: of the decoded images of all
-    that wait or run. max_pixels: of one image. max_images: images made per request (`n`). pictures_per_minute: of
+    that wait or run. max_pixels: of one image. max_images: images made per request (`n`). images_per_minute: of
     one client, None = no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for
     `response_format: url`. drain_s: after a signal to stop, how long accepted work may take.
 
@@ -70,7 +70,7 @@ class ServerSettings:
     max_held_bytes: int = 2 * 2**30
     max_pixels: int = 16_000_000
     max_images: int = 10
-    pictures_per_minute: float | None = None
+    images_per_minute: float | None = None
     max_sessions: int = 1000
     max_session_nodes: int = 1000
     kept_bytes: int = 256 * 2**20
@@ -88,7 +88,7 @@ class ServerSettings:
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port {self.port}: use 1 to 65535, or 0 for any free one")
-        if self.pictures_per_minute is not None and self.pictures_per_minute <= 0:
+        if self.images_per_minute is not None and self.images_per_minute <= 0:
             raise ConfigError("a quota of no images: leave it out, or allow some")
         sizes = (self.max_upload_bytes, self.max_receiving_bytes, self.max_held_bytes, self.max_pixels)
         counts = (self.upload_timeout_s, self.max_images, self.max_sessions, self.max_session_nodes)

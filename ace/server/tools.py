@@ -112,7 +112,7 @@ class _Tools:
         if name.startswith("data:"):
             return fetch(name, (), self.limits.max_upload_bytes)
         if self.folder is None:
-            raise ImageError("no folder of pictures was opened: pass a node or a data: address")
+            raise ImageError("no folder of images was opened: pass a node or a data: address")
         folder = Path(os.path.realpath(self.folder))
         path = Path(os.path.realpath(folder / name))
         if not path.is_relative_to(folder) or not path.is_file():

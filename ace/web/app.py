@@ -45,14 +45,14 @@ _GO_ON = (
 )
 
 
-def studio_settings(folder: Path, port: int, max_running_bytes: int | None = None) -> ServerSettings:
+def studio_settings(folder: Path, port: int) -> ServerSettings:
     """The server's settings for one person and one session folder, with a new key."""
     return ServerSettings(
         port=port,
         api_keys=(secrets.token_urlsafe(32),),
         cookie=f"ace-studio-{port}",  # browsers keep cookies by host, whatever the port
         opened_sessions=((SESSION_ID, folder),),
-        limits=Limits(max_running_bytes=max_running_bytes, max_operations=float("inf")),
+        limits=Limits(max_operations=float("inf")),
         max_upload_bytes=MAX_UPLOAD_BYTES,
         max_receiving_bytes=2 * MAX_UPLOAD_BYTES,
         upload_timeout_s=600.0,

@@ -278,7 +278,7 @@ def pictures_at() -> str:
 def test_addresses_are_not_fetched_unless_the_operator_named_the_host(server, pictures_at):
     with server.client() as http:
         body = {"prompt": "a", "images": [{"image_url": f"http://{pictures_at}/p.png"}]}
-        assert refused(http.post("/v1/images/edits", json=body), 400, "fetches no pictures")
+        assert refused(http.post("/v1/images/edits", json=body), 400, "fetches no images")
     allowed = (AllowedHost.parse("images.example.org"),)
     for url in (
         f"http://{pictures_at}/p.png",
@@ -293,7 +293,7 @@ def test_addresses_are_not_fetched_unless_the_operator_named_the_host(server, pi
         "//images.example.org/p.png",
         "https://[::1/p.png",
     ):
-        with pytest.raises(InputError, match=r"fetches no pictures|cannot be read"):
+        with pytest.raises(InputError, match=r"fetches no images|cannot be read"):
             fetch(url, allowed, 10_000)
 
 
@@ -497,7 +497,7 @@ def test_a_dear_request_is_refused_by_its_estimated_cost(server):
 
 def test_a_full_server_says_429_and_when_to_come_back_and_a_quota_is_per_key():
     limits = Limits(max_waiting=1, max_running=1)
-    with running(limits, api_keys=(KEY, OTHER), pictures_per_minute=3) as server:
+    with running(limits, api_keys=(KEY, OTHER), images_per_minute=3) as server:
         gate = threading.Event()
         server.engine.submit([words(steps=4)], "x", num_previews=1, on_preview=lambda *_: gate.wait(120))
         wait_until(lambda: server.engine.num_waiting == 0)

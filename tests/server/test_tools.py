@@ -79,7 +79,7 @@ def test_an_agent_reads_only_the_folder_that_was_opened_and_is_told_what_is_wron
             assert "WIDTHxHEIGHT" in message(await client.call_tool("generate", {"instruction": "a", "size": "big"}))
         async with Client(create_tools(chat)) as client:
             result = await client.call_tool("edit", {"instruction": "a hat", "image": "photo.png"})
-            assert "no folder of pictures" in message(result)
+            assert "no folder of images" in message(result)
 
     run(talk)
 

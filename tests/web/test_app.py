@@ -328,13 +328,13 @@ def test_what_is_not_sent_yet_outlives_a_reload(browser, studio, photo, tmp_path
         paint(page)
         page.click("#use-mask")
         page.wait_for_selector(".tray .chip:nth-child(2)")
-        page.fill("#say", "make it like @a")
+        page.fill("#say", "make it like @a, in red")
         page.reload()
         ready(page)
         page.wait_for_selector(".tray .chip:nth-child(2)")
         say(page, page.input_value("#say"), "0002")
     node = session.node("0002")
-    assert node.instruction == "make it like {image1}"
+    assert node.instruction == "make it like {image1}, in red"
     assert [one.node for one in node.inputs] == ["0001", None]
     assert session.history("0002")[1].unit.masks[0].getbbox() is not None
 
@@ -368,6 +368,7 @@ def test_two_tabs_show_the_same_and_a_second_message_waits_for_the_first(browser
     session = Session.open(tmp_path / "talk")
     with page_of(browser, studio) as page:
         other = page.context.new_page()
+        other.set_default_timeout(120_000)
         other.goto(studio.address)
         ready(other)
         set_steps(page, 40)
@@ -379,6 +380,7 @@ def test_two_tabs_show_the_same_and_a_second_message_waits_for_the_first(browser
         other.wait_for_selector('.tree [data-node="0002"]')
         page.wait_for_selector(".running", state="detached")
         assert {node.instruction for node in session.nodes()} == {"a red apple", "a blue star"}
+        assert session.head() == "0002"
         other.click('.tree [data-node="0001"]')
         move_to(page, "0001")
 
@@ -468,7 +470,7 @@ def test_without_the_cookie_nothing_is_told(studio):
         assert http.get("/").status_code == 401
         for path in ("/v1/models", "/v1/sessions", "/v1/sessions/studio", "/v1/sessions/studio/events", "/metrics"):
             assert http.get(path).status_code == 401, path
-            assert http.get(path, cookies={studio.cookie: "wrong"}).status_code == 401, path
+            assert http.get(path, headers={"Cookie": f"{studio.cookie}=wrong"}).status_code == 401, path
         assert http.post("/v1/sessions/studio/turns", json={"prompt": "a"}).status_code == 401
 
 

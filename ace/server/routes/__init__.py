@@ -1,4 +1,4 @@
-"""The routes, a file for each kind: pictures as OpenAI's API has them, sessions, requests, and what an operator asks.
+"""The routes, a file for each kind: images as OpenAI's API has them, sessions, requests, and what an operator asks.
 
 Each file has one `router`; what it needs comes as a `Front` (`ace/server/front.py`).
 """

@@ -95,7 +95,7 @@ async def set_head(front: TheFront, request: Request, session_id: str, body: Hea
     """Remember where somebody is in the tree. Undo is a step to the parent."""
     opened = await _opened(front, request, session_id)
     await front.in_worker(opened.session.set_head, body.node)
-    opened.activity.changed()
+    opened.activity.moved()
     return body
 
 
@@ -232,7 +232,7 @@ async def add_archive(front: TheFront, request: Request, session_id: str) -> Arc
     numbers = await front.in_worker(front.service.add_archive, opened.session, await request.body())
     if numbers:
         await front.in_worker(opened.session.set_head, list(numbers.values())[-1])
-    opened.activity.changed()
+    opened.activity.moved()
     return ArchiveReply(session=session_id, nodes=numbers)
 
 

@@ -2,7 +2,7 @@
 
 import { button, h, openDialog } from "./dom.js";
 
-const blobOf = (canvas) => new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+const blobOf = (canvas) => new Blob([Uint8Array.from(atob(canvas.toDataURL("image/png").split(",")[1]), (one) => one.charCodeAt(0))], { type: "image/png" });
 
 // A mask file (white = change) as strokes on a transparent ground.
 function strokesOf(picture, width, height) {
@@ -140,7 +140,7 @@ export function openEasel(root, source, old, onUse) {
     easel.replaceChildren(...(tab === "paint" ? [board, paintOptions] : [grown, extendOptions]));
     showCanvas(); showRing();
   }
-  async function finish() {
+  function finish() {
     if (tab === "extend") {
       dialog.close();
       if (Object.values(sides).some(Boolean)) onUse({ mask: null, mode: "mark", extend: sides });
@@ -153,7 +153,7 @@ export function openEasel(root, source, old, onUse) {
       recolour(last, "#ffffff");
       last.globalCompositeOperation = "destination-over"; last.fillStyle = "#000000"; last.fillRect(0, 0, source.width, source.height);
     }
-    const blob = painted ? await blobOf(small) : null;
+    const blob = painted ? blobOf(small) : null;
     dialog.close();
     onUse({ mask: blob && { blob }, mode, extend: null });
   }
