@@ -82,7 +82,7 @@ def conclude(family: Family, job: Job, answer: Answer) -> Made:
         image = paste_back(job.source, image, mask, feather_px=job.settings.feather_px)
     elif job.source is not None and job.source.icc_profile is not None:
         image.info["icc_profile"] = job.source.icc_profile
-    return Made(job, image, _recipe(family, job, answer), drift_of(job, image), _notes(job), answer.latents)
+    return Made(job, image, _recipe(family, job, answer), drift_of(job, image), _notes(family, job), answer.latents)
 
 
 def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
@@ -120,9 +120,11 @@ def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
     )
 
 
-def _notes(job: Job) -> tuple[str, ...]:
+def _notes(family: Family, job: Job) -> tuple[str, ...]:
     """What happened on the way that the user should know."""
     notes = []
+    if job.mask is not None and not family.traits.sees_masks:
+        notes.append(f"{family.name} does not see masks: what it made was put inside yours, all else is the original")
     if job.source is not None and job.source.converted:
         notes.append(f"{job.source.name}: {job.source.converted}")
     dropped = job.unit.num_dropped_rounds
