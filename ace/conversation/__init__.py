@@ -5,7 +5,7 @@ of a session's tree, and made again from it. What a model does in between is beh
 """
 
 from ace.conversation.chat import ChatSession, keep
-from ace.conversation.family import Family, Loading
+from ace.conversation.family import Family, Loading, open_job
 from ace.conversation.job import Job, Made, Progress, Settings
 from ace.conversation.message import Mask, Message, Picture, open_message
 from ace.conversation.recipe import Recipe
@@ -28,6 +28,7 @@ __all__ = [
     "Settings",
     "keep",
     "make",
+    "open_job",
     "open_message",
     "run",
 ]

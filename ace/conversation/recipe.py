@@ -40,6 +40,7 @@ FORMAT_VERSION = 2
 CURRENT_RULES = {"masks": 1, "blend": 1, "size": 1, "noise_schedule": 1}
 REPLAYED_RULES = frozenset({"masks", "blend", "size"})  # of these the older ones are still known
 FIRST_RULES = dict.fromkeys(CURRENT_RULES, 1)
+OF_THE_WEIGHTS = ("adapters", "fast", "transformer", "quantize", "quantize_text", "tile_px")  # settings that say how
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PACKAGES = ("ace-allround", "diffusers", "numpy", "pillow", "safetensors", "torch", "transformers")
 MAX_RECIPE_BYTES = 1_000_000
@@ -151,14 +152,12 @@ class Recipe(_Record):
     rules: dict[str, int] = Field(default_factory=lambda: dict(CURRENT_RULES))
     environment: Environment
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_format_1(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("format_version") == 1:
-            settings = data.get("settings")
-            family = settings.get("family", "ace") if isinstance(settings, dict) else "ace"
-            return {"family": family, "rules": dict(FIRST_RULES), **data}
-        return data
+    @model_validator(mode="after")
+    def _of_format_1(self) -> Recipe:
+        if self.format_version == 1:
+            object.__setattr__(self, "family", str(self.settings.get("family", "ace")))
+            object.__setattr__(self, "rules", dict(FIRST_RULES))
+        return self
 
     @model_validator(mode="after")
     def _masks_belong_to_images(self) -> Recipe:
@@ -271,6 +270,15 @@ def compare(recipe: Recipe, now: Environment, *, model_sha256: str | None = None
     for package in sorted(then.packages.keys() | now.packages.keys()):
         note(package, then.packages.get(package, "absent"), now.packages.get(package, "absent"))
     return tuple(differences)
+
+
+def changed_settings(then: Recipe, now: Recipe) -> tuple[str, ...]:
+    """How the weights of an image made again were held otherwise than in its recipe, a line each."""
+    return tuple(
+        f"{name.replace('_', ' ')}: {then.settings.get(name, 'none')} then, {now.settings.get(name, 'none')} now"
+        for name in OF_THE_WEIGHTS
+        if then.settings.get(name) != now.settings.get(name)
+    )
 
 
 # Writing
