@@ -25,9 +25,10 @@ from ace.conversation.family import Answer, Family, Loading, OnLoaded, OnNote, T
 from ace.conversation.job import Job
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
 from ace.families.library_call import arguments, call_pipeline, decode_small
-from ace.families.signature import Signature, read_signature
+from ace.families.signature import read_signature
 from ace.families.stepwise import Stepwise
 from ace.files import cache_folder, hash_file, hash_model_once
+from ace.model.devices import find_device
 from ace.model.sizes import BYTES, GB, LIBRARIES, free_memory, weight_bytes
 from ace.weights.hub import fetch_files, licence_of
 
@@ -102,6 +103,7 @@ class LibraryFamily(Family):
         self._offloads = False
         if self.index["_class_name"] in OURS:
             raise ModelNotFoundError(f"{name} holds a {self.index['_class_name']}: download it and name its folder")
+        self.signature = read_signature(self.index["_class_name"])  # which refuses what edits no images
 
     @property
     def name(self) -> str:
@@ -148,11 +150,6 @@ class LibraryFamily(Family):
         """The names of its parts."""
         return tuple(sorted(k for k, v in self.index.items() if isinstance(v, list) and v and v[0] is not None))
 
-    @cached_property
-    def signature(self) -> Signature:
-        """What its call takes."""
-        return read_signature(self.index["_class_name"])
-
     @property
     def pipeline(self) -> DiffusionPipeline:
         """The loaded pipeline."""
@@ -179,12 +176,10 @@ class LibraryFamily(Family):
         Raises InputError or CheckpointError."""
         if loading.memory not in _MEMORY_MODES:
             raise ConfigError(f"memory {loading.memory!r}: {self.name} takes {', '.join(_MEMORY_MODES)}")
-        self._fetch(on_note)
-        from ace.model.devices import find_device
-
-        device = find_device(loading.device)
         if loading.dtype not in ("auto", *BYTES):
             raise ConfigError(f"dtype {loading.dtype!r}: use one of auto, {', '.join(BYTES)}")
+        device = find_device(loading.device)
+        self._fetch(on_note)
         dtype = ("float32" if device == "cpu" else "bfloat16") if loading.dtype == "auto" else loading.dtype
         mode = self._place(loading.memory, device, dtype)
         import diffusers

@@ -75,16 +75,14 @@ def fetch_files(
 def licence_of(folder: Path) -> str:
     """What a repository's card says of its licence, in one line of printable text."""
     try:
-        card = huggingface_hub.ModelCard(
-            (folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True
-        )
-        facts = card.data.to_dict()
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        text = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+        facts = huggingface_hub.ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, YAMLError):
         facts = {}
     named = [facts.get(key) for key in ("license_name", "license", "license_link")]
     words = [str(value) for value in named if value and value != "other"]
-    text = "".join(letter if letter.isprintable() else " " for letter in ", ".join(words))
-    return text[:200] or "none is stated: ask its authors"
+    return " ".join(", ".join(words).split())[:200] or "none is stated: ask its authors"
 
 
 def _finish_partial_files(hub_id: str, patterns: Sequence[str]) -> None:
