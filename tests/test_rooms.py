@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tiny": ("inference", "weights"),
     "data": ("conditions", "extract"),
     "training": ("data", "inference", "plus", "weights"),
-    "evaluation": ("inference", "data", "weights", "conversation"),
+    "evaluation": ("inference", "data", "weights", "conversation", "families"),
     "server": ("inference", "conversation", "weights"),
     "web": ("inference", "conversation", "weights"),
     "comfyui": ("conditions", "inference", "plus", "weights"),

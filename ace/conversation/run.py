@@ -77,12 +77,13 @@ def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
 
 def conclude(family: Family, job: Job, answer: Answer) -> Made:
     """A family's answer as a result. Runs no model, so any thread may do it."""
-    image, mask = answer.image, job.mask
+    image, mask, unpasted = answer.image, job.mask, None
     if job.source is not None and mask is not None:
-        image = paste_back(job.source, image, mask, feather_px=job.settings.feather_px)
+        image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px), image
     elif job.source is not None and job.source.icc_profile is not None:
         image.info["icc_profile"] = job.source.icc_profile
-    return Made(job, image, _recipe(family, job, answer), drift_of(job, image), _notes(family, job), answer.latents)
+    recipe, notes = _recipe(family, job, answer), _notes(family, job)
+    return Made(job, image, recipe, drift_of(job, image), notes, answer.latents, unpasted)
 
 
 def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
