@@ -37,6 +37,7 @@ from ace.conversation.recipe import embed, encode, match_files, read
 from ace.conversation.replay import Replay, job_of_recipe
 from ace.conversation.run import conclude
 from ace.errors import ConditionError, ConfigError
+from ace.evaluation import contestant_of
 from ace.families import family_of_recipe, find_family
 from tests.random_flux import random_plus
 from tests.random_library import save_klein, save_kontext
@@ -243,6 +244,20 @@ def test_outside_the_mask_every_value_stays_and_alpha_with_it(family, case):
     inside = np.asarray(given.opened.stored)[:, : SIZE[0] // 2]
     assert (result[:, : SIZE[0] // 2, :3] != inside).any()
     assert any("does not see masks" in note for note in made.notes) is not family.traits.sees_masks
+
+
+def test_a_benchmark_measures_what_a_user_gets(family, case):
+    steps = case.settings.num_inference_steps
+    contestant = contestant_of(family, steps)
+    shown = picture(3)
+    mask = half().image
+    unit = LongContextConditionUnit(ConditionUnit("make it red", (shown,), (mask,)))
+    (image,) = contestant.edit([unit], [5])
+    message = Message("make it red", Settings(5, steps), photo(3), mask=half())
+    (made,) = make(family, [open_message(family, message)])
+    assert image.tobytes() == made.image.tobytes()
+    assert made.unpasted is not None
+    assert contestant.settings["num_inference_steps"] == steps
 
 
 # Recipes and sessions
