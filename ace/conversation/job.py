@@ -72,7 +72,7 @@ class Settings:
         """The settings asked for that not every family takes."""
         given: dict[str, Any] = {
             "negative_instruction": self.negative_instruction or None,
-            "guidance_rescale": self.guidance_rescale or None,  # 0 = off, as it is where there is no such thing
+            "guidance_rescale": self.guidance_rescale or None,  # 0 is none
             **self.options,
         }
         return {name: value for name, value in given.items() if value is not None}
@@ -120,8 +120,7 @@ class Job:
 @dataclass(frozen=True)
 class Made:
     """A finished job. drift: what changed where it should not have (without a mask: everywhere), None without a
-    source. latents: (C, h, w) of the answer, for the next round to go on from. unpasted: with a mask, the model's own
-    image before it was pasted back."""
+    source. latents: (C, h, w) of the answer, for the next round to go on from."""
 
     job: Job
     image: Image.Image
@@ -129,7 +128,6 @@ class Made:
     drift: DriftReport | None = None
     notes: tuple[str, ...] = ()
     latents: np.ndarray | None = None
-    unpasted: Image.Image | None = None
 
 
 @dataclass(frozen=True)

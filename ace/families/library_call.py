@@ -99,7 +99,7 @@ def decode_small(pipeline: DiffusionPipeline, latents: torch.Tensor | None, size
     from diffusers import AutoencoderKL, AutoencoderKLFlux2
     from torch.nn import functional
 
-    vae = pipeline.vae
+    vae: Any = pipeline.vae
     if latents is None or not isinstance(vae, AutoencoderKL | AutoencoderKLFlux2):
         return None
     with torch.no_grad():
