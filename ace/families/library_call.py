@@ -100,7 +100,8 @@ def decode_small(pipeline: DiffusionPipeline, latents: torch.Tensor | None, size
     from torch.nn import functional
 
     vae: Any = pipeline.vae
-    if latents is None or not isinstance(vae, AutoencoderKL | AutoencoderKLFlux2):
+    is_flux_2 = isinstance(pipeline.vae, AutoencoderKLFlux2)
+    if latents is None or not (is_flux_2 or isinstance(pipeline.vae, AutoencoderKL)):
         return None
     with torch.no_grad():
         if latents.ndim == 3:  # (1, T, 4 C): FLUX's tokens of 2 x 2 cells, channel slowest
@@ -108,7 +109,7 @@ def decode_small(pipeline: DiffusionPipeline, latents: torch.Tensor | None, size
             if latents.shape[1] != rows * columns:
                 return None
             latents = latents.transpose(1, 2).reshape(1, -1, rows, columns)
-            if isinstance(vae, AutoencoderKLFlux2):
+            if is_flux_2:
                 mean, variance = (value.view(1, -1, 1, 1) for value in (vae.bn.running_mean, vae.bn.running_var))
                 latents = latents * (variance + vae.config.batch_norm_eps).sqrt() + mean
             latents = functional.pixel_shuffle(latents, 2)
