@@ -56,7 +56,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """A pipeline's model_index.json. Raises ModelNotFoundError."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        if isinstance(index["_class_name"], str):
+        if isinstance(index["_class_name"], str) and all(name.isidentifier() for name in index):
             return index
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -302,11 +302,13 @@ class LibraryFamily(Family):
         missing = []
         for part in self.parts:
             folder = self.folder / part
-            weights = any(folder.glob("*.safetensors"))
-            indexes = [json.loads(file.read_bytes())["weight_map"].values() for file in folder.glob("*.index.json")]
-            whole = all((folder / name).is_file() for names in indexes for name in set(names))
-            is_model = (folder / "config.json").is_file()
-            if not folder.is_dir() or not whole or (is_model and not weights) or not any(folder.iterdir()):
+            needed = ["*.safetensors"] if (folder / "config.json").is_file() else ["*"]
+            try:
+                for index in folder.glob("*.safetensors.index.json"):
+                    needed += set(json.loads(index.read_bytes())["weight_map"].values())
+                if not all(any(folder.glob(name)) for name in needed):
+                    missing.append(part)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError):
                 missing.append(part)
         return missing
 

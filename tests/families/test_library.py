@@ -197,6 +197,15 @@ def test_a_pipeline_that_edits_no_images_is_refused_from_its_name(tmp_path, clas
         find_family(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "index", ["[]", "{", '{"_class_name": ["x", "Y"]}', '{"_class_name": "FluxKontextPipeline", "../vae": []}']
+)
+def test_a_hostile_index_is_refused(tmp_path, index):
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(ModelNotFoundError, match=r"model_index\.json of .* is missing or damaged"):
+        find_family(str(tmp_path))
+
+
 def test_signatures_are_read_without_importing_the_library(folders):
     code = (
         "import sys; from ace.families import find_family; traits = find_family(sys.argv[1]).traits;"
