@@ -14,14 +14,15 @@ ACE = Path(__file__).parents[1] / "ace"
 # room -> the rooms it may import, with all that lie below those
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "settings": ("errors",),
     "conditions": ("errors",),
     "model": ("conditions",),
     "diffusion": ("errors",),
     "extract": ("conditions",),
     "inference": ("conditions", "model", "diffusion", "extract"),
     "tiny": ("inference",),
-    "data": ("conditions", "extract"),
-    "training": ("data", "inference"),
+    "data": ("conditions", "extract", "settings"),
+    "training": ("data", "inference", "settings"),
     "evaluation": ("inference", "data"),
     "server": ("inference",),
     "web": ("inference",),

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 from ace.errors import CheckpointError, ConfigError
 from ace.training.checkpoint import Average, load_checkpoint, save_checkpoint
-from ace.training.config import Run, Stage
+from ace.training.config import TrainingRecipe, TrainingStage
 from ace.training.lock import held
 from ace.training.log import SKIPPED, Log
 from ace.training.optimizers import make_optimizer, set_lr
@@ -52,7 +52,7 @@ class Task:
     put together in place."""
 
     module: nn.Module
-    dataset: Callable[[Stage], Dataset]
+    dataset: Callable[[TrainingStage], Dataset]
     collate: Callable[[tuple[Item, ...]], Any]
     losses: Callable[[nn.Module, Any], Tensor]
     operations: Callable[[Any], int] = lambda batch: 0
@@ -69,7 +69,7 @@ class _Training:
     saved_at: of the last checkpoint. bad_steps: in a row, without a finite gradient."""
 
     task: Task
-    recipe: Run
+    recipe: TrainingRecipe
     folder: Path
     tell: Callable[[str], None]
     accelerator: Accelerator
@@ -86,7 +86,11 @@ class _Training:
 
 
 def train(
-    task: Task, recipe: Run, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    task: Task,
+    recipe: TrainingRecipe,
+    folder: Path,
+    quiet: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
     """Train `task.module` in place through all stages of `recipe`; returns it with its averaged weights.
 
@@ -107,7 +111,9 @@ def train(
     return _averaged_module(run)
 
 
-def _begin(accelerator: Accelerator, task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -> _Training:
+def _begin(
+    accelerator: Accelerator, task: Task, recipe: TrainingRecipe, folder: Path, tell: Callable[[str], None]
+) -> _Training:
     """Put everything on its device and go to the last checkpoint, if there is one."""
     shared = accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED
     if recipe.optimizer == "muon" and shared:
@@ -146,7 +152,7 @@ def _run_stages(run: _Training, bar: Progress) -> None:
         first_step += stage.steps
 
 
-def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, lines: list[TaskID]) -> None:
+def _run_stage(run: _Training, stage: TrainingStage, first_step: int, bar: Progress, lines: list[TaskID]) -> None:
     """All steps of a stage that are left. first_step: of the run, at which the stage begins. lines: of the bar, the
     stage's own last."""
     dataset = run.task.dataset(stage)
@@ -166,7 +172,7 @@ def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, lin
     batches.close()
 
 
-def _step(run: _Training, stage: Stage, first_step: int, batch: GlobalBatch) -> dict[str, float]:
+def _step(run: _Training, stage: TrainingStage, first_step: int, batch: GlobalBatch) -> dict[str, float]:
     """One step of the optimiser, left out where the gradient is not finite; returns the step's figures."""
     accelerator = run.accelerator
     lr = stage.lr_at(run.progress["step"] - first_step)
@@ -266,7 +272,7 @@ def _whole_module(run: _Training) -> nn.Module:
     return accelerator.unwrap_model(module)
 
 
-def _add_missing(progress: dict[str, Any], recipe: Run) -> None:
+def _add_missing(progress: dict[str, Any], recipe: TrainingRecipe) -> None:
     """What a new run has not yet, and checkpoints from before batches could be of any length do not say."""
     if "position" not in progress:
         progress["position"], first = 0, 0

@@ -36,7 +36,7 @@ from ace.training.adapters_plus import PLUS_TARGETS, plain_sizes, read_plus_lora
 from ace.training.batches import BROKEN
 from ace.training.cache import FeatureCache, picture_content
 from ace.training.canvas import TrainingCanvas, training_canvas
-from ace.training.config import PlusRecipe, Stage
+from ace.training.config import PlusRecipe, TrainingStage
 from ace.training.loop import Task, train
 from ace.training.previews_plus import canvas_parts, draw_plus_previews
 from ace.training.report import write_report
@@ -248,7 +248,7 @@ class _PlusRun:
             rebuild=self.rebuild,
         )
 
-    def mixture(self, stage: Stage) -> Mixture:
+    def mixture(self, stage: TrainingStage) -> Mixture:
         return Mixture(self.recipe.data, self.opened, stage, self.recipe.seed)
 
     def preview(self, step: int) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ace.training.config import Run
+from ace.training.config import TrainingRecipe
 from ace.training.log import LOG, SKIPPED, SPEED
 
 _STYLE = """
@@ -22,7 +22,7 @@ td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; 
 """
 
 
-def write_report(folder: Path, recipe: Run) -> Path:
+def write_report(folder: Path, recipe: TrainingRecipe) -> Path:
     """Write `report.html` and `report.png` of a run's folder; returns the page."""
     log, speed, skipped = (_read(folder / name) for name in (LOG, SPEED, SKIPPED))
     draw_curves(log, folder / "report.png")

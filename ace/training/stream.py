@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from ace.errors import AceError
-from ace.training.config import Stage
+from ace.training.config import TrainingStage
 
 CHUNK = 8  # samples per message from a worker, and numbers that processes tell each other at once
 MANY_SKIPPED = 1000  # in a row: then something is wrong with all of them
@@ -71,7 +71,7 @@ class GlobalBatch:
 
 
 def global_batches(
-    dataset: Dataset, stage: Stage, position: int, num_workers: int, accelerator: Accelerator
+    dataset: Dataset, stage: TrainingStage, position: int, num_workers: int, accelerator: Accelerator
 ) -> Iterator[GlobalBatch]:
     """Batches of a stage, without end, from sample number `position` on.
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ace.cli import app
 from ace.errors import ConfigError
 from ace.inference.sources import SHIPPED_MODEL
-from ace.training.config import AutoencoderRecipe, ModelRecipe, Stage, read_recipe, write_recipe
+from ace.training.config import AutoencoderRecipe, ModelRecipe, TrainingStage, read_recipe, write_recipe
 from ace.training.plan import Device, plan
 from ace.training.speed import this_device
 
@@ -34,12 +34,15 @@ def test_the_shipped_recipes_are_valid():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('kind = "model"\nlearning_rate = 1', "unknown key learning_rate"),
+        ('kind = "model"\nlearning_rate = 1', "unknown key 'learning_rate'"),
         ('kind = "gan"', "kind is 'gan'"),
         ('kind = "model"', "no [[stage]]"),
         ("kind = ", "not valid TOML"),
-        ('kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nepochs = 3', "unknown key epochs"),
-        ('kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nschedule = "step"', "schedule 'step'"),
+        ('kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nepochs = 3', "unknown key 'stage.1.epochs'"),
+        (
+            'kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nschedule = "step"',
+            "stage.1.schedule is 'step': use 'constant', 'linear' or 'cosine'",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(tmp_path: Path, text: str, says: str):
@@ -57,7 +60,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path):
 
 
 def test_a_stage_warms_up_and_comes_down():
-    stage = Stage("a", samples=3200, lr=1.0, batch_size=32, schedule="linear", warmup_steps=10)
+    stage = TrainingStage("a", samples=3200, lr=1.0, batch_size=32, schedule="linear", warmup_steps=10)
     rates = [stage.lr_at(step) for step in range(stage.steps)]
     assert stage.steps == 100
     assert rates[0] < rates[5] < rates[10]

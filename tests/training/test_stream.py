@@ -6,12 +6,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from ace.training.config import Stage
+from ace.training.config import TrainingStage
 from ace.training.stream import GlobalBatch, global_batches
 from tests.training.toy import Numbers
 
-TOKENS = Stage("a", lr=1.0, batch_tokens=24, steps=10)
-COUNT = Stage("a", lr=1.0, batch_size=6, steps=10)
+TOKENS = TrainingStage("a", lr=1.0, batch_tokens=24, steps=10)
+COUNT = TrainingStage("a", lr=1.0, batch_size=6, steps=10)
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Alone:
     device: str = "cpu"
 
 
-def batches(stage: Stage, count: int, position: int = 0, dataset: Numbers | None = None) -> list[GlobalBatch]:
+def batches(stage: TrainingStage, count: int, position: int = 0, dataset: Numbers | None = None) -> list[GlobalBatch]:
     stream = global_batches(dataset or Numbers(), stage, position, 0, Alone())  # type: ignore[arg-type]
     return list(itertools.islice(stream, count))
 
@@ -48,7 +48,7 @@ def test_a_stream_goes_on_from_any_batch_as_if_it_had_never_stopped():
 
 
 def test_pieces_keep_to_their_own_budget():
-    found = batches(Stage("a", lr=1.0, batch_tokens=24, steps=1, micro_tokens=7), 10)
+    found = batches(TrainingStage("a", lr=1.0, batch_tokens=24, steps=1, micro_tokens=7), 10)
     assert all(len(part) == 1 or sum(item.tokens for item in part) <= 7 for b in found for part in b.parts)
     assert [numbers(b) for b in found] == [numbers(b) for b in batches(TOKENS, 10)]
 
@@ -60,7 +60,7 @@ def test_broken_samples_are_replaced_by_the_next_ones():
 
 
 def test_a_sample_larger_than_the_whole_batch_is_left_out_by_name():
-    (batch,) = batches(Stage("a", lr=1.0, batch_tokens=4, steps=1), 1)
-    later = batches(Stage("a", lr=1.0, batch_tokens=4, steps=1), 12)
+    (batch,) = batches(TrainingStage("a", lr=1.0, batch_tokens=4, steps=1), 1)
+    later = batches(TrainingStage("a", lr=1.0, batch_tokens=4, steps=1), 12)
     assert batch.tokens <= 4
     assert any("5 tokens, the whole batch has 4" in s.reason for b in later for s in b.skipped)

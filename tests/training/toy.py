@@ -17,7 +17,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ace.training.config import ModelRecipe, Stage
+from ace.training.config import ModelRecipe, TrainingStage
 from ace.training.loop import Task, train
 from ace.training.stream import Item, Skipped
 
@@ -61,8 +61,8 @@ def say(line: str) -> None:
 
 def toy_recipe(steps: int = 20, **settings: object) -> ModelRecipe:
     stages = (
-        Stage("one", lr=0.01, batch_tokens=24, steps=steps, micro_tokens=11),
-        Stage("two", lr=0.01, batch_size=4, steps=steps, schedule="linear"),
+        TrainingStage("one", lr=0.01, batch_tokens=24, steps=steps, micro_tokens=11),
+        TrainingStage("two", lr=0.01, batch_size=4, steps=steps, schedule="linear"),
     )
     return ModelRecipe(
         stages,
