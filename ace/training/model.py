@@ -45,14 +45,14 @@ _SETTINGS = (
 
 
 def train_model(
-    recipe: ModelRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    recipe: ModelRecipe, folder: Path, quiet: bool = False, on_warning: Callable[[str], None] = lambda line: None
 ) -> ACEPipeline:
     """Run the recipe; writes the finished pipeline to `folder/model` in float16 (an adapter to `folder/adapter` if the
     recipe has a lora) and a report."""
     torch.manual_seed(recipe.seed)
     pipeline, recipe = start_pipeline(recipe)
     run = _ModelRun(pipeline, recipe, folder)
-    train(run.task(), recipe, folder, quiet, tell)
+    train(run.task(), recipe, folder, quiet, on_warning)
     if not PartialState().is_main_process:
         return run.pipeline
     done = finished(run.pipeline, recipe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,8 @@ class Device:
     memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.tflops <= 0:
-            raise ConfigError(f"a device of {self.tflops:g} Tflop/s: use more than 0")
+        if not 0 < self.tflops < math.inf:
+            raise ConfigError(f"a device of {self.tflops:g} TFLOP/s: use more than 0")
 
 
 @dataclass(frozen=True)

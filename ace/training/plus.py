@@ -182,12 +182,12 @@ def widen_model(transformer: FluxTransformer2DModel, channels: int) -> None:
 
 
 def train_plus(
-    recipe: PlusRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    recipe: PlusRecipe, folder: Path, quiet: bool = False, on_warning: Callable[[str], None] = lambda line: None
 ) -> ACEPlusPipeline:
     """Run the recipe; writes an adapter to `folder/adapter`, or the whole pipeline to `folder/model`, and a report."""
     pipeline = start_plus(recipe)
     run = _PlusRun(pipeline, recipe, folder, plain_sizes(pipeline.transformer))
-    train(run.task(), recipe, folder, quiet, tell)
+    train(run.task(), recipe, folder, quiet, on_warning)
     if PartialState().is_main_process:
         _save(run.pipeline, run.sizes, recipe, folder)
         write_report(folder, recipe)

@@ -87,7 +87,7 @@ def toy_task(folder: Path, dataset: Dataset | None = None) -> Task:
 
 
 def run(folder: Path, dataset: Dataset | None = None, steps: int = 20, **settings: object) -> nn.Module:
-    return train(toy_task(folder, dataset), toy_recipe(steps, **settings), folder, quiet=True, tell=say)
+    return train(toy_task(folder, dataset), toy_recipe(steps, **settings), folder, quiet=True, on_warning=say)
 
 
 def main(folder: Path, options: dict[str, int]) -> None:
@@ -109,7 +109,7 @@ def main(folder: Path, options: dict[str, int]) -> None:
 
     steps = options.pop("steps", 20)
     task = dataclasses.replace(task, losses=slow_losses)
-    module = train(task, toy_recipe(steps, **options), folder, quiet=True, tell=say)
+    module = train(task, toy_recipe(steps, **options), folder, quiet=True, on_warning=say)
     if PartialState().is_main_process:
         torch.save(module.state_dict(), folder / "done.pt")
 
