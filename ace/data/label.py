@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit
-from ace.data.engine import Job, Part, Record, Tell, Where, run_stage
+from ace.data.engine import DataJob, Part, Record, Tell, Where, run_stage
 from ace.data.instruct import (
     Question,
     ask_difference,
@@ -198,7 +198,7 @@ def label_parts(
 ) -> list[Part]:
     """Parts with further wordings of every sample and, where asked for, samples of mined pairs."""
     assert recipe.label is not None
-    jobs = [Job(part.file.stem, {"part": str(part.file.relative_to(work))}) for part in made]
+    jobs = [DataJob(part.file.stem, {"part": str(part.file.relative_to(work))}) for part in made]
     if recipe.label.pairs:
         by_id = {facts["id"]: facts for facts in sources}
         chosen = [
@@ -206,11 +206,11 @@ def label_parts(
             for pair in pairs[: recipe.label.pair_limit]
         ]
         slices = [chosen[i : i + _PAIRS_PER_JOB] for i in range(0, len(chosen), _PAIRS_PER_JOB)]
-        jobs += [Job(f"pairs-{number:06d}", {"pairs": part}) for number, part in enumerate(slices)]
+        jobs += [DataJob(f"pairs-{number:06d}", {"pairs": part}) for number, part in enumerate(slices)]
     return run_stage("label", jobs, partial(label_job, recipe, str(work)), work, where, tell)
 
 
-def label_job(recipe: DataRecipe, work: str, job: Job) -> Iterator[Record]:
+def label_job(recipe: DataRecipe, work: str, job: DataJob) -> Iterator[Record]:
     """The samples of one part with their further wordings, or those of some pairs."""
     assert recipe.label is not None
     replies = Path(work) / "replies" / f"{job.name}.jsonl"

@@ -12,7 +12,7 @@ from PIL import Image
 from ace.data.sample import EditSample
 from ace.evaluation.report_text import counted, drift_text, method_text, title, wording
 from ace.evaluation.scores import Row, edited_input
-from ace.evaluation.summary import Group, WorldReport
+from ace.evaluation.summary import GroupScores, WorldReport
 
 CASES_PER_FAMILY = 4  # of the gallery, worst and best each
 
@@ -46,7 +46,7 @@ def page(report: WorldReport, rows: Sequence[Row], answer_of: AnswerOf, sample_o
     )
 
 
-def _section(group: Group, rows: Sequence[Row], answer_of: AnswerOf, sample_of: SampleOf) -> str:
+def _section(group: GroupScores, rows: Sequence[Row], answer_of: AnswerOf, sample_of: SampleOf) -> str:
     """A family: its scores as bars, its worst and its best cases."""
     ranked = sorted(rows, key=_badness)
     worst = ranked[max(len(ranked) // 2, len(ranked) - CASES_PER_FAMILY) :][::-1]
@@ -111,7 +111,7 @@ def _case(row: Row, sample: EditSample, answer: Image.Image) -> str:
     )
 
 
-def _bars(group: Group) -> str:
+def _bars(group: GroupScores) -> str:
     found = group.l1_changed
     if found is None:
         return ""
@@ -128,7 +128,7 @@ def _decoded_text(report: WorldReport) -> str:
     return "" if report.autoencoder_psnr is None else f"Autoencoder {report.autoencoder_psnr.mean:.1f} dB. "
 
 
-def _badge(group: Group) -> str:
+def _badge(group: GroupScores) -> str:
     return f"<span class='badge {'good' if group.beats_copying else 'bad'}'>beats copying: {group.verdict}</span>"
 
 

@@ -34,7 +34,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of finished pictures
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleRequest:
     """A sample as a system gets it. number: its place in the task; seed: of the answer's noise."""
 
     sample: EditSample
@@ -42,7 +42,7 @@ class Asked:
     seed: int
 
 
-System = Callable[[Sequence[Asked]], Sequence[Answer | None]]  # None: the system has no answer to that sample
+System = Callable[[Sequence[SampleRequest]], Sequence[Answer | None]]  # None: the system has no answer to that sample
 Entry = tuple[str, int]  # task, number
 
 
@@ -72,7 +72,7 @@ def system_of(contestant: Contestant, results: Path | None = None) -> System:
     if whole is not None:
         return lambda asked: whole([one.sample.request for one in asked], [one.seed for one in asked])
 
-    def alone(one: Asked) -> Answer | None:
+    def alone(one: SampleRequest) -> Answer | None:
         try:
             return Answer(edit([one.sample.request], [one.seed])[0])
         except ConditionError:
@@ -124,7 +124,7 @@ def run(
         check_results(results, entries)
     with progress("evaluating", len(entries), quiet) as advance:
         for chunk in chunks:
-            asked = [Asked(sample_of(task, n), n, answer_seed(seed, task, n)) for task, n in chunk]
+            asked = [SampleRequest(sample_of(task, n), n, answer_seed(seed, task, n)) for task, n in chunk]
             if all(folder.is_made(one.sample, one.number) and _is_current(one, folder, results) for one in asked):
                 if any(_lacks(folder.rows[entry], lpips, judges) for entry in chunk):
                     _score(asked, [folder.answer(*entry) for entry in chunk], folder, lpips, judges)
@@ -147,7 +147,7 @@ def run(
     return Finished(rows, [entry for entry in entries if entry not in folder.rows])
 
 
-def _is_current(one: Asked, folder: RunFolder, results: Path | None) -> bool:
+def _is_current(one: SampleRequest, folder: RunFolder, results: Path | None) -> bool:
     if results is None:
         return True
     answer = finished_answer(results, one.sample.task, one.number)
@@ -155,7 +155,11 @@ def _is_current(one: Asked, folder: RunFolder, results: Path | None) -> bool:
 
 
 def _score(
-    asked: Sequence[Asked], answers: Sequence[Answer | None], folder: RunFolder, lpips: LPIPS | None, judges: Judges
+    asked: Sequence[SampleRequest],
+    answers: Sequence[Answer | None],
+    folder: RunFolder,
+    lpips: LPIPS | None,
+    judges: Judges,
 ) -> None:
     """Score the samples that have an answer, and keep both."""
     both = [(one, answer) for one, answer in zip(asked, answers, strict=True) if answer is not None]

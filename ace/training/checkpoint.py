@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from ace.errors import CheckpointError
 from ace.settings import Count
-from ace.training.state import HoldsCode, State, read_state, write_state
+from ace.training.state import HoldsCode, TrainingState, read_state, write_state
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ Progress = dict[str, int]  # step, position, skipped
 _PROGRESS = TypeAdapter(dict[str, Count])
 
 
-def save_checkpoint(accelerator: Accelerator, state: State, run: Path, progress: Progress, keep: int) -> None:
+def save_checkpoint(accelerator: Accelerator, state: TrainingState, run: Path, progress: Progress, keep: int) -> None:
     """Write the checkpoint of `progress["step"]` and remove all but the newest `keep`.
 
     Called by all processes. Raises CheckpointError if it cannot be written (disk full, say); the earlier ones are then
@@ -71,7 +71,7 @@ def save_checkpoint(accelerator: Accelerator, state: State, run: Path, progress:
 
 
 def load_checkpoint(
-    accelerator: Accelerator, state: State, run: Path, on_warning: Callable[[str], None]
+    accelerator: Accelerator, state: TrainingState, run: Path, on_warning: Callable[[str], None]
 ) -> Progress | None:
     """Load the newest checkpoint that is whole; returns its progress, or None where there is none yet.
 

@@ -34,7 +34,7 @@ from ace.training.log import SKIPPED, Log
 from ace.training.optimizers import make_optimizer, set_lr
 from ace.training.processes import agreed, clip, piece, start_accelerator
 from ace.training.speed import Speedometer, peak_flops
-from ace.training.state import State
+from ace.training.state import TrainingState
 from ace.training.stream import GlobalBatch, Item, TrainingError, global_batches
 
 SPEED_EVERY = 20
@@ -74,7 +74,7 @@ class _Training:
     folder: Path
     on_warning: Callable[[str], None]
     accelerator: Accelerator
-    state: State
+    state: TrainingState
     trained: list[nn.Parameter]
     log: Log
     speed: Speedometer
@@ -121,7 +121,7 @@ def _begin(
     module, optimizer = accelerator.prepare(task.module, optimizer)
     trained = [p for p in module.parameters() if p.requires_grad]
     average = Average(trained, recipe.ema_decay)
-    state = State(module, optimizer, average)
+    state = TrainingState(module, optimizer, average)
     progress = load_checkpoint(accelerator, state, folder, on_warning) or {"step": 0}
     _add_missing(progress, recipe)
     log = Log(accelerator, folder)

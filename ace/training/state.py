@@ -44,7 +44,7 @@ class HoldsCode(CheckpointError):
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """What a checkpoint keeps. module, optimizer: as accelerate prepared them; average: of the trained parameters."""
 
     module: nn.Module
@@ -52,7 +52,7 @@ class State:
     average: Average
 
 
-def write_state(accelerator: Accelerator, state: State, folder: Path) -> None:
+def write_state(accelerator: Accelerator, state: TrainingState, folder: Path) -> None:
     """Write the state into a folder. Called by all processes."""
     is_main = accelerator.is_main_process
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -72,7 +72,7 @@ def write_state(accelerator: Accelerator, state: State, folder: Path) -> None:
     torch.save(_random_states(), folder / RNG.format(accelerator.process_index))
 
 
-def read_state(accelerator: Accelerator, state: State, folder: Path) -> None:
+def read_state(accelerator: Accelerator, state: TrainingState, folder: Path) -> None:
     """Go on from the state in a folder. Called by all processes.
 
     Raises HoldsCode before anything is loaded if a file may run code, CheckpointError if the state does not fit."""
@@ -123,7 +123,7 @@ def _read(accelerator: Accelerator, folder: Path) -> _Found:
     return _Found(weights, told, averages, updates, tensors_only(rng) if rng else {})
 
 
-def _restore(accelerator: Accelerator, state: State, folder: Path, found: _Found) -> None:
+def _restore(accelerator: Accelerator, state: TrainingState, folder: Path, found: _Found) -> None:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         state.module.load_checkpoint(str(folder), DEEPSPEED)
     elif accelerator.is_fsdp2:
@@ -144,7 +144,7 @@ def _of_another(folder: Path, error: Exception) -> str:
     return f"checkpoint {folder.name} is of another recipe or version: {' '.join(str(error).split())[:200]}"
 
 
-def _whole(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+def _whole(state: TrainingState) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights and optimiser state of a sharded run, whole, on the main process's CPU."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
@@ -152,7 +152,7 @@ def _whole(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
     return get_state_dict(state.module, _inner(state.optimizer), options=options)  # type: ignore[return-value]
 
 
-def _set_whole(state: State, weights: dict[str, Any], told: dict[str, Any]) -> None:
+def _set_whole(state: TrainingState, weights: dict[str, Any], told: dict[str, Any]) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

@@ -6,7 +6,7 @@ import socket
 import pytest
 from PIL import Image
 
-from ace.data.engine import Job, Record
+from ace.data.engine import DataJob, Record
 from ace.data.instruct import Question, clean, paraphrase, read_instruction, why_not
 from ace.data.label import SILENT, SPENT, Endpoint, NoAnswer, label_pairs, reword
 from ace.data.recipe import Collection, DataRecipe, Labelling, Mining, Synthesis
@@ -160,7 +160,7 @@ def test_what_was_answered_is_not_asked_again_and_the_budget_holds(tmp_path):
 def test_pairs_are_looked_at_and_then_put_into_words(tmp_path):
     pictures = collection(tmp_path / "pictures", 2)
     recipe = DataRecipe(Collection(str(pictures)), mine=Mining(), label=Labelling("local", model="none", pairs=True))
-    records = list(read_pictures(recipe, Job("0", {"pictures": [{"file": "000.png"}, {"file": "001.png"}]})))
+    records = list(read_pictures(recipe, DataJob("0", {"pictures": [{"file": "000.png"}, {"file": "001.png"}]})))
     pair = {"first": records[0].facts, "second": records[1].facts, "cosine": 0.8}
 
     def look_then_write(body, number):
