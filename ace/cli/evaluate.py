@@ -324,7 +324,7 @@ def ice_bench(
 
     asked = None
     if judge is not None:
-        asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY") or "none", language=judge_language)
+        asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY", ""), language=judge_language)
     weights = None if face_weights is None else allowed_faces(face_weights, accept)
     table = evaluate_ice_bench(
         data,

@@ -1,4 +1,4 @@
-"""A `RunComparison` drawn: a radar by family, quality against time, one edit made again and again, things over turns."""
+"""A `RunComparison` drawn: a radar by family, quality against time, one edit repeated, things over turns."""
 
 from __future__ import annotations
 
