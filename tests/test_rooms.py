@@ -14,6 +14,7 @@ ACE = Path(__file__).parents[1] / "ace"
 # room -> the rooms it may import, with all that lie below those
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "pages": ("errors",),
     "settings": ("errors",),
     "conditions": ("errors",),
     "model": ("conditions",),
@@ -21,9 +22,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "extract": ("conditions",),
     "inference": ("conditions", "model", "diffusion", "extract"),
     "tiny": ("inference",),
-    "data": ("conditions", "extract", "settings"),
-    "training": ("data", "inference", "settings"),
-    "evaluation": ("inference", "data"),
+    "data": ("conditions", "extract", "pages", "settings"),
+    "training": ("data", "inference", "pages", "settings"),
+    "evaluation": ("inference", "data", "pages"),
     "server": ("inference",),
     "web": ("inference",),
     "comfyui": ("conditions", "inference"),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def connect(base_url: str, api_key: str = "", timeout_s: float = 60.0, retries: int = 2) -> OpenAI:
     """A client that goes straight to the endpoint: it follows no redirect and no proxy of the environment.
 
-    base_url: up to and including "/v1". api_key: "" = "none" is sent. retries: after a lost connection, 408, 409, 429 and
-    5xx, with growing pauses. Raises MissingDependencyError without the client."""
+    base_url: up to and including "/v1". api_key: "" = "none" is sent. retries: after a lost connection, 408, 409, 429
+    and 5xx, with growing pauses. Raises MissingDependencyError without the client."""
     check_client()
     from openai import DefaultHttpxClient, OpenAI
 
