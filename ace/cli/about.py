@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers, read_seed
+from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers
 from ace.cli.terminal import Output, count_of, load, short
 
 # extra -> the packages that it brings, as they are imported
@@ -29,8 +29,8 @@ def models(json: Json = False) -> None:
     \b
     ace models
     """
-    from ace.inference.plus_models import BASE_VARIABLE, PLUS_MODELS
-    from ace.inference.sources import DEFAULT_MODEL, known_models
+    from ace.plus.models import BASE_VARIABLE, PLUS_MODELS
+    from ace.weights.sources import DEFAULT_MODEL, known_models
 
     output = Output(json)
     known = known_models()
@@ -69,9 +69,9 @@ def doctor(json: Json = False) -> None:
     import torch
 
     import ace
+    from ace.conversation.recipe import package_versions
     from ace.data.world.sprites import SHIPPED_PACK, full_pack
-    from ace.inference.recipe import package_versions
-    from ace.inference.sources import known_models
+    from ace.weights.sources import known_models
 
     output = Output(json)
     devices = {
@@ -132,13 +132,15 @@ def demo(
     ace demo
     ace demo --seed 7 -o seven.png
     """
+    from ace.conversation.recipe import check_output
     from ace.errors import OutputError
-    from ace.inference.recipe import check_output
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     began = time.monotonic()
     output = Output(json, quiet)
     check_numbers(steps, None)
+    from ace.conversation.seeds import read_seed
+
     seed = 0 if seed is None else read_seed(seed)
     files = find_model(model)
     try:
@@ -147,8 +149,8 @@ def demo(
         raise OutputError(f"the folder {out.parent} cannot be made: choose another place with --out") from None
     check_output(out)
     with output.progress("making held-out inputs") as tell:
+        from ace.conversation.recipe import embed
         from ace.evaluation.demo import draw_demo, make_demo, plan_demo
-        from ace.inference.recipe import embed
 
         plan = plan_demo(seed, files.side_px)
         tell(0, None, f"loading {files.name}")

@@ -144,7 +144,7 @@ def contestant(
     """The system to evaluate: finished images, an endpoint, a diffusers pipeline, or an ACE model.
 
     Raises ConfigError for contradictory or missing ones, before anything heavy is imported."""
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
         raise ConfigError("--results, --endpoint and --diffusers each say what to evaluate: give only one")

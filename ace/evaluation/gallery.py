@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 from ace.pages import image_url, render
 
 SIDE_PX = 256

@@ -27,7 +27,7 @@ from ace.evaluation.cases import write_cases
 from ace.evaluation.facts import NO_JUDGES, Judges
 from ace.evaluation.folder import RunFolder
 from ace.evaluation.lpips import LPIPS
-from ace.evaluation.scores import Answer, Row, answer_sha256, score_chunk
+from ace.evaluation.scores import EditAnswer, Row, answer_sha256, score_chunk
 from ace.evaluation.systems import Contestant
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of finished pictures
@@ -42,7 +42,9 @@ class SampleRequest:
     seed: int
 
 
-System = Callable[[Sequence[SampleRequest]], Sequence[Answer | None]]  # None: the system has no answer to that sample
+System = Callable[
+    [Sequence[SampleRequest]], Sequence[EditAnswer | None]
+]  # None: the system has no answer to that sample
 Entry = tuple[str, int]  # task, number
 
 
@@ -72,20 +74,20 @@ def system_of(contestant: Contestant, results: Path | None = None) -> System:
     if whole is not None:
         return lambda asked: whole([one.sample.request for one in asked], [one.seed for one in asked])
 
-    def alone(one: SampleRequest) -> Answer | None:
+    def alone(one: SampleRequest) -> EditAnswer | None:
         try:
-            return Answer(edit([one.sample.request], [one.seed])[0])
+            return EditAnswer(edit([one.sample.request], [one.seed])[0])
         except ConditionError:
             return None
 
     return lambda asked: [alone(one) for one in asked]
 
 
-def finished_answer(results: Path, task: str, number: int) -> Answer | None:
+def finished_answer(results: Path, task: str, number: int) -> EditAnswer | None:
     """A finished picture, None if there is none or it cannot be read."""
     found = _finished_files(results, task, number)
     try:
-        return Answer(open_image(found[0]).image) if found else None
+        return EditAnswer(open_image(found[0]).image) if found else None
     except InputError:
         return None
 
@@ -156,7 +158,7 @@ def _is_current(one: SampleRequest, folder: RunFolder, results: Path | None) -> 
 
 def _score(
     asked: Sequence[SampleRequest],
-    answers: Sequence[Answer | None],
+    answers: Sequence[EditAnswer | None],
     folder: RunFolder,
     lpips: LPIPS | None,
     judges: Judges,

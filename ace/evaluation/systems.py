@@ -24,7 +24,7 @@ from ace.conditions.images import open_image
 from ace.conditions.units import LongContextConditionUnit
 from ace.diffusion import seeded_generator
 from ace.errors import ConditionError, DataError, MissingDependencyError
-from ace.evaluation.scores import Answer
+from ace.evaluation.scores import EditAnswer
 from ace.inference import ACEPipeline, Request
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Editor = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[Image.Image]]
 
 
-Answerer = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[Answer]]
+Answerer = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[EditAnswer]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def edit_with_ace(
 def _answer_with_ace(pipeline: ACEPipeline, num_inference_steps: int | None, guidance_scale: float | None) -> Answerer:
     """As `edit_with_ace`, with masked edits also as they were before the input was put back."""
 
-    def answer(units: Sequence[LongContextConditionUnit], seeds: Sequence[int]) -> list[Answer]:
+    def answer(units: Sequence[LongContextConditionUnit], seeds: Sequence[int]) -> list[EditAnswer]:
         states = pipeline.prepare(_requests(units, seeds, num_inference_steps, guidance_scale))
         while running := [state for state in states if not state.done]:
             pipeline.step(running)
@@ -104,7 +104,7 @@ def _answer_with_ace(pipeline: ACEPipeline, num_inference_steps: int | None, gui
         masked = [i for i, unit in enumerate(units) if _is_masked(unit)]
         whole = pipeline.decode([states[i] for i in masked], preserve=False) if masked else []
         unpreserved = dict(zip(masked, whole, strict=True))
-        return [Answer(picture, unpreserved.get(i)) for i, picture in enumerate(pictures)]
+        return [EditAnswer(picture, unpreserved.get(i)) for i, picture in enumerate(pictures)]
 
     return answer
 
