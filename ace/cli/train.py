@@ -16,6 +16,37 @@ if TYPE_CHECKING:
     from ace.training.config import Recipe
 
 
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", help="Learning rate, in place of the recipe's.", show_default=False)
+]
+StageSteps = Annotated[
+    int | None,
+    typer.Option("--steps", help="Optimizer steps of each stage, in place of the recipe's.", show_default=False),
+]
+TrainingSeed = Annotated[
+    int | None, typer.Option("--seed", "-s", help="Random seed, in place of the recipe's.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override any key of the recipe, for example lora.rank=8, stage.batch_size=4 (every stage) or "
+        "stage.2.lr=1e-5 (the second); may be repeated.",
+        show_default=False,
+    ),
+]
+Devices = Annotated[int, typer.Option("--devices", help="Number of devices sharing the work, for --dry-run.")]
+DeviceTflops = Annotated[
+    float | None,
+    typer.Option(
+        "--device-tflops",
+        help="Sustained TFLOP/s per device, for --dry-run (A800: about 125). Default: measured on this machine.",
+        show_default=False,
+    ),
+]
+
+
 def train(
     recipe: Annotated[
         Path, typer.Argument(help="Training recipe (TOML); the folder recipes/ has some.", show_default=False)
@@ -30,39 +61,16 @@ def train(
             show_default=False,
         ),
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Learning rate, in place of the recipe's.", show_default=False)
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", help="Optimizer steps of each stage, in place of the recipe's.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", "-s", help="Random seed, in place of the recipe's.", show_default=False)
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override any key of the recipe, for example lora.rank=8, stage.batch_size=4 (every stage) or "
-            "stage.2.lr=1e-5 (the second); may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    lr: LearningRate = None,
+    steps: StageSteps = None,
+    seed: TrainingSeed = None,
+    overrides: Overrides = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Estimate memory and time, then stop; needs no weights, data or network."),
     ] = False,
-    devices: Annotated[int, typer.Option("--devices", help="Number of devices sharing the work, for --dry-run.")] = 1,
-    device_tflops: Annotated[
-        float | None,
-        typer.Option(
-            "--device-tflops",
-            help="Sustained TFLOP/s per device, for --dry-run (A800: about 125). Default: measured on this machine.",
-            show_default=False,
-        ),
-    ] = None,
+    devices: Devices = 1,
+    device_tflops: DeviceTflops = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the estimate of --dry-run as JSON.")] = False,
     quiet: Quiet = False,
 ) -> None:
