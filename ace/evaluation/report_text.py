@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ace.evaluation.metrics import Interval
-from ace.evaluation.summary import QUESTIONS, Comparison, DriftSummary, FactSummary, Group, WorldReport
+from ace.evaluation.summary import QUESTIONS, Comparison, DriftSummary, FactSummary, GroupScores, WorldReport
 from ace.evaluation.turns import BACKGROUND_WORDS, NUM_OTHERS, Identity, RepeatedEdit
 
 
@@ -105,7 +105,7 @@ def counted(report: WorldReport) -> str:
     return f"PARTIAL: {report.count} of {report.count + len(report.missing)} samples"
 
 
-def family_table(groups: Sequence[Group]) -> str:
+def family_table(groups: Sequence[GroupScores]) -> str:
     """Markdown: the pixels that should change, the model beside copying and the mean colour, and the verdict."""
     lines = [
         "| | samples | model | copy the input | mean colour | better than copying | beats copying |",
@@ -123,7 +123,7 @@ def family_table(groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-def whole_table(groups: Sequence[Group]) -> str:
+def whole_table(groups: Sequence[GroupScores]) -> str:
     """Markdown: L1 over the whole picture and where nothing should change, and LPIPS."""
     lines = [
         "| | L1 model | copy | mean colour | L1 where it should not change | LPIPS model | copy | mean colour |",

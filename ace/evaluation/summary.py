@@ -36,7 +36,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupScores:
     """Samples of one family, task or kind. A metric without any value is None."""
 
     name: str
@@ -113,10 +113,10 @@ class WorldReport:
     list_sha256: str
     count: int
     num_resized: int
-    overall: Group
-    families: tuple[Group, ...]
-    tasks: tuple[Group, ...]
-    kinds: tuple[Group, ...]
+    overall: GroupScores
+    families: tuple[GroupScores, ...]
+    tasks: tuple[GroupScores, ...]
+    kinds: tuple[GroupScores, ...]
     drift: DriftSummary
     facts: tuple[FactSummary, ...]
     ssim: tuple[tuple[str, Interval, Interval], ...]
@@ -185,7 +185,7 @@ def make_report(
     )
 
 
-def _groups(names: Iterable[str], rows: Sequence[Row], names_of: KindsOf) -> tuple[Group, ...]:
+def _groups(names: Iterable[str], rows: Sequence[Row], names_of: KindsOf) -> tuple[GroupScores, ...]:
     members = {name: [row for row in rows if name in names_of(row)] for name in names}
     return tuple(_group(name, own) for name, own in members.items() if own)
 
@@ -212,8 +212,8 @@ def _ssim(rows: Sequence[Row]) -> tuple[tuple[str, Interval, Interval], ...]:
     return tuple(found)
 
 
-def _group(name: str, rows: Sequence[Row]) -> Group:
-    return Group(
+def _group(name: str, rows: Sequence[Row]) -> GroupScores:
+    return GroupScores(
         name=name,
         count=len(rows),
         l1=_compare(rows, lambda score: score.l1),

@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ace.training.config import Stage
+from ace.training.config import TrainingStage
 from ace.training.stream import GlobalBatch, Item
 
 LOG, SPEED, SKIPPED = "log.jsonl", "speed.jsonl", "skipped.jsonl"
@@ -37,7 +37,7 @@ class Log:
     def step(
         self,
         progress: dict[str, Any],
-        stage: Stage,
+        stage: TrainingStage,
         batch: GlobalBatch,
         results: list[tuple[Item, float]],
         lr: float,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,14 +21,16 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.conditions.images import ALLOWED_FORMATS, normalise_image, open_image
-from ace.data.sample import FAMILIES, TASKS, EditSample, family_of
+from ace.data.sample import FAMILIES, EditSample
 from ace.data.world import World
 from ace.data.world.sprites import SpriteLibrary
 from ace.errors import ConfigError, DataError
-from ace.training.config import Source, Stage
+from ace.settings import explain
+from ace.training.config import DataSource, TrainingStage
 
 CSV_FIELDS = ("edit_image", "edit_mask", "ref_image", "target_image", "prompt", "data_type")
 CSV_DELIMITER = "#;#"
@@ -149,11 +150,30 @@ class CsvRecords:
         return EditSample(LongContextConditionUnit(unit), target, self.tasks[number], provenance)
 
 
+class _Round(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    instruction: str
+    images: tuple[str, ...] = ()
+    masks: tuple[str | None, ...] | None = None
+
+
+class _EarlierRound(_Round):
+    answer: str
+
+
+class _Row(_Round):
+    target: str
+    task: str | None = None
+    history: tuple[_EarlierRound, ...] = ()
+
+
 class JsonlRecords:
     """A folder with a list, one JSON object per line (the file itself, or the folder's only `*.jsonl`).
 
     instruction, target; images, masks (null = all of it); history: earlier rounds, each with instruction, images, masks
-    and answer; task, else `task`. Paths are relative to the file."""
+    and answer; task, else `task`. Paths are relative to the file. Raises DataError for a list in another format; a row
+    with a wrong value in it raises DataError only when its sample is asked for, so that it alone is left out."""
 
     block = 1
 
@@ -164,35 +184,40 @@ class JsonlRecords:
                 raise DataError(f"{path.name} holds {len(lists)} lists (*.jsonl): name the one to read")
             path = lists[0]
         self.folder = path.parent
-        self.rows = []
+        self.rows: list[_Row | str] = []  # or what is wrong with it
         for number, line in enumerate(_lines(path), 1):
+            where = f"{path.name} line {number}"
             try:
-                row = json.loads(line)
-                self.rows.append({"task": task, **row})
-            except (ValueError, TypeError):
-                raise DataError(f"{path.name} line {number} is not a JSON object") from None
-            if missing := [key for key in ("instruction", "target") if key not in row]:
-                raise DataError(f"{path.name} line {number} has no {missing[0]}")
-        self.tasks = [row["task"] for row in self.rows]
+                self.rows.append(_Row.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                if first["type"] in ("json_invalid", "model_type"):
+                    raise DataError(f"{where} is not a JSON object") from None
+                if first["type"] == "missing" and len(first["loc"]) == 1:
+                    raise DataError(f"{where} has no {first['loc'][0]}") from None
+                self.rows.append(explain(error, _Row, where))
+        self.tasks = [task if isinstance(row, str) else row.task or task for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> EditSample:
         row = self.rows[number]
+        if isinstance(row, str):
+            raise DataError(row)
         turns, answer = [], None
-        for earlier in row.get("history", ()):
-            unit = self._unit(earlier, answer)
-            answer = _picture(self.folder, earlier["answer"])
+        for earlier in row.history:
+            unit = self._unit(earlier)
+            answer = _picture(self.folder, earlier.answer)
             turns.append(Turn(unit, answer))
-        request = LongContextConditionUnit(self._unit(row, answer), tuple(turns))
-        return EditSample(request, _picture(self.folder, row["target"]), row["task"], {"row": number})
+        request = LongContextConditionUnit(self._unit(row), tuple(turns))
+        return EditSample(request, _picture(self.folder, row.target), self.tasks[number], {"row": number})
 
-    def _unit(self, row: dict[str, Any], answer: Image.Image | None) -> ConditionUnit:
-        images = tuple(_picture(self.folder, name) for name in row.get("images", ()))
-        masks = row.get("masks") or [None] * len(images)
+    def _unit(self, row: _Round) -> ConditionUnit:
+        images = tuple(_picture(self.folder, name) for name in row.images)
+        masks = row.masks or (None,) * len(images)
         loaded = tuple(_mask(self.folder, m, i) for m, i in zip(masks, images, strict=True))
-        return ConditionUnit(row["instruction"], images, loaded)
+        return ConditionUnit(row.instruction, images, loaded)
 
 
 class HuggingFaceRecords:
@@ -245,7 +270,10 @@ class HuggingFaceRecords:
             row = self.rows[n]
             image = answer if answer is not None else _in_memory(row[self.columns["source"]])
             mask = None if row.get("mask_img") is None else _erased(_with_alpha(row["mask_img"]), image)
-            unit = ConditionUnit(row[self.columns["text"]], (image,), (mask,))
+            text = row[self.columns["text"]]
+            if not isinstance(text, str):
+                raise DataError(f"row {n} has no instruction")
+            unit = ConditionUnit(text, (image,), (mask,))
             answer = _in_memory(row[self.columns["target"]])
             if n < number:
                 turns.append(Turn(unit, answer))
@@ -287,9 +315,8 @@ class WorkflowRecords:
         return EditSample(LongContextConditionUnit(unit), target, self.tasks[number], {"row": number})
 
 
-def open_records(source: Source, size_px: int, stage: Stage) -> Records:
+def open_records(source: DataSource, size_px: int, stage: TrainingStage) -> Records:
     """The samples of one `[[data]]` for a stage. Raises DataError if they are not there or not in that layout."""
-    family_of(source.task)
     path = Path(source.path).expanduser()
     if source.kind == "world":
         return WorldRecords(size_px, stage.tasks, stage.pack)
@@ -309,14 +336,14 @@ def open_records(source: Source, size_px: int, stage: Stage) -> Records:
 class Mixture:
     """Sample numbers of a run → samples of its sources.
 
-    Raises ConfigError if nothing is left to draw from, or a wanted task is no task."""
+    Raises ConfigError if nothing is left to draw from."""
 
-    def __init__(self, sources: Sequence[Source], records: Sequence[Records], stage: Stage, seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[DataSource], records: Sequence[Records], stage: TrainingStage, seed: int
+    ) -> None:
         self.seed = seed
         self.pools: list[_Pool] = []
         weights: list[float] = []
-        for unknown in stage.tasks.keys() - set(TASKS) - set(FAMILIES):
-            raise ConfigError(f"stage {stage.name!r}: unknown task {unknown!r}: use one of {', '.join(FAMILIES)}")
         for source, own in zip(sources, records, strict=True):
             weight = stage.data.get(source.name, 0.0) if stage.data else source.weight
             for share, numbers in _by_task(own, stage.tasks):
