@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageChops
 
-from ace.conditions.images import MASK_THRESHOLD, OpenedImage, normalise_image, normalise_mask
+from ace.conditions.colour import from_srgb
+from ace.conditions.images import MASK_THRESHOLD, OpenedImage, over_white, with_values
+from ace.conditions.masks import normalise_mask
 from ace.conditions.units import DEFAULT_MAX_HISTORY, ConditionUnit, LongContextConditionUnit, Turn
 from ace.conversation.edit import Job, Made, Settings, drift_of, finish_jobs, in_batches, open_picture, prepare_jobs
 from ace.conversation.recipe import FileRef, Round, compare, encode
@@ -140,7 +142,7 @@ class ChatSession:
         if message.mask is not None:
             if source is None or not pictures:
                 raise MaskError("a mask needs the picture that it belongs to: add one, or go on from an answer")
-            mask = normalise_mask(message.mask, source.size)
+            mask = normalise_mask(message.mask, source)
             masks[0], mask_refs[0] = mask, _ref_of(mask, "mask0.png")
         unit = ConditionUnit(text, tuple(picture.opened.image for picture in pictures), tuple(masks))
         whole = LongContextConditionUnit(unit, history, message.max_history)
@@ -328,10 +330,10 @@ def extend_canvas(
         raise ConfigError("no side grows: say how much to add to at least one")
     size = (width + added[0] + added[2], height + added[1] + added[3])
     canvas = Image.new("RGB", size, EMPTY)
-    canvas.paste(picture.image, (added[0], added[1]))
+    canvas.paste(over_white(picture), (added[0], added[1]))
     mask = Image.new("L", size, 255)
     mask.paste(0, (added[0], added[1], added[0] + width, added[1] + height))
-    return replace(normalise_image(canvas, name=picture.name), icc_profile=picture.icc_profile), mask
+    return with_values(picture, canvas), mask
 
 
 def sketch_over(picture: OpenedImage, strokes: Image.Image) -> tuple[OpenedImage, Image.Image]:
@@ -348,10 +350,10 @@ def sketch_over(picture: OpenedImage, strokes: Image.Image) -> tuple[OpenedImage
     if mask.getbbox() is None:
         raise MaskError("nothing is drawn: paint what should change")
     drawn = picture.stored.copy()
-    drawn.paste(strokes.convert("RGB"), (0, 0), mask)
+    drawn.paste(from_srgb(strokes.convert("RGB"), picture.icc_profile), (0, 0), mask)
     if picture.alpha is not None:
         drawn.putalpha(ImageChops.lighter(picture.alpha, mask))
-    return replace(normalise_image(drawn, name=picture.name), icc_profile=picture.icc_profile), mask
+    return with_values(picture, drawn), mask
 
 
 def hide_under(picture: OpenedImage, mask: Image.Image) -> OpenedImage:
@@ -360,7 +362,7 @@ def hide_under(picture: OpenedImage, mask: Image.Image) -> OpenedImage:
     hidden.paste(EMPTY, (0, 0), mask)
     if picture.alpha is not None:
         hidden.putalpha(picture.alpha)
-    return replace(normalise_image(hidden, name=picture.name), icc_profile=picture.icc_profile)
+    return with_values(picture, hidden)
 
 
 def _variants(job: Job, count: int, first: int) -> list[Job]:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ace.conditions.images import OpenedImage, open_image, open_mask
+from ace.conditions.colour import in_profile_of, to_srgb
+from ace.conditions.images import OpenedImage, open_image
+from ace.conditions.masks import open_mask, read_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.conversation.recipe import Environment, FileRef, Recipe, Round, Setting
 from ace.conversation.session import Session
@@ -68,7 +70,7 @@ class Job:
     """One picture to make: a checked request, and the files that it comes from.
 
     source: the picture being edited, with its alpha and colour profile, or None. images, masks, rounds: the same
-    request as file names and hashes. parents: nodes of the session that it continues."""
+    request as file names and hashes. parents: nodes of the session that it continues. notes: how files were read."""
 
     unit: LongContextConditionUnit
     settings: Settings
@@ -77,6 +79,7 @@ class Job:
     masks: tuple[FileRef | None, ...] = ()
     rounds: tuple[Round, ...] = ()
     parents: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,10 @@ def open_job(
         raise MaskError("a mask needs the picture that it belongs to: name the photo before the instruction")
     masks: list[Image.Image | None] = [None] * len(pictures)
     mask_files: list[FileRef | None] = [None] * len(pictures)
+    notes: tuple[str, ...] = ()
     if mask is not None and source is not None:
-        masks[0], mask_files[0] = open_mask(mask, source.size), FileRef.of(mask)
+        read = read_mask(mask, source)
+        masks[0], mask_files[0], notes = read.image, FileRef.of(mask), (read.note,)
     unit = ConditionUnit(instruction, tuple(picture.image for _, picture in pictures), tuple(masks))
     whole = LongContextConditionUnit(unit, history)
     kept = len(whole.kept_history)
@@ -152,6 +157,7 @@ def open_job(
         masks=tuple(mask_files) if mask is not None else (),
         rounds=rounds[len(rounds) - kept :],
         parents=parents,
+        notes=notes,
     )
 
 
@@ -165,7 +171,7 @@ def job_of_recipe(recipe: Recipe, files: Mapping[str, Path]) -> Job:
     def open_unit(instruction: str, images: Sequence[FileRef], masks: Sequence[FileRef | None]) -> ConditionUnit:
         pictures = [open_picture(files[file.sha256], opened)[1] for file in images]
         of_size = [
-            None if mask is None else open_mask(files[mask.sha256], picture.size)
+            None if mask is None else open_mask(files[mask.sha256], picture)
             for mask, picture in zip(masks, pictures, strict=bool(masks))
         ]
         return ConditionUnit(instruction, tuple(picture.image for picture in pictures), tuple(of_size))
@@ -289,16 +295,14 @@ def finish_job(
     if mask is not None and job.source is not None:
         image = paste_back(job.source, picture, mask, feather_px=job.settings.feather_px)
     else:
-        image = picture
-        if job.source is not None and job.source.icc_profile is not None:
-            image.info["icc_profile"] = job.source.icc_profile
+        image = in_profile_of(picture, None if job.source is None else job.source.icc_profile)
     environment = Environment.here(
         device=pipeline._execution_device.type, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
     also = _how_it_ran(pipeline, state.inputs.size, refined)
     recipe = _recipe(model, job, state, batch_size, environment, also)
     latents = None if pipeline.published or refined else pipeline.turn(state, image).latents
-    return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)
+    return Made(job, image, recipe, drift_of(job, image), _notes(job, pipeline, state), latents)
 
 
 def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
@@ -306,8 +310,9 @@ def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
     if job.source is None:
         return None
     mask = _mask_of(job)
-    before = job.source.image if mask is None else job.source.stored  # what the model saw, or what is kept
-    return drift_report(before, image.convert("RGB"), mask)
+    if mask is not None:  # what is kept, in the file's own values
+        return drift_report(job.source.stored, image.convert("RGB"), mask)
+    return drift_report(job.source.image, to_srgb(image.convert("RGB"), job.source.icc_profile))
 
 
 def _mask_of(job: Job) -> Image.Image | None:
@@ -364,9 +369,9 @@ def _recipe(
     )
 
 
-def _notes(job: Job) -> tuple[str, ...]:
+def _notes(job: Job, pipeline: ACEPipeline, state: RequestState) -> tuple[str, ...]:
     """What happened on the way that the user should know."""
-    notes = []
+    notes = [*job.notes, *pipeline.unread_words(state.request), *pipeline.adapter_notes]
     if job.source is not None and job.source.converted:
         notes.append(f"{job.source.name}: {job.source.converted}")
     dropped = job.unit.num_dropped_rounds

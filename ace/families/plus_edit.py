@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ace.conditions.images import OpenedImage, open_mask
+from ace.conditions.colour import in_profile_of
+from ace.conditions.images import OpenedImage
+from ace.conditions.masks import open_mask
 from ace.conditions.units import ConditionUnit
 from ace.conversation.edit import open_picture
 from ace.conversation.recipe import FileRef, Recipe
@@ -26,6 +28,7 @@ from ace.families.plus_recipe import recipe_of
 from ace.inference.preserve import DriftReport, drift_report, paste_back
 from ace.plus.canvas import Fit, Place, Reference, arrange, check_seq_length, name_places
 from ace.plus.controls import CONTROLS, draw_control
+from ace.weights.adapters import check_adapter
 
 if TYPE_CHECKING:
     from ace.plus.pipeline import ACEPlusPipeline, PlusRequest, PlusState
@@ -155,7 +158,7 @@ def open_plus_job(
         files.append(file)
         placed.append(Reference(picture.image, reference.place, reference.fit, reference.rate))
     _check_parts(source, mask, placed, settings.control)
-    opened_mask = open_mask(mask, source.size) if mask is not None and source is not None else None
+    opened_mask = open_mask(mask, source) if mask is not None and source is not None else None
     job = PlusJob(
         instruction,
         settings,
@@ -269,11 +272,14 @@ def _finish(
     if job.source is not None:
         if job.mask is not None:
             answer = paste_back(job.source, answer, job.mask)
-        elif job.source.icc_profile is not None:
-            answer.info["icc_profile"] = job.source.icc_profile
-        before = job.source.image if job.mask is None else job.source.stored
-        drift = drift_report(before, answer.convert("RGB"), job.mask)
-    notes = (f"{job.source.name}: {job.source.converted}",) if job.source and job.source.converted else ()
+            drift = drift_report(job.source.stored, answer.convert("RGB"), job.mask)
+        else:
+            drift = drift_report(job.source.image, answer.convert("RGB"))
+            answer = in_profile_of(answer, job.source.icc_profile)
+    notes = pipeline.unread_words(name_places(job.instruction, job.references, job.source is not None))
+    notes += tuple(note for adapter in model.adapters for note in check_adapter(adapter.path))
+    if job.source and job.source.converted:
+        notes += (f"{job.source.name}: {job.source.converted}",)
     return PlusMade(job, answer, recipe_of(pipeline, model, job, state, batch_size), drift, notes)
 
 

@@ -172,7 +172,7 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
             pictures += [tools.picture(name) for name in references]
             painted = None
             if mask is not None:
-                painted, _ = open_mask(tools.upload(mask), pictures[0].opened, tools.limits.max_pixels)
+                painted = open_mask(tools.upload(mask), pictures[0].opened, tools.limits.max_pixels)[0].image
             settings = tools.settings(size, seed, steps, avoid)
             return Message(instruction, settings, tuple(pictures), painted), start
 
