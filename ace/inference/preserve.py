@@ -77,7 +77,7 @@ def paste_back(
             inner = (box[0] - around[0], box[1] - around[1], box[2] - around[0], box[3] - around[1])
             patch = _add_correction(patch, correction, inner, (around[2] - around[0], around[3] - around[1]))
     if original.alpha is not None:
-        patch = _lift_from_white(patch, original.alpha.crop(box))
+        patch = lift_from_white(patch, original.alpha.crop(box))
     patch = from_srgb(patch, original.icc_profile)
     blend = weights[box[1] : box[3], box[0] : box[2]]
     if feather_px:
@@ -200,11 +200,11 @@ def _membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     pooled_weights = weights.reshape(rows, 2, columns, 2).sum(axis=(1, 3))
     pooled = sums.reshape(rows, 2, columns, 2, -1).sum(axis=(1, 3)) / np.maximum(pooled_weights, 1e-6)[..., None]
     coarse = _membrane(pooled, np.minimum(pooled_weights, 1.0))
-    filled = _enlarge(coarse, (width, height), (0, 0, width / 2, height / 2))
+    filled = enlarge(coarse, (width, height), (0, 0, width / 2, height / 2))
     return values * known[..., None] + filled * (1 - known[..., None])
 
 
-def _enlarge(field: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+def enlarge(field: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
     """A part (box: left, top, right, bottom in grid units) of a small field (h, w, C), bilinear, at `size` (width,
     height)."""
     channels = [Image.fromarray(np.ascontiguousarray(field[..., channel])) for channel in range(field.shape[2])]
@@ -222,12 +222,12 @@ def _add_correction(
         end = min(start + _STRIP_ROWS, bottom)
         place = (left * across, start * down, right * across, end * down)
         strip = np.asarray(generated.crop((0, start - top, right - left, end - top)), dtype=np.float32)
-        strip = strip + _enlarge(correction, (right - left, end - start), place)
+        strip = strip + enlarge(correction, (right - left, end - start), place)
         corrected.paste(Image.fromarray(np.clip(np.round(strip), 0, 255).astype(np.uint8)), (0, start - top))
     return corrected
 
 
-def _lift_from_white(seen: Image.Image, alpha: Image.Image) -> Image.Image:
+def lift_from_white(seen: Image.Image, alpha: Image.Image) -> Image.Image:
     """Straight colours that look like `seen` when they lie over white with this alpha (as near as 0 to 255 allows)."""
     share = np.asarray(alpha, dtype=np.float32)[..., None] / 255
     over_white = np.asarray(seen, dtype=np.float32)
