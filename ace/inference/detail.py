@@ -216,7 +216,7 @@ def _lost_detail(photo: Image.Image, seen: Image.Image) -> np.ndarray:
 
 
 def _align(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """The answer, moved back by what the model moved the scene if that brings it nearer; and (right, down) in its px."""
+    """The answer, moved back by what the model moved the scene if that helps; and (right, down) in its px."""
     grey = [levels.mean(axis=2).astype(np.float64) for levels in (before, after)]
     shift = estimate_shift(*grey, np.ones(grey[0].shape, dtype=bool))
     if shift is None or not _SHIFTS[0] <= max(map(abs, shift)) <= _SHIFTS[1]:
