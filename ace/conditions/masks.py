@@ -78,10 +78,31 @@ def read_mask(
 
 
 def open_mask(
-    source: str | Path | BinaryIO, photo: OpenedImage | tuple[int, int], *, name: str | None = None
+    source: str | Path | BinaryIO, photo: OpenedImage | tuple[int, int], *, name: str | None = None, rule: int = 2
 ) -> Image.Image:
-    """The weights of a mask file, "L", by the default rules; otherwise as `read_mask`."""
-    return read_mask(source, photo, name=name).image
+    """The weights of a mask file, "L", by the default rules; otherwise as `read_mask`.
+
+    rule: 1 reads it as before masks had weights, to make a picture of that time again."""
+    if rule > 1:
+        return read_mask(source, photo, name=name).image
+    opened = open_image(source, name=name)
+    _check_size(opened, photo.size if isinstance(photo, OpenedImage) else photo)
+    weights = _first_rule(opened)
+    _check_selection(opened, weights)
+    return Image.fromarray(weights)
+
+
+def _first_rule(opened: OpenedImage) -> np.ndarray:
+    """0 and 255: strokes of one brightness on a transparent ground, else what is bright of the painted pixels."""
+    luminance = np.asarray(opened.stored.convert("L"))
+    painted = np.ones(luminance.shape, dtype=bool)
+    if opened.alpha is not None:
+        alpha = np.asarray(opened.alpha)
+        painted = alpha.astype(np.uint16) * 2 > alpha.max()
+    values = luminance[painted]
+    strokes = not painted.all() and values.size > 0 and int(values.max()) - int(values.min()) <= _ONE_LEVEL
+    change = painted if strokes else painted & (luminance > MASK_THRESHOLD)
+    return change.astype(np.uint8) * 255
 
 
 def normalise_mask(mask: Image.Image, photo: OpenedImage | tuple[int, int], *, name: str = "mask") -> Image.Image:

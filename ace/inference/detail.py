@@ -56,8 +56,10 @@ class Delivered:
 
     def __str__(self) -> str:
         """One line."""
-        moved = "" if self.shift_px is None else "; moved back by {:+.1f} px right, {:+.1f} px down".format(
-            *(-value for value in self.shift_px)
+        moved = (
+            ""
+            if self.shift_px is None
+            else "; moved back by {:+.1f} px right, {:+.1f} px down".format(*(-value for value in self.shift_px))
         )
         return (
             f"{100 * self.kept:.1f} % of the pixels kept, {100 * self.recoloured:.1f} % recoloured, "

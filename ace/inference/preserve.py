@@ -45,13 +45,15 @@ def paste_back(
     *,
     feather_px: int | None = None,
     match_colour: bool = True,
+    rule: int = 2,
 ) -> Image.Image:
     """The original with the generated picture inside the mask.
 
     generated: RGB (sRGB), the whole scene at any size (resized to the original's); mask: "L" of the original's size,
     the weights: 0 = keep, 255 = only what was generated. feather_px: width of a blend inside the mask's edge, at most
     100; None or 0 = none. Thin parts of a mask get a narrower blend, so that their middle is always all new.
-    match_colour: shift the generated colours to fit the surroundings.
+    match_colour: shift the generated colours to fit the surroundings. rule: 1 blends as older pictures were made, to
+    make one of those again: over 1 % of the longer side by default, with surroundings as large as the picture.
     Returns RGB, or RGBA if the original has alpha, at the original's size and in its profile, which is in
     `info["icc_profile"]`; with an original of 16 bits the result's 16 bits are in `info["sixteen_bit"]` (uint16).
     Where the mask is 0 all channels equal the original's `stored` and `alpha` exactly; alpha is the original's
@@ -61,6 +63,8 @@ def paste_back(
     weights = np.asarray(mask.convert("L"))
     if not weights.any():
         raise MaskError("the mask selects nothing: paint what should change white")
+    if feather_px is None and rule == 1 and max(original.size) > 128:
+        feather_px = min(24, max(2, round(max(original.size) / 100)))
     feather_px = min(max(feather_px or 0, 0), MAX_FEATHER_PX)
     result = original.stored.copy()
     result.info = {}
@@ -71,8 +75,11 @@ def paste_back(
     box = _box_around(weights > 0, feather_px + 1, original.size)
     patch = fitted.crop(box)
     if match_colour:
-        around = _surroundings(box, original.size)
-        correction = _colour_correction(original.image.crop(around), fitted.crop(around), mask.crop(around))
+        around = _surroundings(box, original.size) if rule > 1 else (0, 0, *original.size)
+        scene = (picture.crop(around) for picture in (original.image, fitted, mask))
+        correction = _colour_correction(
+            *scene, grid_px=_MEMBRANE_PX if rule > 1 else 192, halo_px=_HALO_PX * (rule > 1)
+        )
         if correction is not None:
             inner = (box[0] - around[0], box[1] - around[1], box[2] - around[0], box[3] - around[1])
             patch = _add_correction(patch, correction, inner, (around[2] - around[0], around[3] - around[1]))
@@ -162,28 +169,30 @@ def _local_maximum(values: np.ndarray, radius: int) -> np.ndarray:
     return np.asarray(Image.fromarray(grown).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _colour_correction(original: Image.Image, generated: Image.Image, mask: Image.Image) -> np.ndarray | None:
+def _colour_correction(
+    original: Image.Image, generated: Image.Image, mask: Image.Image, *, grid_px: int, halo_px: int
+) -> np.ndarray | None:
     """What to add to the generated picture so that it meets its surroundings: float32 (h, w, 3) levels on a small grid.
 
     The differences outside the mask are carried inwards as a smooth membrane. None if nothing outside can be
     compared."""
-    scale = min(1.0, _MEMBRANE_PX / max(original.size))
+    scale = min(1.0, grid_px / max(original.size))
     size = (max(1, round(original.width * scale)), max(1, round(original.height * scale)))
     before = np.asarray(original.resize(size, Image.Resampling.BOX), dtype=np.float32)
     after = np.asarray(generated.resize(size, Image.Resampling.BOX), dtype=np.float32)
     difference = before - after
     size_of_difference = np.abs(difference).max(axis=2)
-    outside = 1 - prepare_mask(_with_halo(mask), size)[0]
+    outside = 1 - prepare_mask(_with_halo(mask, halo_px), size)[0]
     known = np.clip(2 - size_of_difference / _LARGEST_CORRECTION, 0.0, 1.0) * outside
     if known.max() < 0.01:
         return None
     return np.clip(_membrane(difference, known.astype(np.float32)), -_LARGEST_CORRECTION, _LARGEST_CORRECTION)
 
 
-def _with_halo(mask: Image.Image) -> Image.Image:
+def _with_halo(mask: Image.Image, halo_px: int) -> Image.Image:
     """All that a mask touches, and the rim around it: 255, else 0."""
     touched = Image.fromarray((np.asarray(mask.convert("L")) > 0).astype(np.uint8) * 255)
-    return touched.filter(ImageFilter.MaxFilter(2 * _HALO_PX + 1))
+    return touched.filter(ImageFilter.MaxFilter(2 * halo_px + 1))
 
 
 def _membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:

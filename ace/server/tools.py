@@ -74,7 +74,7 @@ class _Tools:
             stop.set()
         described = self.describe(node)
         drift = await to_thread.run_sync(self.chat.drift, node.id)
-        if drift is not None:
+        if drift is not None and drift.telling:
             described["drift"] = str(drift)
         return [Image(data=node.image_path.read_bytes(), format="png"), json.dumps(described)]
 

@@ -494,7 +494,7 @@ def _drift_along(studio: Studio, head: str | None) -> dict[str, str]:
         if head not in studio.drifts:
             try:
                 report = studio.chat.drift(head)
-                studio.drifts[head] = "" if report is None else str(report)
+                studio.drifts[head] = "" if report is None or not report.telling else str(report)
             except InputError:  # a damaged node before it
                 studio.drifts[head] = ""
         found[head] = studio.drifts[head]
