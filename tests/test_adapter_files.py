@@ -90,7 +90,10 @@ def test_the_bias_of_a_flux_pair_has_the_strength_of_the_pair(tmp_path):
 
 
 def test_text_encoder_tensors_are_left_out_and_the_rest_is_loaded(tmp_path):
-    more = {"lora_te1_text_model_layers_0_fc1.lora_down.weight": torch.ones(4, 8), "text_encoder.a.alpha": torch.ones(())}
+    more = {
+        "lora_te1_text_model_layers_0_fc1.lora_down.weight": torch.ones(4, 8),
+        "text_encoder.a.alpha": torch.ones(()),
+    }
     ours = write(tmp_path / "ours.safetensors", **more)
     adapter = read_adapter(ours, random_transformer(PUBLISHED_LIKE))
     assert list(adapter.factors) == [LAYER]

@@ -31,6 +31,7 @@ _LEAST_NOISE = (1.25, 3.0)  # where the whole picture was edited, and where a pa
 _LEAK = (4, 0.06)  # an edit reaches through the autoencoder so many places far, with so much of its strength
 _CLEAR = 2.5  # times the noise: what differs as much is edited for sure
 _SMALL = 8.0  # levels: differences below can be noise
+_DRIFT = 4.0  # levels: a smaller change of the colours of the whole picture is the model's own doing
 _RIDGE = 1e-4  # of the local fits, squared shares of the range: what varies less keeps its slope
 _STRIP_ROWS = 256
 _SHIFTS = (0.2, 4.0)  # px of the model's picture: less is none, more is another picture
@@ -127,7 +128,8 @@ def _fit(before: np.ndarray, after: np.ndarray, detail: np.ndarray) -> _Edit:
     fitted = np.einsum("hwij,hwj->hwi", slopes, curved) + offsets
     error = _box(np.abs(after - fitted).max(axis=2), 1)
     fits = 1 / (1 + (error / (2 + detail)) ** 4)
-    everywhere = np.percentile(np.abs(curved - before).max(axis=2), 90) > _SMALL or np.median(difference) > _SMALL
+    recoloured = np.percentile(np.abs(curved - before).max(axis=2), 90)
+    everywhere = recoloured > _DRIFT or np.median(difference) > _SMALL
     noise = _noise_of(difference, error, bool(everywhere))
     leaked = 0 if everywhere else np.maximum(_LEAK[1] * _maximum(difference, _LEAK[0]) - noise, 0)
     changed = (difference - leaked) / noise

@@ -127,5 +127,3 @@ def test_the_content_says_what_a_file_is(tmp_path):
             copy = tmp_path / f"copy{suffix}"
             shutil.copy(FILES / name, copy)
             np.testing.assert_array_equal(open_image(copy).stored, open_image(FILES / name).stored)
-
-
