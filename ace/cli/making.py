@@ -323,6 +323,7 @@ class Maker:
         """Write an image to its file and its session; returns what `--json` says of it."""
         from ace.conversation import Session, keep
         from ace.conversation.recipe import embed
+        from ace.conversation.run import as_written
 
         if plan.out is not None:
             try:
@@ -330,6 +331,7 @@ class Maker:
             except OSError:
                 raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
             embed(made.image, plan.out, None if self.asked.no_metadata else made.recipe)
+            made = as_written(made, plan.out.read_bytes())
         node = None
         if self.asked.session is not None:
             self.session = self.session or Session.open_or_create(self.asked.session)

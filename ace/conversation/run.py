@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
 from ace.conditions.colour import in_profile_of, to_srgb
+from ace.conditions.images import open_bytes
+from ace.conditions.rules import MOST_PIXELS
 from ace.conversation.family import Answer, Family
 from ace.conversation.job import Job, Made, Progress
 from ace.conversation.recipe import Environment, Recipe, Setting
@@ -86,6 +89,19 @@ def conclude(family: Family, job: Job, answer: Answer) -> Made:
         image = in_profile_of(image, job.source.icc_profile)
     notes = (*job.notes, *answer.notes, *_notes(job))
     return Made(job, image, _recipe(family, job, answer), drift_of(job, image), notes, answer.latents)
+
+
+def as_written(made: Made, data: bytes) -> Made:
+    """A result with its drift measured in a written file's bytes: JPEG is lossy, so that no pixel need be the input's.
+
+    Other formats keep every value, and the result stays as it is."""
+    if made.drift is None or not data.startswith(b"\xff\xd8"):
+        return made
+    drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
+    notes = made.notes
+    if made.job.mask is not None:
+        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it exactly",)
+    return replace(made, drift=drift, notes=notes)
 
 
 def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
