@@ -108,7 +108,7 @@ class Answer:
     image: the model's own; with a source of the whole scene, at any size. latents: (C, h, w) to go on from, or None.
     size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale: as they were used.
     settings: whatever else of the model or the request changes the image, for the recipe. device, dtype: where and in
-    what numbers it was computed."""
+    what numbers it was computed. notes: what of the request or the weights was left out, a line each."""
 
     image: Image.Image
     size_px: tuple[int, int]
@@ -119,6 +119,7 @@ class Answer:
     latents: np.ndarray | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    notes: tuple[str, ...] = ()
 
 
 OnNote = Callable[[str], None]  # told what people should know, a line each

@@ -183,6 +183,7 @@ class AceFamily(Family):
             latents=pipeline.turn(state, image).latents if goes_on else None,
             device=pipeline._execution_device.type,
             dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
+            notes=(*pipeline.unread_words(state.request), *pipeline.adapter_notes),
         )
 
     def _how_it_ran(self, size: tuple[int, int]) -> dict[str, Setting]:
