@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from ace.data.world.backgrounds import COLORS, GROUNDED, LANDSCAPES, PATTERNS, PLACES, TIMES, Background
-from ace.data.world.instructions import BARE_NAMES, SLOT_WORDS, TEMPLATES
+from ace.data.wordings import BARE_NAMES, SLOT_WORDS, TEMPLATES
 from ace.data.world.puppet import HAIRS, POSES, SHIRTS, SKINS, TROUSERS, Puppet
 from ace.data.world.scene import FaceObject, PuppetObject, Scene, SceneObject, SpriteObject, TextObject
 from ace.data.world.sprites import HELD_OUT_STYLE, STYLES, Concept, Face, SpriteLibrary
