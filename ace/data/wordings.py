@@ -18,6 +18,7 @@ def _tuples(table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
 
 SLOT_WORDS: dict[str, tuple[str, ...]] = _tuples(_FILE["slots"])
 BARE_NAMES: frozenset[str] = frozenset(_FILE["bare_names"])  # names that take no article
+ALIASES: dict[str, tuple[str, ...]] = _tuples(_FILE["aliases"])  # name of a concept -> other words for it
 LOOK_WORDS: dict[str, tuple[str, ...]] = _tuples(_FILE["looks"])
 TEMPLATES: dict[str, tuple[str, ...]] = _tuples(_FILE["templates"])
 # time -> (as in "make it ...", as in "show it ...")
