@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from ace.data.sample import TASKS
+from ace.data.wordings import TEMPLATES
 from ace.data.world import SpriteLibrary, World
 from ace.data.world.backgrounds import LANDSCAPES, PLACES, Background, paint
 from ace.data.world.chance import is_held_out, split_templates, with_article
-from ace.data.wordings import TEMPLATES
+from ace.data.world.levels import MIXTURE
 from ace.data.world.puppet import POSE_REQUESTS, POSES, Puppet, draw_puppet, keypoints
 from ace.data.world.scene import Camera, Scene, SpriteObject, draw, render
 from ace.data.world.sprites import HELD_OUT_STYLE, SHIPPED_PACK
-from ace.data.world.levels import MIXTURE
 from ace.errors import ConfigError
 
 # tasks in which a mask bounds the change

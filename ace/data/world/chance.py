@@ -281,7 +281,7 @@ class Chance:
         x, y, size = on_grid(slot, cells)
         if not (free and self.free):
             return x, y, size
-        size *= 0.8 + 0.35 * self.rng.random()
+        size *= self.choice(_FREE_SIZES)
         x, y = (v + (self.rng.random() - 0.5) / CELLS for v in (x, y))
         return min(max(x, size / 2), 1 - size / 2), min(max(y, size / 2), 1 - size / 2), size
 
@@ -433,6 +433,7 @@ def _distance(a: tuple[int, int, int], b: tuple[int, int, int]) -> int:
 COLOR_STYLES = tuple(s for s in STYLES if s not in (LINE_STYLE, HELD_OUT_STYLE))
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"  # what words are made of
 LONGEST_WORD = 6
+_FREE_SIZES = (0.8, 0.9, 1.0, 1.08, 1.16)  # of the usual one, off the grid
 _COLOR_NAMES = tuple(COLORS)
 _TEXT_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
 _LANDSCAPE_NAMES = tuple(LANDSCAPES)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ace.data.world.backgrounds import COLORS, Background, paint, paint_image
 from ace.data.world.landscapes import near
@@ -209,10 +209,11 @@ def lay(canvas: np.ndarray, layer: Layer, top: int, left: int) -> None:
 def text_layer(text: TextObject, library: SpriteLibrary, size_px: int, zoom: float = 1.0) -> Layer:
     """A word, filled with its colour, outlined in black or white, whichever contrasts."""
     height_px = max(6, round(text.height * zoom * size_px))
-    if text.font != GRID_FONT:
-        return _draw_text(text.text, text.color, height_px, text.font, library)
-    cells = [_cell(letter, text.color, height_px, library) for letter in text.text]
-    return Layer(*(np.concatenate(parts, axis=1) for parts in zip(*cells, strict=True)))
+    glyphs = [_glyph(letter, text.font, height_px, library) for letter in text.text]
+    whole, inner = (np.concatenate(parts, axis=1)[..., None] for parts in zip(*glyphs, strict=True))
+    fill = np.array(COLORS[text.color], np.uint16)
+    outline = np.array((20, 20, 24) if fill @ np.array((299, 587, 114)) > 120_000 else (250, 250, 250), np.uint16)
+    return Layer(fill * inner + outline * (whole - inner) + np.uint16(127), (255 - whole).repeat(3, axis=2))
 
 
 def text_corner(text: TextObject, layer: Layer, size_px: int, camera: Camera = Camera()) -> tuple[int, int]:
@@ -263,44 +264,30 @@ def _puppet_layer(puppet: Puppet, side: int) -> Layer:
     return as_layer(draw_puppet(puppet, side))
 
 
-@lru_cache(maxsize=2000)
-def _draw_text(text: str, color: str, height_px: int, font: str, library: SpriteLibrary) -> Layer:
-    factor = 3
-    face = library.font(font, height_px * factor)
-    edge = max(1, round(height_px * factor * 0.07))
-    left, top, right, bottom = face.getbbox(text, stroke_width=edge)
-    width, height = -(-int(right - left) // factor) + 1, -(-int(bottom - top) // factor) + 1
-    at = ((width * factor - (right - left)) / 2 - left, (height * factor - (bottom - top)) / 2 - top)
-    return _written(text, color, face, edge, at, (width, height), factor)
-
-
 @lru_cache(maxsize=4000)
-def _cell(letter: str, color: str, height_px: int, library: SpriteLibrary) -> Layer:
-    """A letter of `GRID_FONT` in its cell, height_px high and half as wide; capitals in its middle."""
-    factor = 3
-    face = library.font(GRID_FONT, round(height_px * factor * 0.72))
-    edge = max(1, round(height_px * factor * 0.04))
-    size = max(1, round(height_px / 2)), height_px
+def _glyph(letter: str, font: str, height_px: int, library: SpriteLibrary) -> tuple[np.ndarray, np.ndarray]:
+    """Opacity of a letter with its outline, and of its inside: (h, w) uint16, 0 to 255, read-only.
+
+    In `GRID_FONT` it stands in the middle of a cell that is height_px high and half as wide."""
+    factor = 3  # drawn so many times as large and reduced
+    on_grid = font == GRID_FONT
+    face = library.font(font, round(height_px * factor * (0.72 if on_grid else 1.0)))
+    edge = max(1, round(height_px * factor * (0.04 if on_grid else 0.07)))
     _, top, _, bottom = face.getbbox("H", anchor="ls")
-    at = ((size[0] * factor - face.getlength(letter)) / 2, (size[1] * factor - (bottom - top)) / 2 - top)
-    return _written(letter, color, face, edge, at, size, factor, anchor="ls")
-
-
-def _written(
-    text: str,
-    color: str,
-    face: ImageFont.FreeTypeFont,
-    edge: int,
-    at: tuple[float, float],
-    size: tuple[int, int],
-    factor: int,
-    anchor: str = "la",
-) -> Layer:
-    """Letters with their outline, drawn `factor` times as large as `size` (width, height) and reduced."""
-    canvas = Image.new("RGBA", (size[0] * factor, size[1] * factor), (0, 0, 0, 0))
-    fill = COLORS[color]
-    luma = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2]
-    outline = (20, 20, 24) if luma > 120 else (250, 250, 250)
-    pen = ImageDraw.Draw(canvas)
-    pen.text(at, text, font=face, fill=fill, stroke_width=edge, stroke_fill=outline, anchor=anchor)
-    return as_layer(np.array(canvas.resize(size, Image.Resampling.BOX)))
+    if on_grid:
+        size = max(1, round(height_px / 2)), height_px
+        left = (size[0] * factor - face.getlength(letter)) / 2
+    else:
+        start, _, end, _ = face.getbbox(letter, stroke_width=edge, anchor="ls")
+        size = max(1, -(-round(end - start) // factor)), -(-sum(face.getmetrics()) // factor) + 2
+        left = -start
+    at = (left, (size[1] * factor - (bottom - top)) / 2 - top)
+    drawn = []
+    for stroke in (edge, 0):
+        canvas = Image.new("L", (size[0] * factor, size[1] * factor))
+        ImageDraw.Draw(canvas).text(at, letter, fill=255, font=face, stroke_width=stroke, anchor="ls")
+        drawn.append(np.asarray(canvas.resize(size, Image.Resampling.BOX)).astype(np.uint16))
+    whole, inner = np.maximum(*drawn), drawn[1]
+    whole.setflags(write=False)
+    inner.setflags(write=False)
+    return whole, inner

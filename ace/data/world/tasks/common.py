@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit
@@ -138,8 +137,15 @@ def _ellipse(size: int, x: float, y: float, across: float, down: float) -> np.nd
 
 
 def _thicker(mask: np.ndarray, reach: int) -> np.ndarray:
-    """A mask grown by so many pixels in all eight directions."""
-    for axis in (0, 1):
-        padded = np.pad(mask, [(reach, reach) if n == axis else (0, 0) for n in (0, 1)])
-        mask = sliding_window_view(padded, 2 * reach + 1, axis=axis).any(axis=-1)
+    """A square mask grown by so many pixels in all eight directions."""
+    size, width = len(mask), 2 * reach + 1
+    for _ in range(2):  # along rows, then along columns
+        grown = np.zeros((size, size + 2 * reach), bool)
+        grown[:, :size] = mask
+        done = 1
+        while done < width:  # each turn doubles how far every pixel reaches
+            step = min(done, width - done)
+            grown[:, step:] |= grown[:, :-step].copy()
+            done += step
+        mask = np.ascontiguousarray(grown[:, reach : reach + size].T)
     return mask

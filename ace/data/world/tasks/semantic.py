@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ace.data.sample import EditSample
+from ace.data.wordings import FACE_OLD_WORDS, FACE_WORDS, LOOK_WORDS, TIME_WORDS
 from ace.data.world.backgrounds import TIMES, Background
 from ace.data.world.chance import Chance
-from ace.data.wordings import FACE_OLD_WORDS, FACE_WORDS, LOOK_WORDS, TIME_WORDS
 from ace.data.world.puppet import POSE_REQUESTS, POSES
 from ace.data.world.scene import LOOKS, Camera, PuppetObject, Scene, SpriteObject
 from ace.data.world.sprites import STYLE_NAMES
