@@ -320,4 +320,5 @@ def report(plan: Plan, made: Made | PlusMade, node: Node | None, output: Output)
         "session": None if node is None else str(node.folder.parent.parent),
         "node": None if node is None else node.id,
         "drift": None if made.drift is None else made.drift.as_dict(),
+        "notes": list(made.notes),
     }

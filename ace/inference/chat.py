@@ -28,7 +28,17 @@ from PIL import Image, ImageChops
 from ace.conditions.images import MASK_THRESHOLD, OpenedImage, normalise_image, normalise_mask
 from ace.conditions.units import DEFAULT_MAX_HISTORY, ConditionUnit, LongContextConditionUnit, Turn
 from ace.errors import ConfigError, MaskError
-from ace.inference.edit import Job, Made, Settings, drift_of, finish_jobs, in_batches, open_picture, prepare_jobs
+from ace.inference.edit import (
+    Job,
+    Made,
+    Settings,
+    drift_of,
+    finish_jobs,
+    in_batches,
+    notes_on,
+    open_picture,
+    prepare_jobs,
+)
 from ace.inference.preserve import DriftReport
 from ace.inference.recipe import FileRef, Round, compare, encode
 from ace.inference.session import Node, Session
@@ -253,6 +263,10 @@ class ChatSession:
         """How far a node's answer moved from what it edited, as `Made.drift`; None if it edited nothing."""
         job = self.job_of(node_id)
         return drift_of(job, self.session.answer(node_id).stored)
+
+    def notes(self, node_id: str) -> tuple[str, ...]:
+        """What the user should know of a node's request, as `Made.notes`."""
+        return notes_on(self.model, self.job_of(node_id))
 
     def _make(self, jobs: Sequence[Job], previews: bool, cancelled: Callable[[], bool]) -> Iterator[Progress | Made]:
         with self._one_at_a_time:

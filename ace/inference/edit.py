@@ -298,7 +298,7 @@ def finish_job(
     also = _how_it_ran(pipeline, state.inputs.size, refined)
     recipe = _recipe(model, job, state, batch_size, environment, also)
     latents = None if pipeline.published or refined else pipeline.turn(state, image).latents
-    return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)
+    return Made(job, image, recipe, drift_of(job, image), notes_on(model, job), latents)
 
 
 def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
@@ -364,8 +364,8 @@ def _recipe(
     )
 
 
-def _notes(job: Job) -> tuple[str, ...]:
-    """What happened on the way that the user should know."""
+def notes_on(model: ModelFiles, job: Job) -> tuple[str, ...]:
+    """What the user should know of a request: what happened to it on the way, and what the model cannot draw."""
     notes = []
     if job.source is not None and job.source.converted:
         notes.append(f"{job.source.name}: {job.source.converted}")
@@ -373,4 +373,5 @@ def _notes(job: Job) -> tuple[str, ...]:
     if dropped:
         rounds = "1 earlier round was" if dropped == 1 else f"{dropped} earlier rounds were"
         notes.append(f"{rounds} left out: at most {job.unit.max_history} rounds and nine images fit")
-    return tuple(notes)
+    unlearnt = model.vocabulary and model.vocabulary.note(model.name, job.unit.current.instruction)
+    return (*notes, unlearnt) if unlearnt else tuple(notes)
