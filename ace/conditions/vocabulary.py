@@ -26,25 +26,26 @@ _MADE = r"add|draw|put|insert|place|include|paint|illustrate|generate|create|ske
 _ARTICLE = r"an?|another|some|one|two|three|four|five|several|many"
 _NEW = rf"\b(?:{_ARTICLE})\s|\b(?:{_MADE})\s(?!(?:{_ARTICLE}|the|me|it)\s)"
 _STOP = frozenset(
-    (
-        "a an the this that these those it its them him her his me my your our their is are be was to of in on at by "
-        "for from with into "
-        "onto over under behind beside between next near above below inside outside around "
-        "through and or but so then as like "
-        "than where which who whose there here not no instead please again "
-        "back up down out off away too also now just only "
-        "wearing holding sitting standing lying looking "
-        "playing eating riding flying swimming running jumping"
-    ).split()
+    re.findall(
+        r"\w+",
+        """
+        a an the this that these those it its them him her his me my your our their is are be was to of in on at by
+        for from with into onto over under behind beside between next near above below inside outside around through
+        and or but so then as like than where which who whose there here not no instead please again back up down
+        out off away too also now just only wearing holding sitting standing lying looking playing eating riding
+        flying swimming running jumping
+        """,
+    )
 )
 _LOOKS = frozenset(
-    (
-        "big large small little tiny huge giant tall short long old young new cute nice pretty beautiful happy sad "
-        "angry funny "
-        "cool bright dark light simple single second third other different bigger smaller larger "
-        "nicer more few lot couple pair "
-        "very really bit shiny golden"
-    ).split()
+    re.findall(
+        r"\w+",
+        """
+        big large small little tiny huge giant tall short long old young new cute nice pretty beautiful happy sad
+        angry funny cool bright dark light simple single second third other different bigger smaller larger nicer
+        more few lot couple pair very really bit shiny golden
+        """,
+    )
 )
 
 
@@ -75,9 +76,10 @@ class Vocabulary:
             read = json.loads(path.read_text(encoding="utf-8"))
             if read.pop("version") != VERSION:
                 raise ValueError("another version")
+            concepts, styles = ({k: tuple(v) for k, v in read[name].items()} for name in ("concepts", "styles"))
             lists = {name: tuple(map(str, read[name])) for name in ("places", "grounds", "colours", "frame")}
-            tables = {name: {k: tuple(v) for k, v in read[name].items()} for name in ("concepts", "styles")}
-            return cls(**tables, **lists, letters=str(read["letters"]), longest_word=int(read["longest_word"]))
+            letters, longest = str(read["letters"]), int(read["longest_word"])
+            return cls(concepts, styles, letters=letters, longest_word=longest, **lists)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path.name} of the model in {folder.name} cannot be read: {error}") from error
 

@@ -22,7 +22,7 @@ from ace.data.world.tasks.signals import SIGNAL_WORDS
 
 
 def vocabulary_of(library: SpriteLibrary) -> Vocabulary:
-    """What the world teaches to draw with a library: its core concepts, every colour style, place, ground and letter."""
+    """What the world teaches to draw with a library: core concepts, colour styles, places, grounds, letters."""
     core = sorted(concept.name for concept in library.concepts if concept.core)
     grounds = (*PATTERNS, *(words for words, _ in (*LANDSCAPES.values(), *PLACES.values())))
     said = [
