@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _DOORS = {
     "ACEPipeline": "ace.inference.pipeline",
-    "ACEPlusPipeline": "ace.inference.pipeline_plus",
+    "ACEPlusPipeline": "ace.plus.pipeline",
     "ACETransformer": "ace.model.transformer",
     "ConditionUnit": "ace.conditions.units",
     "LongContextConditionUnit": "ace.conditions.units",
@@ -21,8 +21,8 @@ __all__ = [*_DOORS, "__version__"]
 if TYPE_CHECKING:
     from ace.conditions.units import ConditionUnit, LongContextConditionUnit
     from ace.inference.pipeline import ACEPipeline
-    from ace.inference.pipeline_plus import ACEPlusPipeline
     from ace.model.transformer import ACETransformer
+    from ace.plus.pipeline import ACEPlusPipeline
     from ace.tiny import load_tiny
 
 

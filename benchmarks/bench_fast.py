@@ -20,7 +20,7 @@ from ace.data.world.world import World
 from ace.inference.accelerate import FAST, Fast
 from ace.inference.fast_error import measure_error
 from ace.inference.pipeline import Request
-from ace.inference.sources import find_model, load_pipeline
+from ace.weights.sources import find_model, load_pipeline
 
 TASKS = (
     *("text_guided_generation/text_to_image",) * 2,

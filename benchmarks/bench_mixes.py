@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from bench_server import mixed_jobs
 
-from ace.inference.edit import Job, Made
-from ace.inference.recipe import encode
-from ace.inference.sources import find_model, load_pipeline
+from ace.conversation.edit import Job, Made
+from ace.conversation.recipe import encode
 from ace.server.engine import Engine
+from ace.weights.sources import find_model, load_pipeline
 
 PROMISED = 1e-5
 PATIENCE_S = 600

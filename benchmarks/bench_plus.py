@@ -19,9 +19,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from ace.inference.plus_fp8 import Fp8Linear, to_fp8
-from ace.inference.plus_inputs import position_ids
-from ace.model.convert_plus import ACE_PLUS_FFT, FLUX_FILL, FluxSizes
+from ace.plus.fp8 import Fp8Linear, to_fp8
+from ace.plus.inputs import position_ids
+from ace.plus.layouts import ACE_PLUS_FFT, FLUX_FILL, FluxSizes
 
 
 def random_model(sizes: FluxSizes, bits: int, device: str, dtype: torch.dtype) -> FluxTransformer2DModel:

@@ -29,10 +29,10 @@ import torch
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.inference.edit import Job, Settings
-from ace.inference.sources import find_model, load_pipeline
+from ace.conversation.edit import Job, Settings
 from ace.server.engine import Engine
 from ace.server.settings import Limits
+from ace.weights.sources import find_model, load_pipeline
 
 WAYS = {"one by one": Limits(max_running=1), "continuous": Limits()}
 

@@ -24,11 +24,11 @@ from tokenizers.models import Unigram
 from transformers import T5Config, T5EncoderModel
 
 from ace.conditions.prompt import IMAGE_NAMES
-from ace.inference.convert import PUBLISHED, TIED
 from ace.model.config import ACEConfig
 from ace.model.convert import key_map, unused_keys
 from ace.model.transformer import ACETransformer
 from ace.model.unpickle import write_weights
+from ace.weights.convert import PUBLISHED, TIED
 
 TEXT_SIZES = {
     "vocab_size": 32128,

@@ -46,12 +46,12 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
-from ace.inference.chat import ChatSession, Message
-from ace.inference.edit import Job, Settings, make
-from ace.inference.session import Node, Session
-from ace.inference.sources import find_model, load_pipeline
+from ace.conversation.chat import ChatSession, Message
+from ace.conversation.edit import Job, Settings, make
+from ace.conversation.session import Node, Session
 from ace.server.images import Upload
 from ace.server.jobs import make_job
+from ace.weights.sources import find_model, load_pipeline
 
 ASKED = ("good", "malformed", "given up", "hostile")
 KINDS, SEEDS = ("words", "edit", "stream", "talk"), range(4)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ace.conditions.canvas import Reference, arrange, prepare_published
 from ace.data.world import SpriteLibrary, World
+from ace.plus.canvas import Reference, arrange, prepare_published
 
 OUT = Path(__file__).parent / "images" / "plus-canvas.png"
 

@@ -15,11 +15,11 @@ import numpy as np
 from draw_canvas import as_picture, panel, sprite
 from PIL import Image, ImageDraw
 
-from ace.conditions.canvas import Canvas, arrange
 from ace.data.world import SpriteLibrary, World
 from ace.extract import exact
-from ace.inference.plus_edit import PlusSettings, ReferenceFile, open_plus_job
-from ace.inference.plus_models import PLUS_MODELS
+from ace.families.plus_edit import PlusSettings, ReferenceFile, open_plus_job
+from ace.plus.canvas import Canvas, arrange
+from ace.plus.models import PLUS_MODELS
 
 PAGE = Path(__file__).parent / "plus-examples.md"
 OUT = Path(__file__).parent / "images" / "plus-examples.png"

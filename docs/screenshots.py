@@ -22,10 +22,10 @@ import uvicorn
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 import ace
-from ace.inference.chat import ChatSession
-from ace.inference.session import Session
-from ace.inference.sources import find_model
+from ace.conversation.chat import ChatSession
+from ace.conversation.session import Session
 from ace.web import Studio, make_app
+from ace.weights.sources import find_model
 
 WIDE, NARROW = ViewportSize(width=1440, height=900), ViewportSize(width=390, height=844)
 STEPS = 12

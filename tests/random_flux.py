@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from ace.inference.pipeline_plus import ACEPlusPipeline
-from ace.model.convert_plus import FluxSizes, flux_sizes, pieces
+from ace.plus.layouts import FluxSizes, flux_sizes, pieces
+from ace.plus.pipeline import ACEPlusPipeline
 from tests.random_models import randomise
 
 

@@ -14,19 +14,27 @@ ACE = Path(__file__).parents[1] / "ace"
 # room -> the rooms it may import, with all that lie below those
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "files": ("errors",),
     "conditions": ("errors",),
-    "model": ("conditions",),
+    "model": ("conditions", "files"),
     "diffusion": ("errors",),
     "extract": ("conditions",),
-    "inference": ("conditions", "model", "diffusion", "extract"),
-    "tiny": ("inference",),
+    "inference": ("conditions", "model", "diffusion", "extract", "files"),
+    "plus": ("conditions", "model", "diffusion", "extract", "inference", "files"),
+    "weights": ("conditions", "model", "inference", "plus", "files"),
+    "conversation": ("conditions", "inference", "files"),
+    "families": ("conditions", "extract", "diffusion", "inference", "plus", "weights", "conversation", "files"),
+    "tiny": ("inference", "weights"),
     "data": ("conditions", "extract"),
-    "training": ("data", "inference"),
-    "evaluation": ("inference", "data"),
-    "server": ("inference",),
-    "web": ("inference",),
-    "comfyui": ("conditions", "inference"),
-    "cli": ("conditions", "model", "inference", "tiny", "data", "training", "evaluation", "server", "web"),
+    "training": ("data", "inference", "plus", "weights"),
+    "evaluation": ("inference", "data", "weights", "conversation"),
+    "server": ("inference", "conversation", "weights"),
+    "web": ("inference", "conversation", "weights"),
+    "comfyui": ("conditions", "inference", "plus", "weights"),
+    "cli": (
+        *("conditions", "model", "inference", "plus", "weights", "conversation", "families"),
+        *("tiny", "data", "training", "evaluation", "server", "web"),
+    ),
 }
 # `ace/__init__.py` hands out a few names on first use and `ace/__main__.py` starts the command line
 TOP = ("__init__", "__main__")

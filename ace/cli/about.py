@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers, read_seed
+from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers
 from ace.cli.terminal import Output, count_of, load, short
 
 if TYPE_CHECKING:
-    from ace.inference.sources import ModelFiles
+    from ace.weights.sources import ModelFiles
 
 # extra -> the packages that it brings, as they are imported
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -40,8 +40,8 @@ def models(
     ace models
     ace models ace-tiny
     """
-    from ace.inference.plus_models import BASE_VARIABLE, PLUS_MODELS
-    from ace.inference.sources import DEFAULT_MODEL, find_model, known_models
+    from ace.plus.models import BASE_VARIABLE, PLUS_MODELS
+    from ace.weights.sources import DEFAULT_MODEL, find_model, known_models
 
     output = Output(json)
     if name is not None:
@@ -105,9 +105,9 @@ def doctor(json: Json = False) -> None:
     import torch
 
     import ace
+    from ace.conversation.recipe import package_versions
     from ace.data.world.sprites import SHIPPED_PACK, full_pack
-    from ace.inference.recipe import package_versions
-    from ace.inference.sources import known_models
+    from ace.weights.sources import known_models
 
     output = Output(json)
     devices = {
@@ -168,13 +168,15 @@ def demo(
     ace demo
     ace demo --seed 7 -o seven.png
     """
+    from ace.conversation.recipe import check_output
     from ace.errors import OutputError
-    from ace.inference.recipe import check_output
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     began = time.monotonic()
     output = Output(json, quiet)
     check_numbers(steps, None)
+    from ace.conversation.seeds import read_seed
+
     seed = 0 if seed is None else read_seed(seed)
     files = find_model(model)
     try:
@@ -183,8 +185,8 @@ def demo(
         raise OutputError(f"the folder {out.parent} cannot be made: choose another place with --out") from None
     check_output(out)
     with output.progress("making held-out inputs") as tell:
+        from ace.conversation.recipe import embed
         from ace.evaluation.demo import draw_demo, make_demo, plan_demo
-        from ace.inference.recipe import embed
 
         plan = plan_demo(seed, files.side_px)
         tell(0, None, f"loading {files.name}")

@@ -45,8 +45,8 @@ def chat(
     ace chat --port 8080 --no-browser
     """
     from ace.cli.making import check_session
-    from ace.inference.session import Session
-    from ace.inference.sources import find_model
+    from ace.conversation.session import Session
+    from ace.weights.sources import find_model
 
     output = Output(quiet=quiet)
     files = find_model(model)
@@ -56,7 +56,7 @@ def chat(
         import threading
         import webbrowser
 
-        from ace.inference.chat import ChatSession
+        from ace.conversation.chat import ChatSession
         from ace.web.actions import Studio
         from ace.web.app import make_app  # says what to install if Gradio is missing
 

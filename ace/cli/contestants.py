@@ -133,7 +133,7 @@ def contestant(
     """What is measured: finished pictures, an endpoint, a diffusers pipeline, or a model of ours.
 
     Raises ConfigError for what contradicts itself or is not there, before anything heavy is imported."""
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
         raise ConfigError("--results, --endpoint and --diffusers are three ways to say what is measured: give one")

@@ -354,7 +354,7 @@ def show(
         samples = write_contact_sheet(shard, page)
         typer.echo(f"{short(page)}  {samples} samples")
         return
-    from ace.inference.recipe import check_output, embed
+    from ace.conversation.recipe import check_output, embed
 
     out = out or Path("out/world.png")
     wanted = tasks_named(tasks)

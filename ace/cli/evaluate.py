@@ -267,7 +267,7 @@ def study(
     ace eval study runs/before runs/after -o runs/study --report
     """
     from ace.evaluation.study import Study, answers_of_runs, as_markdown
-    from ace.inference.recipe import write_atomically
+    from ace.files import write_atomically
 
     asked = Study(answers_of_runs(runs, count), folder)
     if only_report:

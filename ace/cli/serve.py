@@ -90,7 +90,7 @@ def serve(
     client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="any")
     client.images.generate(prompt="a red apple on a green background")
     """
-    from ace.inference.sources import find_model
+    from ace.weights.sources import find_model
 
     _check_installed()
     from ace.server.images import AllowedHost
@@ -168,8 +168,8 @@ def mcp(
     """
     import tempfile
 
-    from ace.inference.session import Session
-    from ace.inference.sources import find_model
+    from ace.conversation.session import Session
+    from ace.weights.sources import find_model
 
     _check_installed()
     if pictures is not None and not pictures.is_dir():
@@ -179,7 +179,7 @@ def mcp(
         opened = Session.open_or_create(Path(passing) / "session" if session is None else session)
         pipeline = load(files, device, dtype)
 
-        from ace.inference.chat import ChatSession
+        from ace.conversation.chat import ChatSession
         from ace.server.tools import run_tools
 
         run_tools(ChatSession(opened, pipeline, files), pictures)

@@ -18,7 +18,7 @@ from ace.cli.terminal import Output, Verbs, count_of, short
 from ace.errors import OutputError, SessionError
 
 if TYPE_CHECKING:
-    from ace.inference.session import Node
+    from ace.conversation.session import Node
 
 
 class SessionVerbs(Verbs):
@@ -47,7 +47,7 @@ def show(folder: Folder, json: Json = False) -> None:
     ace session talk
     ace session show talk --json
     """
-    from ace.inference.session import Session
+    from ace.conversation.session import Session
 
     output = Output(json)
     nodes = Session.open(folder).nodes()
@@ -93,7 +93,7 @@ def export_session(
     \b
     ace session export talk talk.zip
     """
-    from ace.inference.session import Session
+    from ace.conversation.session import Session
 
     opened = Session.open(folder)
     part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
@@ -146,7 +146,7 @@ def _import(file: Path, folder: Path) -> dict[str, str]:
     """Old number → new number. A session that is not there yet appears whole or not at all.
 
     Raises SessionError or OutputError."""
-    from ace.inference.session import Session
+    from ace.conversation.session import Session
 
     there = check_session(folder)
     with contextlib.ExitStack() as opened:

@@ -36,7 +36,7 @@ class ACEPlusLoader:
         import comfy.sd  # type: ignore[import]
         import folder_paths  # type: ignore[import]
 
-        from ace.inference.plus_weights import check_transformer, read_weight_files
+        from ace.plus.weights import check_transformer, read_weight_files
 
         if weight_dtype not in WEIGHT_TYPES:
             raise ConfigError(f"weight_dtype {weight_dtype!r}: use {', '.join(WEIGHT_TYPES)}")
@@ -78,7 +78,7 @@ class ACEModelLoader:
 
     def load(self, model: str = "ace-tiny", device: str = "auto") -> tuple[Any]:
         """ACE_MODEL. Raises ModelNotFoundError."""
-        from ace.inference.sources import find_model, load_pipeline
+        from ace.weights.sources import find_model, load_pipeline
 
         pipeline = load_pipeline(find_model(model), device=device)
         pipeline.set_progress_bar_config(disable=True)

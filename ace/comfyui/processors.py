@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ace.comfyui.pictures import CATEGORY, from_picture, to_array, to_image, to_mask, to_picture
-from ace.conditions.canvas import MARGIN_PX, Canvas, published_canvas
 from ace.conditions.images import normalise_image
 from ace.errors import ConfigError, ImageError
+from ace.plus.canvas import MARGIN_PX, Canvas, published_canvas
 
 FFT_TASKS = (
     "repainting",
@@ -99,7 +99,7 @@ class Request:
 
 
 def _controlled(edit: np.ndarray, mask: np.ndarray | None, control: str) -> np.ndarray:
-    from ace.inference.plus_edit import draw_control
+    from ace.plus.controls import draw_control
 
     picture = Image.fromarray(np.round((edit.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8))
     painted = None if mask is None else Image.fromarray((mask[0] * 255).astype(np.uint8))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ace.errors import DataError
 from ace.evaluation.lines import read_lines
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 FILE = "cases.jsonl"
 

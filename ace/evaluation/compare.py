@@ -19,7 +19,7 @@ from ace.evaluation.cases import run_name
 from ace.evaluation.folder import read_timings
 from ace.evaluation.lines import read_lines
 from ace.evaluation.statistics import Difference, paired_difference
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 
 @dataclass(frozen=True)

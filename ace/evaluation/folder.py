@@ -20,7 +20,7 @@ from ace.evaluation.cases import RunCase
 from ace.evaluation.lines import append_lines, read_lines
 from ace.evaluation.scores import Answer, Drift, Row, Score, answer_sha256, sample_sha256
 from ace.evaluation.systems import png_bytes
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 FORMAT_VERSION = 4
 TIMINGS = "timings.json"

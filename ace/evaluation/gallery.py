@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 SIDE_PX = 256
 _STYLE = """

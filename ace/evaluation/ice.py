@@ -30,7 +30,7 @@ from ace.evaluation.pairs import is_picture
 from ace.evaluation.run import answer_seed, progress
 from ace.evaluation.systems import Contestant, Editor, png_bytes
 from ace.evaluation.tables import Table, write_parquet, write_tables
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 CASES = 12  # of the gallery, worst and best each
 FORMAT_VERSION = 2  # of kept scores

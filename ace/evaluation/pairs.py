@@ -25,7 +25,7 @@ from ace.conditions.images import open_image
 from ace.errors import InputError
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
 from ace.evaluation.lines import append_lines, check_unique, read_lines
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 CHUNK = 16
 FORMAT_VERSION = 2  # of kept rows

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ace.errors import MissingDependencyError
 from ace.evaluation.metrics import Interval
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""LATENTS → IMAGE. Imports: conditions, model, diffusion, extract, errors.
+"""LATENTS → IMAGE. Imports: conditions, model, diffusion, extract, files, errors.
 
 In: long-context condition units and a model folder. Out: pictures, their drift reports and recipes.
 The doors load on first use, so that files can be checked before torch is there.

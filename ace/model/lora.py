@@ -6,7 +6,7 @@ with `.alpha`); names of layers may be ours or the published ones. An adapter ad
 weight (Hu et al. 2021, section 4.1); that factor is multiplied into B here, so that nothing later can forget it. PEFT
 does the rest.
 
-Not here: training (`ace/training`), adapters of FLUX (`convert_plus.py`).
+Not here: training (`ace/training`), adapters of FLUX (`plus/layouts.py`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ T5-XXL is eight times the size of the transformer and works for a second per pic
 it in a pipeline: it answers from its cache, else loads the encoder, once per request, and lets go of it. The ways of
 loading are exact (`load_whole`, `load_streamed`: layer by layer from the mapped files) but for `load_8bit`.
 
-Not here: which way is taken (`inference/memory.py`), texts and tokens (`text.py`).
+Not here: which way is taken (`weights/memory.py`), texts and tokens (`text.py`).
 """
 
 from __future__ import annotations

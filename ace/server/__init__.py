@@ -1,4 +1,4 @@
-"""HTTP → IMAGE. Imports: inference, conditions, model, errors.
+"""HTTP → IMAGE. Imports: inference, conversation, weights, conditions, model, errors.
 
 In: requests as OpenAI's image API has them, and conversations of our own. Out: pictures with their recipes. The doors
 load on first use.

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
+from ace.conversation.edit import Job, Made, Settings, decode_jobs, finish_job, prepare_jobs
 from ace.errors import AceError, BusyError, ConfigError, StoppedError
-from ace.inference.edit import Job, Made, Settings, decode_jobs, finish_job, prepare_jobs
 from ace.server.line import Cost, FairLine, estimate
 from ace.server.settings import Limits
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ace.inference.pipeline import ACEPipeline, RequestState
-    from ace.inference.sources import ModelFiles
+    from ace.weights.sources import ModelFiles
 
 log = logging.getLogger(__name__)
 

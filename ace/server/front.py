@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from ace.conversation.edit import Job, Made, Settings
 from ace.errors import ConfigError, InputError
-from ace.inference.edit import Job, Made, Settings
 from ace.server.engine import Engine, OnPreview
 from ace.server.images import Upload, fetch
 from ace.server.jobs import any_seed

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.images import OpenedImage, normalise_mask, open_image, quiet_pillow
+from ace.conversation.recipe import FileRef
 from ace.errors import ConfigError, ImageError, InputError, MaskError
-from ace.inference.recipe import FileRef
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _FETCH_TIMEOUT_S = 10.0

@@ -14,10 +14,10 @@ from PIL import Image
 
 from ace.conditions.images import OpenedImage
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
+from ace.conversation.chat import Picture
+from ace.conversation.edit import Job, Settings
+from ace.conversation.recipe import FileRef, encode
 from ace.errors import MaskError
-from ace.inference.chat import Picture
-from ace.inference.edit import Job, Settings
-from ace.inference.recipe import FileRef, encode
 from ace.server.images import Upload, open_mask_upload, open_upload
 
 

@@ -19,7 +19,7 @@ from ace.conditions.images import fit_size
 from ace.model.cost import step_cost, text_cost
 
 if TYPE_CHECKING:
-    from ace.inference.edit import Job
+    from ace.conversation.edit import Job
     from ace.inference.pipeline import ACEPipeline
 
 _WORKING_WIDTHS = (

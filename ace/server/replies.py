@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from ace.inference.edit import Made
-from ace.inference.session import Node
+from ace.conversation.edit import Made
+from ace.conversation.session import Node
 from ace.server.schema import AceDetails, NodeReply, TokenDetails, Usage
 from ace.server.service import Accepted
 

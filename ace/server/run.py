@@ -25,7 +25,7 @@ from ace.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline
-    from ace.inference.sources import ModelFiles
+    from ace.weights.sources import ModelFiles
 
 _MAX_CONNECTIONS = 1000
 

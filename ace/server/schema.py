@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ace.conversation.edit import Settings
 from ace.errors import ConfigError
-from ace.inference.edit import Settings
 
 MAX_PROMPT = 4000
 MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

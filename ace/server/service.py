@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ace.conversation.chat import ChatSession, Message
+from ace.conversation.edit import Job, Made
+from ace.conversation.recipe import encode
+from ace.conversation.session import ArchiveLimits, Node, Session
 from ace.errors import BusyError, InputError, SessionError, StoppedError
-from ace.inference.chat import ChatSession, Message
-from ace.inference.edit import Job, Made
-from ace.inference.recipe import encode
-from ace.inference.session import ArchiveLimits, Node, Session
 from ace.server.engine import Engine, OnPreview, Ticket
 from ace.server.jobs import held_bytes
 from ace.server.keys import Quota

@@ -14,9 +14,9 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
+from ace.conversation.edit import Job, Made
+from ace.conversation.recipe import encode
 from ace.errors import AceError
-from ace.inference.edit import Job, Made
-from ace.inference.recipe import encode
 from ace.server.front import Front
 from ace.server.refusals import error_of
 from ace.server.replies import details_of, usage_of

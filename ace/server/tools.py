@@ -22,10 +22,10 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 from ace import __version__
+from ace.conversation.chat import ChatSession, Message, Picture, Progress
+from ace.conversation.edit import Settings
+from ace.conversation.session import Node
 from ace.errors import AceError, ImageError, InputError
-from ace.inference.chat import ChatSession, Message, Picture, Progress
-from ace.inference.edit import Settings
-from ace.inference.session import Node
 from ace.server.images import Upload, fetch
 from ace.server.jobs import any_seed, open_mask, open_pictures
 from ace.server.settings import ServerSettings

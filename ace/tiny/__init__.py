@@ -1,4 +1,4 @@
-"""WEIGHTS IN THE PACKAGE → PIPELINE. Imports: inference.
+"""WEIGHTS IN THE PACKAGE → PIPELINE. Imports: inference, weights.
 
 In: nothing, the small model ships in `checkpoint/`. Out: an `ACEPipeline` that is ready to use. `world/` holds the
 sprite pack.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ace.inference.sources import DEFAULT_MODEL, find_model
-from ace.inference.sources import load_pipeline as _load_pipeline
+from ace.weights.sources import DEFAULT_MODEL, find_model
+from ace.weights.sources import load_pipeline as _load_pipeline
 
 if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ace.errors import CheckpointError, ConfigError
-from ace.inference.adapters import find_adapter
 from ace.model.lora import read_adapter
 from ace.model.transformer import ACETransformer
 from ace.training.config import Lora
+from ace.weights.adapters import find_adapter
 
 ACE_TARGETS = ("to_q", "to_k", "to_v", "to_out", "mlp.up", "mlp.down")
 PEFT_PREFIX = "base_model.model."

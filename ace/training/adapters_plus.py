@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ace.inference.adapters import find_adapter
-from ace.inference.plus_sources import find_plus
-from ace.inference.plus_weights import load_adapter
-from ace.model.convert_plus import FluxSizes, flux_sizes, pieces
+from ace.plus.layouts import FluxSizes, flux_sizes, pieces
+from ace.plus.sources import find_plus
+from ace.plus.weights import load_adapter
 from ace.training.adapters import COMFYUI_FILE, lora_state, save_lora, to_comfyui
 from ace.training.config import Lora, PlusRecipe
+from ace.weights.adapters import find_adapter
 
 # the published list, as diffusers names the layers: of double blocks modulation, attention and MLP of both streams, of
 # single blocks both linears and the modulation; not the embedders, not the final layer

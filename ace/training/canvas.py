@@ -3,7 +3,7 @@
 Reference and edited picture stand side by side; the target has the reference beside it too, so that the loss is over
 the whole canvas. Masks are grey values, not cut at a threshold, and everything is resized to the nearest pixel.
 
-Not here: canvases of inference (`ace.conditions.canvas`), which differ in all of this.
+Not here: canvases of inference (`ace.plus.canvas`), which differ in all of this.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from ace.data.world.vocabulary import vocabulary_of
 from ace.inference.inputs import Geometry
 from ace.inference.latents import scale_factor
 from ace.inference.pipeline import ACEPipeline
-from ace.inference.sources import find_model
 from ace.model.cost import step_cost, text_cost
 from ace.training.adapters import add_lora, save_lora
 from ace.training.batches import Batch, Samples, make_batch
@@ -33,6 +32,7 @@ from ace.training.report import write_report
 from ace.training.sources import Mixture, Records, WorldRecords, open_records
 from ace.training.start import start_pipeline
 from ace.training.stream import Item
+from ace.weights.sources import find_model
 
 WORLD = (Source("world", "world"),)
 _SETTINGS = (

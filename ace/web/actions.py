@@ -26,8 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ace.conditions.images import OpenedImage, normalise_mask, open_image, quiet_pillow
 from ace.conditions.units import DEFAULT_MAX_HISTORY, MAX_IMAGES
-from ace.errors import AceError, ConfigError, ImageError, InputError, MaskError, SessionError
-from ace.inference.chat import (
+from ace.conversation.chat import (
     MAX_SIDE_RATIO,
     MAX_VARIANTS,
     ChatSession,
@@ -39,8 +38,9 @@ from ace.inference.chat import (
     hide_under,
     sketch_over,
 )
-from ace.inference.edit import Settings
-from ace.inference.session import Node
+from ace.conversation.edit import Settings
+from ace.conversation.session import Node
+from ace.errors import AceError, ConfigError, ImageError, InputError, MaskError, SessionError
 from ace.web.gallery import EXAMPLES, Example, example
 
 MAX_UPLOAD_BYTES = 40 * 2**20

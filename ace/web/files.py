@@ -22,9 +22,9 @@ from PIL import Image
 from starlette.background import BackgroundTask
 
 from ace.conditions.images import open_image
+from ace.conversation.recipe import encode
+from ace.conversation.session import Node
 from ace.errors import ConfigError, ImageError, InputError
-from ace.inference.recipe import encode
-from ace.inference.session import Node
 from ace.web import actions
 from ace.web.actions import Studio
 

@@ -19,7 +19,7 @@ from ace.comfyui.nodes import ACEChat, ACEPlusFinish, ACEPlusLoader, AcePlusLora
 from ace.comfyui.pictures import from_picture
 from ace.comfyui.processors import CONTROL_OF
 from ace.errors import ConfigError, ImageError, MaskError
-from ace.inference import plus_edit
+from ace.families import plus_edit
 from tests.comfyui import stand_ins
 from tests.random_models import TINY_LIKE, random_pipeline
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ace.data.sample import TASKS
 from ace.data.world import SpriteLibrary, World
-from ace.data.world.scene import SpriteObject, draw
+from ace.data.world.scene import draw
 from ace.data.world.sprites import SHIPPED_PACK
 from ace.evaluation import Contestant, evaluate_world
 from ace.evaluation.benchmarks.world import find_judges

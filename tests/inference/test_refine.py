@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ace.cli import app
+from ace.conversation import recipe as recipes
 from ace.diffusion import refiner_sigmas
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
-from ace.inference import recipe as recipes
 from ace.inference.refine import PROMPT, Refiner, RefineSettings, enlarge, load_refiner
 from tests.random_flux import SMALL, random_plus
 from tests.random_models import PUBLISHED_LIKE, random_pipeline, randomise

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ace.errors import CheckpointError, ConfigError
-from ace.inference.adapters import find_adapter
 from ace.model.convert import key_map
 from ace.model.lora import Adapter, attach, swap
 from ace.model.lora import read_adapter as read_file
+from ace.weights.adapters import find_adapter
 from tests.random_models import PUBLISHED_LIKE, random_transformer
 
 RANK, ALPHA = 4, 8.0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ace.inference.plus_inputs import condition_tokens, fold_mask, pack, position_ids, shift_mu, unpack
-from ace.model.convert_plus import FluxSizes, check_checkpoint, flux_sizes, pieces, read_adapter
+from ace.plus.inputs import condition_tokens, fold_mask, pack, position_ids, shift_mu, unpack
+from ace.plus.layouts import FluxSizes, check_checkpoint, flux_sizes, pieces, read_adapter
 from tests.random_flux import diffusers_state, flux_with_narrow_mlp
 
 

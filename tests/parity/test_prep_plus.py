@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ace.conditions.canvas import prepare_published
+from ace.plus.canvas import prepare_published
 
 
 def picture(case, name):

@@ -20,11 +20,11 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
-from ace.inference.sources import ModelFiles, find_model
 from ace.server.app import create_app
 from ace.server.engine import Engine
 from ace.server.ledger import Ledger
 from ace.server.settings import Limits, ServerSettings
+from ace.weights.sources import ModelFiles, find_model
 from tests.random_models import random_pipeline
 
 SIDE = 64  # of the random model's pictures, px

@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from ace.inference import recipe as recipes
+from ace.conversation import recipe as recipes
 from tests.server.running import SIDE, Running, opened, picture, png, running, wait_until
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
+from ace.conversation.edit import Job, Settings, prepare_jobs
 from ace.errors import BusyError, ConfigError, ShapeError, StoppedError
-from ace.inference.edit import Job, Settings, prepare_jobs
 from ace.server.engine import Engine
 from ace.server.line import FairLine, estimate
 from ace.server.settings import Limits

@@ -24,10 +24,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ace.errors import CheckpointError, ConfigError, ImageError, InputError
-from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
 from ace.server.images import AllowedHost, Upload, fetch, is_public, open_mask_upload, open_upload, resolve
 from ace.server.keys import Keys
 from ace.server.settings import Limits, ServerSettings
+from ace.weights.sources import SHIPPED_MODEL, find_model, load_pipeline
 from tests.server.running import Running, opened, picture, png, running, wait_until
 from tests.server.test_engine import words
 

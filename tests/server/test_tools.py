@@ -10,8 +10,8 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
-from ace.inference.chat import ChatSession
-from ace.inference.session import Session
+from ace.conversation.chat import ChatSession
+from ace.conversation.session import Session
 from ace.server.tools import create_tools
 from tests.random_models import random_pipeline
 from tests.server.running import opened, picture, png, random_model_files

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from ace.cli import app
 from ace.errors import ConfigError
-from ace.inference.sources import SHIPPED_MODEL
 from ace.training.config import AutoencoderRecipe, ModelRecipe, Stage, read_recipe, write_recipe
 from ace.training.plan import Device, plan
 from ace.training.speed import this_device
+from ace.weights.sources import SHIPPED_MODEL
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 A800 = Device("an A800", 125.0)

@@ -17,10 +17,8 @@ from transformers import AutoTokenizer
 
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
-from ace.inference.adapters import AdapterChoice
 from ace.inference.inputs import Geometry
 from ace.inference.pipeline import ACEPipeline, Request
-from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
 from ace.training.adapters import read_lora
 from ace.training.batches import Samples, make_batch
 from ace.training.config import Lora, ModelRecipe, Source, Stage
@@ -30,6 +28,8 @@ from ace.training.previews import draw_previews
 from ace.training.sources import Mixture, WorldRecords
 from ace.training.start import check_minilm, find_text_encoder
 from ace.training.stream import Item
+from ace.weights.adapters import AdapterChoice
+from ace.weights.sources import SHIPPED_MODEL, find_model, load_pipeline
 
 GEOMETRY = Geometry(budget=64, cell_px=8, latent_px=8, enlarge=True, mask_by_area=True)
 STAGE = Stage("only", samples=8, lr=1e-3, batch_size=4)

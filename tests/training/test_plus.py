@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ace.inference.pipeline_plus import ACEPlusPipeline
-from ace.inference.plus_load import load_plus
-from ace.inference.plus_sources import find_plus
-from ace.inference.plus_weights import load_adapter
-from ace.model.convert_plus import FLUX_FILL, pieces
+from ace.plus.layouts import FLUX_FILL, pieces
+from ace.plus.load import load_plus
+from ace.plus.pipeline import ACEPlusPipeline
+from ace.plus.sources import find_plus
+from ace.plus.weights import load_adapter
 from ace.training.adapters_plus import PLUS_TARGETS
 from ace.training.config import Lora, PlusRecipe, Source, Stage
 from ace.training.plan import FLUX_PARAMETERS

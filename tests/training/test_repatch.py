@@ -10,11 +10,11 @@ import pytest
 
 from ace.data.world import World
 from ace.errors import ConfigError
-from ace.inference.sources import SHIPPED_MODEL, find_model, load_pipeline
 from ace.training.config import ModelRecipe, Stage
 from ace.training.model import train_model
 from ace.training.repatch import repatched
 from ace.training.start import start_pipeline
+from ace.weights.sources import SHIPPED_MODEL, find_model, load_pipeline
 
 
 def loss_of(recipe: ModelRecipe, folder: Path) -> float:

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 import ace
+from ace.conversation.chat import ChatSession
+from ace.conversation.session import Session
 from ace.data.sample import TASKS
 from ace.errors import AceError, ConfigError, ImageError, InputError, MaskError
-from ace.inference.chat import ChatSession
-from ace.inference.session import Session
-from ace.inference.sources import find_model
 from ace.web import actions
 from ace.web.actions import Again, At, Extension, Said, Studio
+from ace.weights.sources import find_model
 
 
 @pytest.fixture(scope="module")

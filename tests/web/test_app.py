@@ -20,12 +20,12 @@ import uvicorn
 from PIL import Image
 
 import ace
-from ace.inference import recipe as recipes
-from ace.inference.chat import ChatSession
-from ace.inference.session import Session
-from ace.inference.sources import find_model
+from ace.conversation import recipe as recipes
+from ace.conversation.chat import ChatSession
+from ace.conversation.session import Session
 from ace.web.actions import MAX_UPLOAD_BYTES, Studio
 from ace.web.app import make_app
+from ace.weights.sources import find_model
 
 # Gradio's queue keeps statistics with an option that pandas 3 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated")

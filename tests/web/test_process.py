@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ace.inference.session import Session
+from ace.conversation.session import Session
 from tests.random_models import TINY_LIKE, random_pipeline
 
 

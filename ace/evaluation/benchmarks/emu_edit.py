@@ -21,7 +21,7 @@ from ace.evaluation.pairs import Pair, ScoredPair, is_picture, resized_note
 from ace.evaluation.run import answer_seed
 from ace.evaluation.systems import Editor, png_bytes
 from ace.evaluation.tables import Table, TableRow
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 NUM_TEST = 3589  # rows of the test split; the hub's set of generations has the names of its splits exchanged
 HUB_COLUMNS = ("idx", "image", "task", "instruction", "input_caption", "output_caption")

@@ -19,7 +19,7 @@ import numpy as np
 from ace.errors import DataError
 from ace.evaluation.lines import check_unique, unique_keys
 from ace.evaluation.tables import Table, TableRow
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 _EDITS = (
     *("Color Editing", "Face Editing", "Style Editing", "Texture Editing", "Motion Editing", "Scene Editing"),

@@ -29,7 +29,7 @@ from ace.evaluation.pairs import Pair, ScoredPair, is_picture, resized_note
 from ace.evaluation.run import answer_seed
 from ace.evaluation.systems import Editor, png_bytes
 from ace.evaluation.tables import Table, TableRow
-from ace.inference.recipe import write_atomically
+from ace.files import write_atomically
 
 SETTINGS = ("single-turn", "multi-turn", "multi-turn with long context")
 HUB_COLUMNS = ("img_id", "turn_index", "source_img", "mask_img", "instruction", "target_img")

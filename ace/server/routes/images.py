@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 
+from ace.conversation.edit import Made
 from ace.errors import InputError
-from ace.inference.edit import Made
 from ace.server.front import Front, TheFront, form_or_json, read_pictures
 from ace.server.images import Upload
 from ace.server.jobs import make_job, variants

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from ace.inference.sources import ModelFiles
 from ace.server.front import TheFront
 from ace.server.schema import ListReply
+from ace.weights.sources import ModelFiles
 
 router = APIRouter()
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ace.conversation.chat import Message
+from ace.conversation.edit import Job, Made, Settings
+from ace.conversation.session import Session
 from ace.errors import InputError
-from ace.inference.chat import Message
-from ace.inference.edit import Job, Made, Settings
-from ace.inference.session import Session
 from ace.server.front import Front, TheFront, form_or_json, read_pictures
 from ace.server.images import Upload
 from ace.server.jobs import open_mask, open_pictures, variants

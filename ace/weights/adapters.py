@@ -1,0 +1,93 @@
+"""Adapters that a user names, and what a recipe says of them. Imports nothing heavy.
+
+Not here: formats and layers (`model/lora.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ace.errors import ConfigError, InputError
+from ace.files import hash_file
+
+if TYPE_CHECKING:
+    from ace.inference.pipeline import ACEPipeline
+
+WEIGHT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+
+
+@dataclass(frozen=True)
+class AdapterChoice:
+    """A file or folder with an adapter, and how much of it to add (1 = as trained, 0 = nothing)."""
+
+    path: Path
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterChoice:
+        """From "path" or "path:weight". Raises ConfigError if there is no adapter."""
+        path, colon, weight = text.rpartition(":")
+        try:
+            choice = cls(Path(path), float(weight)) if colon and path else cls(Path(text))
+        except ValueError:
+            choice = cls(Path(text))
+        if abs(choice.weight) > 100:
+            raise ConfigError(f"weight {choice.weight:g} of {choice.path.name}: use 0 to about 2")
+        find_adapter(choice.path)
+        return choice
+
+
+def find_adapter(path: Path) -> Path:
+    """The file of weights of an adapter, named itself or by its folder. Raises ConfigError if there is none."""
+    if path.is_file():
+        return path
+    found = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if found is None:
+        others = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        if len(others) != 1:
+            raise ConfigError(f"no adapter at {path.name}: name its .safetensors file or the folder that holds it")
+        found = others[0]
+    return found
+
+
+def attach_adapters(pipeline: ACEPipeline, choices: Sequence[AdapterChoice]) -> tuple[str, ...]:
+    """Stack adapters on a pipeline's transformer; its recipes will say so. Returns the names they got.
+
+    Raises ConfigError or CheckpointError."""
+    from ace.model.lora import attach, read_adapter
+
+    read = [
+        (read_adapter(find_adapter(choice.path), pipeline.transformer, choice.path.stem), choice.weight)
+        for choice in choices
+    ]
+    names = attach(pipeline.transformer, read)
+    pipeline.adapters = describe(choices, pipeline.adapters)
+    return names
+
+
+def describe(choices: Iterable[AdapterChoice], before: str = "") -> str:
+    """What a recipe records: JSON, a list of names, hashes and weights, after those in `before`."""
+    found = json.loads(before) if before else []
+    for choice in choices:
+        file = find_adapter(choice.path)
+        found.append({"name": choice.path.name, "sha256": hash_file(file), "weight": choice.weight})
+    return json.dumps(found) if found else ""
+
+
+def match_adapters(recorded: str, given: Iterable[Path]) -> tuple[AdapterChoice, ...]:
+    """The adapters that a recipe records, by hash among those given. Raises InputError naming the missing ones."""
+    if not recorded:
+        return ()
+    try:
+        wanted = [(str(one["name"]), str(one["sha256"]), float(one["weight"])) for one in json.loads(recorded)]
+    except (ValueError, KeyError, TypeError):
+        raise InputError("the recipe's adapters cannot be read: it was changed since") from None
+    there = {hash_file(find_adapter(path)): path for path in given}
+    missing = [name for name, sha256, _ in wanted if sha256 not in there]
+    if missing:
+        raise InputError(f"the picture was made with {', '.join(missing)}: name each with --lora, unchanged")
+    return tuple(AdapterChoice(there[sha256], weight) for _, sha256, weight in wanted)
