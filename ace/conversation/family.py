@@ -89,7 +89,8 @@ class Traits:
 
     masks: it takes one; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
-    none of which is edited. vocabulary: what it has learnt to draw from words, None if nobody says. options: of `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+    none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
 
     masks: bool = True
     max_images: int = MAX_IMAGES
