@@ -83,6 +83,7 @@ QUESTIONS: dict[str, tuple[str, bool]] = {
     "things_known": ("things known among sixteen (template match)", True),
     "all_known": ("each thing known among sixteen (template match)", True),
     "object_success": ("the right thing is there, or gone (template match)", True),
+    "style_known": ("the style that was asked for (template match)", True),
     "style_right": ("the style that was asked for (classifier)", True),
     "text_read": ("the word can be read (OCR)", True),
     "text_similarity": ("the word, letter by letter (1 − edit distance)", True),
