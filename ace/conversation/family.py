@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.units import MAX_IMAGES
+from ace.conditions.vocabulary import Vocabulary
 from ace.conversation.job import OPTIONAL_SETTINGS, Job
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, MaskError
@@ -89,7 +90,8 @@ class Traits:
     masks: a request may have one; sees_masks: the model is shown it, else its image is made without and pasted back
     inside it; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
-    none of which is edited. options: of `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+    none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
 
     masks: bool = True
     sees_masks: bool = True
@@ -97,6 +99,7 @@ class Traits:
     history: bool = True
     text_to_image: bool = True
     references_apart: bool = False
+    vocabulary: Vocabulary | None = None
     options: frozenset[str] = frozenset()
     loading: frozenset[str] = frozenset()
 

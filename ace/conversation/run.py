@@ -87,7 +87,7 @@ def conclude(family: Family, job: Job, answer: Answer) -> Made:
         image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule), image
     elif job.source is not None:
         image = in_profile_of(image, job.source.icc_profile)
-    recipe, notes = _recipe(family, job, answer), (*job.notes, *answer.notes, *_notes(family, job))
+    recipe, notes = _recipe(family, job, answer), (*job.notes, *answer.notes, *notes_on(family, job))
     return Made(job, image, recipe, drift_of(job, image), notes, answer.latents, unpasted)
 
 
@@ -141,8 +141,8 @@ def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
     )
 
 
-def _notes(family: Family, job: Job) -> tuple[str, ...]:
-    """What happened on the way that the user should know."""
+def notes_on(family: Family, job: Job) -> tuple[str, ...]:
+    """What the user should know of a request: what happened to it on the way, and what the model cannot draw."""
     notes = []
     if job.mask is not None and not family.traits.sees_masks:
         notes.append(f"{family.name} does not see masks: what it made was put inside yours, all else is the original")
@@ -152,4 +152,6 @@ def _notes(family: Family, job: Job) -> tuple[str, ...]:
     if dropped:
         rounds = "1 earlier round was" if dropped == 1 else f"{dropped} earlier rounds were"
         notes.append(f"{rounds} left out: at most {job.unit.max_history} rounds and nine images fit")
-    return tuple(notes)
+    vocabulary = family.traits.vocabulary
+    unlearnt = None if vocabulary is None else vocabulary.note(family.name, job.instruction)
+    return tuple(notes) if unlearnt is None else (*notes, unlearnt)

@@ -59,6 +59,7 @@ class AceFamily(Family):
     def traits(self) -> Traits:
         """What it can do."""
         return Traits(
+            vocabulary=self.model.vocabulary,
             options=frozenset({"negative_instruction", "guidance_rescale"}),
             loading=frozenset({"adapters", "fast", "compile", "refine", "refine_strength"}),
         )
