@@ -284,7 +284,8 @@ def finish_job(
 ) -> Made:
     """A finished state and its picture from `decode_jobs` as a result; runs no model, so any thread may do it.
 
-    batch_size: how many requests shared a pass with it, refined: what sharpened it; both for the recipe."""
+    batch_size: how many requests shared a pass with it, if they did, refined: what sharpened it; both for the
+    recipe."""
     mask = _mask_of(job)
     if mask is not None and job.source is not None:
         image = paste_back(job.source, picture, mask, feather_px=job.settings.feather_px)
@@ -296,7 +297,7 @@ def finish_job(
         device=pipeline._execution_device.type, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")
     )
     also = _how_it_ran(pipeline, state.inputs.size, refined)
-    recipe = _recipe(model, job, state, batch_size, environment, also)
+    recipe = _recipe(model, job, state, 1 if pipeline.exact else batch_size, environment, also)
     latents = None if pipeline.published or refined else pipeline.turn(state, image).latents
     return Made(job, image, recipe, drift_of(job, image), _notes(job), latents)
 
