@@ -100,7 +100,9 @@ def in_lists(small: Small, order: list[int]) -> Iterator[tuple[int, tuple[bytes,
         yield from small.make(order[first : first + 100])
 
 
-def by_the_engine(small: Small, order: list[int], cancelling: bool = False) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+def by_the_engine(
+    small: Small, order: list[int], cancelling: bool = False
+) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
     """Up to 16 at once. cancelling: beside as many neighbours, each of them cancelled after one of its steps."""
     limits = Limits(max_running=16, max_waiting=4 * len(order), max_waiting_per_client=4 * len(order))
     engine = Engine(small.pipeline, MODEL, limits)

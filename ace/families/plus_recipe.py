@@ -44,7 +44,9 @@ def recipe_of(
         size_px=state.canvas.output_size,
         images=job.images,
         masks=(job.mask_file, *[None] * (len(job.images) - 1)) if job.mask_file is not None else (),
-        settings=_request_settings(job, state, pipeline) | _weight_settings(model, pipeline) | _batch(1 if pipeline.exact else batch_size),
+        settings=_request_settings(job, state, pipeline)
+        | _weight_settings(model, pipeline)
+        | _batch(1 if pipeline.exact else batch_size),
         environment=Environment.here(device=device, dtype=str(pipeline.transformer.dtype).removeprefix("torch.")),
     )
 

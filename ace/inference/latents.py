@@ -24,9 +24,7 @@ ALONE_PX = 256 * 256  # pictures with more pixels go one by one everywhere
 Autoencoder = AutoencoderKL | AutoencoderDC
 
 
-def encode_pictures(
-    autoencoder: Autoencoder, pictures: Sequence[Tensor], alone: bool | None = None
-) -> list[Tensor]:
+def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor], alone: bool | None = None) -> list[Tensor]:
     """Pictures (3, H_k, W_k) in [-1, 1] → scaled latents (C, H_k / f, W_k / f), float32.
 
     alone: one at a time; None = on CPUs."""
