@@ -144,7 +144,7 @@ BAD_INPUT = {
     "empty instruction": (["edit", "photo.png", " ", "-o", "out.png"], "the instruction is empty"),
     "empty instruction to create": (["generate", "", "-o", "out.png"], "the instruction is empty"),
     "no instruction": (["edit", "photo.png", "-o", "out.png"], "the instruction is missing"),
-    "no picture": (["edit", "make it blue", "-o", "out.png"], "there is no picture to edit"),
+    "no picture": (["edit", "make it blue", "-o", "out.png"], "there is no image to edit"),
     "unknown model": (
         ["edit", "photo.png", "make it blue", "-m", "ace-huge", "-o", "out.png"],
         "unknown model 'ace-huge'",
@@ -175,10 +175,10 @@ BAD_INPUT = {
     ),
     "size between cells": (["edit", "photo.png", "make it blue", "--size", "30x32", "-o", "out.png"], "use 32x32"),
     "size in words": (["generate", "a cat", "--size", "large", "-o", "out.png"], "write width x height"),
-    "0 pictures": (["edit", "photo.png", "blue", "--count", "0", "--out-dir", "out"], "0 pictures: use 1 to 10000"),
+    "0 pictures": (["edit", "photo.png", "blue", "--count", "0", "--out-dir", "out"], "0 images: use 1 to 10000"),
     "data that is not there": (["data", "show", "nosuch"], "there is no nosuch"),
     "0 steps": (["generate", "a cat", "--steps", "0", "-o", "out.png"], "0 steps: use 1 to 1000"),
-    "negative seed": (["generate", "a cat", "--seed", "-1", "-o", "out.png"], "seed -1"),
+    "negative seed": (["generate", "a cat", "--seed", "-2", "-o", "out.png"], "seed -2"),
     "node without session": (["edit", "make it blue", "--from", "0001", "-o", "out.png"], "needs a session"),
     "session that is something else": (["edit", "photo.png", "x", "--session", "other-model"], "holds other files"),
     "node of no session": (
@@ -188,7 +188,7 @@ BAD_INPUT = {
     "replay of a picture without recipe": (["replay", "photo.png"], "photo.png carries no recipe"),
     "replay by a model that is not here": (
         ["replay", "made.png"],
-        "the picture was made by lost; unknown model .lost.*--model",
+        "the image was made by .lost.*--model",
     ),
     "unknown task": (["data", "show", "--task", "cooking"], "unknown task cooking"),
     "recipe that is missing": (["train", "nope.toml", "--output", "run"], "cannot read the recipe nope.toml"),
@@ -342,7 +342,7 @@ def test_several_inputs_go_to_a_folder_and_one_failure_does_not_stop_the_rest(he
     )
     assert result.exit_code == 1
     assert "note.png is not a picture" in result.stderr
-    assert "2 of 3 pictures made, 1 failed" in result.stderr
+    assert "2 of 3 images made, 1 failed" in result.stderr
     told = json.loads(result.stdout)
     assert [one["input"] for one in told["pictures"]] == ["photo.png", "b.jpg"]
     assert [one["input"] for one in told["failures"]] == ["note.png"]
@@ -443,8 +443,21 @@ def test_replay_of_a_conversation_makes_the_same_bytes(here):
     ace("edit", "photo.png", "make it blue", "--session", "talk")
     ace("edit", "now add a hat", "--session", "talk")
     ace("edit", "make {image} red like {image1}", "--image", "photo.png", "--session", "talk", "-o", "out.png")
-    said = ace("replay", "out.png", "--image", "talk/nodes/0001", "--image", "talk/nodes/0002")
-    assert "the same to the byte" in said
+    assert "the same to the byte" in ace("replay", "out.png", "--image", "talk")
+    assert "3 of 3 edits made again" in ace("replay", "talk")
+    said = ace("replay", "out.png", "--image", "talk/nodes/0001", "--image", "talk/nodes/0002", "-i", ".", code=2)
+    assert "latents that its session keeps" in said
+
+
+def test_a_session_goes_on_from_kept_latents_and_not_from_the_picture(here):
+    for folder in ("one", "two"):
+        ace("edit", "photo.png", "make it blue", "--session", folder, "--seed", 1)
+        ace("edit", "now add a hat", "--session", folder, "--seed", 2)
+    first, second = (Path(folder) / "nodes/0002/image.png" for folder in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
+    assert recipes.read(first).history[0].latents is not None
+    (Path("two") / "nodes/0001/latents.safetensors").write_bytes(b"damaged")
+    assert "0001 is damaged" in ace("edit", "now add a hat", "--session", "two", "--from", "0001", code=2)
 
 
 def test_replay_says_what_differs(here, tmp_path_factory):

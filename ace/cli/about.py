@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers, read_seed
+from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers
 from ace.cli.terminal import Output, count_of, load, short
 
 # extra -> the packages that it brings, as they are imported
@@ -139,6 +139,8 @@ def demo(
     began = time.monotonic()
     output = Output(json, quiet)
     check_numbers(steps, None)
+    from ace.conversation.seeds import read_seed
+
     seed = 0 if seed is None else read_seed(seed)
     files = find_model(model)
     try:

@@ -157,7 +157,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         return self.text_embed(texts) + F.embedding(layout.text_indicator, indicators)  # equation 3
 
     def initialise(self) -> None:
-        """Initial weights of the published training code (PUBLISHED_MODELS 1.8)."""
+        """Initial weights of the published training code."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
