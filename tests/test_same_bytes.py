@@ -1,15 +1,15 @@
 """The promise: one request, the same bytes, alone or in any company.
 
-Requests of all kinds, drawn from a seed, are made in five ways: alone, in pairs, by the server's engine with up to 16
-at once that join and leave at any step, beside neighbours that are cancelled half way, and in one list. Latents and PNG
-files are compared byte by byte.
+Requests of all kinds, drawn from a seed, are made in five ways: alone, in pairs, with up to 16 at once that join
+and leave at any step as in the server's engine, beside neighbours that are cancelled half way, and in one list. Latents
+and PNG files are compared byte by byte. The engine itself: `server/test_engine.py`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -17,22 +17,19 @@ import torch
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conversation.edit import Job, Made, Settings, make
+from ace.conversation.job import Job, Made, Settings
 from ace.conversation.recipe import encode
+from ace.conversation.run import conclude
 from ace.diffusion import seeded_generator
-from ace.errors import StoppedError
+from ace.families.ace import AceFamily
 from ace.inference.accelerate import FAST, fast_by_name
-from ace.inference.pipeline import ACEPipeline
 from ace.plus.canvas import Reference
 from ace.plus.pipeline import ACEPlusPipeline, PlusRequest
-from ace.server.engine import Engine
-from ace.server.settings import Limits
 from ace.weights.sources import find_model, load_pipeline
 from tests.random_flux import SMALL_FFT, random_plus
 
 MODEL = find_model("ace-tiny")
 WORDS = ("a red apple", "make it blue", "add a hat to the cat", "remove the background, keep all else as it is")
-PATIENCE_S = 900
 
 
 def picture(draw: random.Random, sides: Sequence[int] = (24, 40, 64, 90, 128)) -> Image.Image:
@@ -48,7 +45,7 @@ def half_mask(draw: random.Random, image: Image.Image) -> Image.Image:
 
 
 def draw_job(number: int) -> Job:
-    """Any kind of request: no to three images, masks, rounds before it with and without kept latents, sizes, guidance."""
+    """Any kind of request: images, masks, rounds with and without kept latents, sizes, guidance."""
     draw = random.Random(number)
     photos = tuple(picture(draw) for _ in range(draw.randint(0, 3)))
     names = [f"like {{image{n or ''}}}" for n in range(len(photos))]
@@ -72,85 +69,87 @@ def draw_job(number: int) -> Job:
     return Job(LongContextConditionUnit(ConditionUnit(words, photos, masks), tuple(rounds)), settings)
 
 
-def content(made: Made) -> tuple[bytes, bytes]:
+Content = tuple[bytes, bytes]
+
+
+def content(made: Made) -> Content:
     """The bytes that must not change."""
     assert made.latents is not None
     return made.latents.tobytes(), encode(made.image, "PNG")
+
+
+Way = Callable[["Small", list[int]], Iterable[tuple[int, Content]]]
 
 
 @dataclass
 class Small:
     """The small model in one precision, with every job's own bytes as made alone."""
 
-    pipeline: ACEPipeline
-    alone: dict[int, tuple[bytes, bytes]]
+    family: AceFamily
+    alone: dict[int, Content] = field(default_factory=dict)
 
-    def make(self, numbers: Sequence[int]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-        made = make(self.pipeline, MODEL, [draw_job(number) for number in numbers])
-        yield from zip(numbers, map(content, made), strict=True)
+    def make(self, numbers: Sequence[int]) -> list[Made]:
+        """All of them in one list."""
+        jobs = [draw_job(number) for number in numbers]
+        states = self.family.prepare(jobs)
+        while running := [state for state in states if not state.done]:
+            self.family.step(running)
+        return [conclude(self.family, *pair) for pair in zip(jobs, self.family.finish(states), strict=True)]
+
+    def joining(self, numbers: Sequence[int], leaving: bool) -> Iterator[tuple[int, Content]]:
+        """As the server's engine: one joins before every step, up to 16 at once, finished ones leave.
+
+        leaving: every other one brings a neighbour that is cancelled after one or two steps."""
+        waiting, running, passing = list(numbers), {}, []
+        while waiting or running:
+            if waiting and len(running) < 16:
+                job = draw_job(number := waiting.pop(0))
+                (running[number],) = self.family.prepare([job])
+                if leaving and number % 2:
+                    neighbour = replace(job, settings=Settings(seed=number + 1, num_inference_steps=4))
+                    passing += self.family.prepare([neighbour])
+            passing = [state for state in passing if state.step_index < 2]
+            self.family.step([*passing[:1], *running.values(), *passing[1:]])
+            done = {number: state for number, state in running.items() if state.done}
+            for (number, state), answer in zip(done.items(), self.family.finish(list(done.values())), strict=True):
+                yield number, content(conclude(self.family, state.job, answer))
+                del running[number]
 
 
-def in_pairs(small: Small, order: list[int]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+def in_pairs(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
     for first in range(0, len(order), 2):
-        yield from small.make(order[first : first + 2])
+        pair = order[first : first + 2]
+        yield from zip(pair, map(content, small.make(pair)), strict=True)
 
 
-def in_lists(small: Small, order: list[int]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
+def in_lists(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
     for first in range(0, len(order), 100):
-        yield from small.make(order[first : first + 100])
+        some = order[first : first + 100]
+        yield from zip(some, map(content, small.make(some)), strict=True)
 
 
-def by_the_engine(
-    small: Small, order: list[int], cancelling: bool = False
-) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-    """Up to 16 at once. cancelling: beside as many neighbours, each of them cancelled after one of its steps."""
-    limits = Limits(max_running=16, max_waiting=4 * len(order), max_waiting_per_client=4 * len(order))
-    engine = Engine(small.pipeline, MODEL, limits)
-    engine.start()
-    tickets, victims = [], []
-    try:
-        for number in order:
-            if cancelling:
-                victim = Job(draw_job(number).unit, Settings(seed=1, num_inference_steps=4))
-                own: list = []
-                own += engine.submit(
-                    [victim], "leaves", num_previews=1, on_preview=lambda *_, own=own: engine.cancel(own)
-                )
-                victims += own
-            tickets.append((number, engine.submit([draw_job(number)], f"client {number % 3}")[0]))
-        for number, ticket in tickets:
-            yield number, content(ticket.result.result(timeout=PATIENCE_S))
-        assert max(ticket.most_together for _, ticket in tickets) > 1
-        for victim in victims:
-            with pytest.raises(StoppedError, match="cancelled after"):
-                victim.result.result(timeout=PATIENCE_S)
-    finally:
-        engine.stop()
+def joining_and_leaving(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
+    return small.joining(order, leaving=False)
 
 
-def beside_cancelled_ones(small: Small, order: list[int]) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-    yield from by_the_engine(small, order, cancelling=True)
+def beside_cancelled_ones(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
+    return small.joining(order, leaving=True)
 
 
-WAYS: tuple[Callable[[Small, list[int]], Iterator[tuple[int, tuple[bytes, bytes]]]], ...] = (
-    in_pairs,
-    by_the_engine,
-    beside_cancelled_ones,
-    in_lists,
-)
+WAYS: tuple[Way, ...] = (in_pairs, joining_and_leaving, beside_cancelled_ones, in_lists)
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def small(request) -> Small:
     pipeline = load_pipeline(MODEL, device="cpu", dtype=request.param)
     pipeline.set_progress_bar_config(disable=True)
-    return Small(pipeline, {})
+    return Small(AceFamily(MODEL, pipeline))
 
 
-def check(small: Small, count: int, way: Callable[[Small, list[int]], Iterator]) -> None:
+def check(small: Small, count: int, way: Way) -> None:
     for number in range(count):
         if number not in small.alone:
-            small.alone.update(small.make([number]))
+            small.alone[number] = content(*small.make([number]))
     order = random.Random(count).sample(range(count), count)
     compared = 0
     for number, made in way(small, order):
@@ -174,31 +173,27 @@ def test_500_requests_give_the_same_bytes_in_any_company(small, way):
 
 @pytest.mark.parametrize("name", FAST)
 def test_accelerated_requests_too(small, name):
-    small.pipeline.fast = fast_by_name(name)
+    small.family.pipeline.fast = fast_by_name(name)
     try:
-        alone = [made for number in range(4) for made in small.make([number])]
-        assert list(small.make(range(4))) == alone
+        alone = [content(*small.make([number])) for number in range(3)]
+        assert [content(made) for made in small.make(range(3))] == alone
     finally:
-        small.pipeline.fast = None
+        small.family.pipeline.fast = None
 
 
 def test_without_exact_requests_share_their_passes_and_agree_up_to_rounding(small):
-    jobs = [draw_job(number) for number in range(4)]
-    exact = make(small.pipeline, MODEL, jobs)
-    rows = []
-    handle = small.pipeline.transformer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[1])))
-    small.pipeline.exact = False
+    exact, rows, pipeline = small.make(range(4)), [], small.family.pipeline
+    handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[1])))
+    pipeline.exact = False
     try:
-        packed = make(small.pipeline, MODEL, jobs)
+        packed = small.make(range(4))
     finally:
-        small.pipeline.exact = None
+        pipeline.exact = None
         handle.remove()
     assert rows[0] == 4
-    tolerance = 1e-4 if small.pipeline.dtype == torch.float32 else 0.2
+    tolerance = 1e-4 if pipeline.transformer.dtype == torch.float32 else 0.2
     for ours, other in zip(packed, exact, strict=True):
         assert np.abs(ours.latents - other.latents).max() <= tolerance * np.abs(other.latents).max()
-    assert all("batch_size" not in made.recipe.settings for made in exact)
-    assert all(made.recipe.settings["batch_size"] == 4 for made in packed)
 
 
 def draw_plus(number: int) -> PlusRequest:
