@@ -14,12 +14,12 @@ from dataclasses import replace
 from threading import Lock
 
 from ace.conditions.units import LongContextConditionUnit
-from ace.conversation.family import Family
+from ace.conversation.family import Family, open_job
 from ace.conversation.job import Job, Made, Progress, Settings, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
 from ace.conversation.recipe import CURRENT_RULES
 from ace.conversation.replay import Replay, compare_with_node, job_of_node
-from ace.conversation.run import drift_of, run
+from ace.conversation.run import drift_of, notes_on, run
 from ace.conversation.seeds import read_seed
 from ace.conversation.session import Node, Session
 from ace.inference.preserve import DriftReport
@@ -45,9 +45,13 @@ class ChatSession:
         """The job that made a node, opened from the session. Raises SessionError."""
         return job_of_node(self.session, node_id, self.family.sha256)
 
-    def job_again(self, node_id: str, seed: int | None = None) -> Job:
-        """The same request under today's rules with another seed, None = a random one. Raises SessionError."""
-        job = self.job_of(node_id)
+    def reopened(self, node_id: str) -> Job:
+        """The job that made a node, ready to be made again. Raises SessionError, and InputError if this model cannot."""
+        return open_job(self.family, self.job_of(node_id))
+
+    def job_again(self, node_id: str, seed: int | str | None = None) -> Job:
+        """The same request under today's rules with another seed, None = a random one. Raises as `reopened`."""
+        job = self.reopened(node_id)
         return replace(job, settings=replace(job.settings, seed=read_seed(seed), rules=CURRENT_RULES))
 
     def ask(
@@ -87,8 +91,9 @@ class ChatSession:
 
     def replay(self, node_id: str, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Progress | Replay]:
         """Make a node again from what the session keeps, and compare. Adds nothing. Raises SessionError."""
+        job = self.reopened(node_id)
         with self._one_at_a_time:
-            for one in run(self.family, [self.job_of(node_id)], cancelled=cancelled):
+            for one in run(self.family, [job], cancelled=cancelled):
                 yield one if isinstance(one, Progress) else compare_with_node(self.session, node_id, one)
 
     def drift(self, node_id: str) -> DriftReport | None:
@@ -99,6 +104,10 @@ class ChatSession:
         unit = self.session.unit(node_id)
         edit = LongContextConditionUnit(replace(unit, instruction="edit"))  # no need to open the rounds before it
         return drift_of(Job(edit, Settings.of_recipe(recipe), source), self.session.answer(node_id).stored)
+
+    def notes(self, node_id: str) -> tuple[str, ...]:
+        """What the user should know of a node's request, as `Made.notes`."""
+        return notes_on(self.family, self.job_of(node_id))
 
 
 def keep(session: Session, made: Made) -> Node:

@@ -1,7 +1,7 @@
 """Bytes, data: addresses or an allowed URL → images and masks of a message, after intake.
 
-Nothing is decoded here: the header says format, size and number of frames, and only a PNG, JPEG or WebP of one frame
-and a sensible size goes on to `ace/conditions/images.py`. A URL is fetched only from a host that the operator named;
+Nothing is decoded here: `ace/conditions/images.py` opens what comes, the same formats as everywhere, and only if its
+header claims a sensible size. A URL is fetched only from a host that the operator named;
 its name is looked up once, an address that is not public is refused, and the connection is made to that very address,
 so that a name cannot change its meaning in between. No redirects, no more bytes and no more time than allowed.
 """
@@ -11,22 +11,19 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import io
 import ipaddress
 import socket
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import numpy as np
 from PIL import Image
 
-from ace.conditions.images import OpenedImage, open_image, quiet_pillow
+from ace.conditions.images import OpenedImage, open_bytes
 from ace.conversation.message import Mask, Picture
 from ace.conversation.recipe import FileRef
-from ace.errors import ConfigError, ImageError, InputError, MaskError
+from ace.errors import ConfigError, ImageError, InputError, MaskError, MissingDependencyError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 _FETCH_TIMEOUT_S = 10.0
 
 
@@ -46,10 +43,12 @@ class Upload:
 
 
 def open_upload(upload: Upload, max_pixels: int) -> OpenedImage:
-    """An image. Raises ImageError for another format, several frames, too many pixels or damage."""
-    name = upload.ref.name
-    _check_header(upload, max_pixels)
-    return open_image(io.BytesIO(upload.data), max_pixels=max_pixels, name=name)
+    """An image; of several frames the first. Raises ImageError for what cannot be read here, too many pixels or
+    damage."""
+    try:
+        return open_bytes(upload.data, max_pixels=max_pixels, name=upload.ref.name)
+    except MissingDependencyError as error:
+        raise ImageError(f"this server cannot read it: {error}") from None
 
 
 def open_picture(upload: Upload, max_pixels: int) -> Picture:
@@ -58,18 +57,12 @@ def open_picture(upload: Upload, max_pixels: int) -> Picture:
 
 
 def open_mask(upload: Upload, max_pixels: int) -> Mask:
-    """An uploaded file as the mask of a message.
+    """An uploaded file as the mask of a message, read as everywhere (`ace/conditions/masks.py`).
 
-    A file with transparency is read as OpenAI's API has it: fully transparent pixels are what should change; it goes by
-    the hash of the plain mask that it stands for, since that is what a replay needs. Without, as everywhere here: white
-    is what should change. Raises MaskError or ImageError."""
+    Where a file with transparency can be read two ways, OpenAI's rule decides: what is transparent changes. Such a file
+    goes by the hash of the plain mask that it stands for, since that is what a replay needs. Raises ImageError."""
     opened = open_upload(upload, max_pixels)
-    if opened.alpha is None or opened.alpha.getextrema()[0] == 255:
-        return Mask(opened.image, upload.ref)
-    erased = np.asarray(opened.alpha) < 128
-    if not erased.any():
-        raise MaskError(f"{opened.name} selects nothing: make transparent what should change")
-    return Mask(Image.fromarray(erased.astype(np.uint8) * 255))
+    return Mask(opened, upload.ref if opened.alpha is None else None, undecided="transparent")
 
 
 def open_strokes(upload: Upload, max_pixels: int) -> Image.Image:
@@ -80,21 +73,6 @@ def open_strokes(upload: Upload, max_pixels: int) -> Image.Image:
     strokes = opened.stored.convert("RGBA")
     strokes.putalpha(opened.alpha)
     return strokes
-
-
-def _check_header(upload: Upload, max_pixels: int) -> None:
-    name = upload.ref.name
-    try:
-        with quiet_pillow(), Image.open(io.BytesIO(upload.data), formats=FORMATS) as image:
-            (width, height), frames = image.size, getattr(image, "n_frames", 1)
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name} is far too large: make it at most {max_pixels / 1e6:g} million pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError):
-        raise ImageError(f"{name} is not a PNG, JPEG or WebP image: save it as one of them") from None
-    if width * height > max_pixels:
-        raise ImageError(f"{name} is {width}x{height} px: make it at most {max_pixels / 1e6:g} million pixels")
-    if frames > 1:
-        raise ImageError(f"{name} has {frames} frames: send one still image")
 
 
 # Addresses

@@ -16,6 +16,7 @@ from ace.server.activity import ENDED, Active
 from ace.server.schema import (
     AceDetails,
     ActiveRequestReply,
+    DriftReply,
     NodeInputReply,
     NodeReply,
     ReplayReply,
@@ -118,6 +119,15 @@ def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> 
         model_sha256=recipe.model_sha256,
         history=len(recipe.history),
     )
+
+
+def drift_reply(opened: Opened, node_id: str) -> DriftReply:
+    """How far a node's answer moved. Raises SessionError."""
+    found, notes = opened.chat.drift(node_id), opened.chat.notes(node_id)
+    if found is None:
+        return DriftReply(node=node_id, text=None, drift=None, notes=notes)
+    text = str(found) if found.telling else None
+    return DriftReply(node=node_id, text=text, drift=found.as_dict(), notes=notes)
 
 
 def replay_reply(replay: Replay) -> ReplayReply:

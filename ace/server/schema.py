@@ -328,11 +328,13 @@ class NodeReply(BaseModel):
 
 
 class DriftReply(BaseModel):
-    """How far an answer moved from what it edited where it should not have; null if nothing was edited."""
+    """How far an answer moved from what it edited where it should not have; null if nothing was edited, no text where
+    it tells nothing. notes: what should be known of the request."""
 
     node: str
     text: str | None
     drift: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
 
 
 class SessionReply(BaseModel):

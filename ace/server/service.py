@@ -252,7 +252,7 @@ class Service:
         self, request_id: str, client: str, opened: Opened, node_id: str, previews: Previews = Previews()
     ) -> Accepted:
         """Make a node again to compare it; the result is a `Replay`. Raises as `accept`, and SessionError."""
-        job = opened.chat.job_of(node_id)
+        job = opened.chat.reopened(node_id)
         entry = Active(request_id, "replay", job.instruction, node_id)
 
         def compare(made: list[Made]) -> Replay:

@@ -77,8 +77,10 @@ class _Tools:
             stop.set()
         described = self.describe(node)
         drift = await to_thread.run_sync(self.chat.drift, node.id)
-        if drift is not None:
+        if drift is not None and drift.telling:
             described["drift"] = str(drift)
+        if notes := await to_thread.run_sync(self.chat.notes, node.id):
+            described["notes"] = notes
         return [Image(data=node.image_path.read_bytes(), format="png"), json.dumps(described)]
 
     def describe(self, node: Node) -> dict[str, object]:

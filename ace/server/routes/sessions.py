@@ -19,13 +19,14 @@ from ace.conditions.images import open_image
 from ace.conversation.job import Made
 from ace.conversation.message import Mask, Message, Picture
 from ace.conversation.recipe import encode
+from ace.conversation.run import as_written
 from ace.conversation.session import Node
 from ace.conversation.sketch import extend_canvas, hide_under, sketch_over
 from ace.errors import ConfigError, MaskError
 from ace.server.activity import thumbnail
 from ace.server.front import Files, Front, TheFront, form_or_json, read_files
 from ace.server.images import open_mask, open_picture, open_strokes
-from ace.server.replies import details_of, node_reply, replay_reply, session_reply
+from ace.server.replies import details_of, drift_reply, node_reply, replay_reply, session_reply
 from ace.server.schema import (
     MIME,
     AgainBody,
@@ -148,12 +149,9 @@ async def get_node(front: TheFront, request: Request, session_id: str, node_id: 
 
 @router.get("/{session_id}/nodes/{node_id}/drift")
 async def drift(front: TheFront, request: Request, session_id: str, node_id: str) -> DriftReply:
-    """How far a node's answer moved from what it edited, outside its mask."""
+    """How far a node's answer moved from what it edited, outside its mask, and what should be known of its request."""
     opened = await _opened(front, request, session_id)
-    found = await front.in_worker(opened.chat.drift, node_id)
-    if found is None:
-        return DriftReply(node=node_id, text=None, drift=None)
-    return DriftReply(node=node_id, text=str(found), drift=found.as_dict())
+    return await front.in_worker(drift_reply, opened, node_id)
 
 
 @router.get("/{session_id}/nodes/{node_id}/image")
@@ -300,8 +298,9 @@ def _sketch(
         photo = Picture.of_image(drawn, "drawing")
     else:
         assert message.mask is not None
-        mask, _ = message.mask.opened(edited.opened.size)
-        photo, settings = Picture.of_image(hide_under(edited.opened, mask), "hidden"), replace(settings, feather_px=0)
+        mask, _ = message.mask.opened(edited.opened)
+        hidden = hide_under(edited.opened, mask.image)
+        photo, settings = Picture.of_image(hidden, "hidden"), replace(settings, feather_px=0)
     photo = replace(photo, node=edited.node)
     return replace(message, photo=photo, references=references, mask=Mask(mask), settings=settings)
 
@@ -344,7 +343,7 @@ async def _full_reply(
     one, node = made
     reply = await front.in_worker(node_reply, opened, node.id)
     encoded = await front.in_worker(encode_result, one, file_format)
-    own = details_of(one, accepted, number)
+    own = details_of(await front.in_worker(as_written, one, encoded), accepted, number)
     return reply.model_copy(update={"b64_json": base64.b64encode(encoded).decode(), "ace": own})
 
 

@@ -339,10 +339,19 @@ async function refresh() {
     }),
   };
   draw();
-  for (const one of pathTo(view.head)) {
+  readDrifts();
+}
+
+// The newest first, one after the other: a long conversation takes a while, and nobody waits for it.
+async function readDrifts() {
+  for (const one of pathTo(view.head).reverse()) {
     if (drifts.has(one.id)) continue;
     drifts.set(one.id, "");
-    ask("GET", `${session}/nodes/${one.id}/drift`).then((found) => { drifts.set(one.id, found.text || ""); if (found.text) draw(); }, () => drifts.delete(one.id));
+    try {
+      const found = await ask("GET", `${session}/nodes/${one.id}/drift`);
+      drifts.set(one.id, [found.text, ...found.notes].filter(Boolean).join(" · "));
+      if (drifts.get(one.id)) draw();
+    } catch { drifts.delete(one.id); return; }
   }
 }
 
