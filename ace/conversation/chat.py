@@ -46,7 +46,7 @@ class ChatSession:
         return job_of_node(self.session, node_id, self.family.sha256)
 
     def reopened(self, node_id: str) -> Job:
-        """The job that made a node, ready to be made again. Raises SessionError, and InputError if this model cannot."""
+        """The job that made a node, to make it again. Raises SessionError, and InputError if this model cannot."""
         return open_job(self.family, self.job_of(node_id))
 
     def job_again(self, node_id: str, seed: int | str | None = None) -> Job:

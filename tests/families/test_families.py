@@ -36,9 +36,10 @@ from ace.conversation.job import OPTIONAL_SETTINGS
 from ace.conversation.recipe import embed, encode, match_files, read
 from ace.conversation.replay import Replay, job_of_recipe
 from ace.conversation.run import conclude
-from ace.errors import ConditionError, ConfigError
+from ace.errors import ConditionError, ConfigError, StoppedError
 from ace.evaluation import contestant_of
 from ace.families import family_of_recipe, find_family
+from ace.server import Engine
 from tests.random_flux import random_plus
 from tests.random_library import save_klein, save_kontext
 
@@ -219,6 +220,32 @@ def test_progress_counts_steps_and_previews_are_images(family, case):
     assert [(one.step, one.total) for one in progress if isinstance(one, Progress)] == [(n, 3) for n in range(4)]
     shown = [one.previews[0] for one in progress if isinstance(one, Progress) and one.previews]
     assert [image.mode for image in shown] == ["RGB", "RGB"]
+
+
+def test_a_cost_is_counted_before_anything_runs_and_grows_with_the_work(family, case):
+    one, longer = (family.cost(edit(family, case, steps=steps)) for steps in (2, 4))
+    assert (one.num_steps, longer.num_steps) == (2, 4)
+    assert 0 < one.step_operations == longer.step_operations and one.operations < longer.operations
+    assert min(one.image_tokens, one.text_tokens, one.target_tokens, one.num_bytes) > 0
+
+
+def test_the_servers_engine_makes_the_same_bytes_and_cancels(family, case):
+    jobs = [edit(family, case, seed=seed, steps=steps) for seed, steps in ((1, 2), (2, 4))]
+    alone = [make(family, [job])[0] for job in jobs]
+    engine = Engine(family)
+    engine.start()
+    try:
+        (endless,) = engine.submit([edit(family, case, steps=1000)], "another")
+        together = [request.result.result(timeout=120) for request in engine.submit(jobs, "somebody")]
+        engine.cancel([endless])
+        with pytest.raises(StoppedError, match="cancelled"):
+            endless.result.result(timeout=120)
+    finally:
+        engine.stop()
+    assert [bytes_of(made) for made in together] == [bytes_of(made) for made in alone]
+    del endless
+    gc.collect()
+    wait_for_no_threads()
 
 
 def test_cancelling_stops_before_the_next_step_and_leaves_nothing_behind(family, case):

@@ -51,7 +51,7 @@ def test_an_agent_generates_edits_and_reads_the_history(chat):
             assert first.size == (64, 64) and made["node"] == "0001" and made["seed"] == 1
             assert steps[-1] == (2, 2)
             _, second = parts(await client.call_tool("edit", {"instruction": "make it blue"}))
-            assert second["parents"] == ["0001"] and "drift" in second
+            assert second["parents"] == ["0001"]
             _, branch = parts(await client.call_tool("edit", {"instruction": "add a hat", "image": "0001"}))
             assert branch["parents"] == ["0001"]
             address = "data:image/png;base64," + base64.b64encode(png(picture())).decode()
@@ -95,6 +95,19 @@ def test_an_argument_that_a_tool_does_not_have_is_refused(chat):
 
     run(talk)
     assert len(chat.session.nodes()) == 1
+
+
+def test_an_agent_is_told_how_far_a_masked_edit_drifted(chat):
+    async def talk() -> None:
+        mask = picture().convert("L").point(lambda _: 0)
+        mask.paste(255, (0, 0, 30, 30))
+        address = "data:image/png;base64," + base64.b64encode(png(mask)).decode()
+        async with Client(create_tools(chat)) as client:
+            parts(await client.call_tool("generate", {"instruction": "a red apple"}))
+            _, made = parts(await client.call_tool("edit", {"instruction": "add a hat", "mask": address}))
+            assert "every pixel is the same" in made["drift"]
+
+    run(talk)
 
 
 def test_references_follow_the_image_that_is_edited(chat):

@@ -412,8 +412,8 @@ function setState(next) {
   state = next;
   root.dataset.state = next;
   if (next === "open" && before !== "open") { notice = null; refreshed().then(settle).then(draw); }
-  if (next !== "open") drawNotice();
-  if (view) drawComposer();
+  if (next !== "open") live = { requests: [] };   // nobody knows what goes on there
+  draw();
 }
 
 async function go(id, forgetUndone = true) {
