@@ -42,7 +42,10 @@ def test_the_packages_own_names_are_there():
         _ = ace.no_such_name
 
 
-@pytest.mark.parametrize("module", ["ace", "ace.errors", "ace.conditions", "ace.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["ace", "ace.errors", "ace.conditions", "ace.conversation", "ace.families", "ace.plus", "ace.weights", "ace.cli"],
+)
 def test_importing_it_loads_nothing_heavy(module):
     code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

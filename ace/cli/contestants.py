@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ace.cli.terminal import complain, load
+from ace.cli.terminal import complain, quiet_libraries
 from ace.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -141,10 +141,10 @@ def contestant(
     steps: int | None,
     guidance: float | None,
 ) -> Contestant:
-    """The system to evaluate: finished images, an endpoint, a diffusers pipeline, or an ACE model.
+    """The system to evaluate: finished images, an endpoint, or a model of any family.
 
-    Raises ConfigError for contradictory or missing ones, before anything heavy is imported."""
-    from ace.weights.sources import find_model
+    Raises InputError for contradictory or missing ones, before anything heavy is imported."""
+    from ace.families import find_family
 
     if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
         raise ConfigError("--results, --endpoint and --diffusers each say what to evaluate: give only one")
@@ -152,25 +152,25 @@ def contestant(
         raise ConfigError(f"there is nothing at {results.name}: --results names finished images")
     if endpoint is not None and model is None:
         raise ConfigError("--endpoint needs --model: the model's name at that server")
-    files = None if results or endpoint or diffusers else find_model(model)
+    if diffusers is not None and model is not None:
+        raise ConfigError("--diffusers and --model both name what is measured: give one")
+    family = None
+    if results is None and endpoint is None:
+        is_address = diffusers is not None and "://" not in diffusers and not Path(diffusers).expanduser().is_dir()
+        family = find_family(f"hf://{diffusers}" if is_address else diffusers or model)
     from ace.evaluation import systems
 
-    if files is not None:
-        return systems.our_contestant(load(files, device), steps, guidance, files.name)
     if results is not None:
         return systems.Contestant(results.parent.name if results.is_file() else results.name, None, {})
     if endpoint is not None and model is not None:
         edit = systems.edit_over_http(endpoint, model, os.environ.get("OPENAI_API_KEY") or "none")
         return systems.Contestant(model, edit, {"endpoint": endpoint})
-    assert diffusers is not None
-    from diffusers import DiffusionPipeline
+    from ace.conversation import Loading
 
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-    return systems.Contestant(Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps, guidance), settings)
+    assert family is not None
+    with quiet_libraries():
+        family.load(Loading(device=device), complain)
+    return systems.contestant_of(family, steps, guidance)
 
 
 def scorers(clip: str, dino: str, device: str) -> Scorers:

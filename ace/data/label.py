@@ -44,6 +44,7 @@ from ace.data.shards import row_id, to_row
 from ace.data.sources import OF_ONE_PICTURE, load_source
 from ace.data.tasks.source import Source
 from ace.errors import ConditionError
+from ace.lists import lines_of
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -361,7 +362,7 @@ def _read_replies(file: Path) -> dict[str, tuple[str, int]]:
     """Answers kept on disk; a line that a kill cut short is left out."""
     known: dict[str, tuple[str, int]] = {}
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in lines_of(file.read_text(encoding="utf-8")):
             try:
                 told = json.loads(line)
                 known[told["question"]] = told["answer"], told["tokens"]

@@ -21,6 +21,7 @@ from ace.conditions.prompt import check_references
 from ace.data.report import sample_view
 from ace.data.shards import Manifest, Shards, row_id, write_rows
 from ace.errors import ConditionError, DataError, MissingDependencyError
+from ace.lists import lines_of
 from ace.pages import render
 
 Decision = Literal["accept", "fix", "reject"]
@@ -46,7 +47,7 @@ class Corrections:
         self.file = file
         self.all: list[Correction] = []
         self._lock = Lock()
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        lines = lines_of(file.read_text(encoding="utf-8")) if file.is_file() else []
         for number, line in enumerate(lines, 1):
             try:
                 self.all.append(Correction(**json.loads(line)))

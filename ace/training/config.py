@@ -74,7 +74,8 @@ class TrainingStage:
     up (0 = all of the device's share). lr: at its start, after warmup_steps; schedule: "constant", or down to zero at
     its end ("linear", "cosine"). tasks: weights by task or family; empty = as they come. data: weights by source, in
     place of those of the recipe. max_images: samples with more are left out. sequence_length: visual tokens of one
-    image, 0 = from size_px. pack: folder of the world's sprites, empty = the best one found."""
+    image, 0 = from size_px. pack: folder of the world's sprites, empty = the best one found. level: how much of
+    the world is shown, "one", "two", "edits", "tasks" or "all" (`ace.data.world.levels`)."""
 
     name: Text
     samples: Count = 0
@@ -90,6 +91,7 @@ class TrainingStage:
     sequence_length: Annotated[int, Field(ge=0, le=10**6)] = 0
     data: dict[str, Weight] = field(default_factory=dict)
     pack: Text = ""
+    level: Text = "all"
 
     @model_validator(mode="after")
     def _check(self) -> TrainingStage:

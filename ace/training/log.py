@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ace.lists import lines_of
 from ace.training.config import TrainingStage
 from ace.training.stream import GlobalBatch, Item
 
@@ -96,7 +97,7 @@ def _cut_off(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines_of(path.read_text(encoding="utf-8")):
         try:
             if json.loads(line)["step"] > step:
                 break

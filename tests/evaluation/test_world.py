@@ -32,7 +32,6 @@ from ace.evaluation.report import first_of_family
 from ace.evaluation.run import answer_seed, run
 from ace.evaluation.scores import EditAnswer, edited_input, sample_sha256
 from ace.evaluation.summary import make_report
-from ace.evaluation.systems import edit_with_ace
 from ace.evaluation.turns import follow_things, repeat_edits
 from tests.random_models import random_pipeline
 
@@ -334,10 +333,10 @@ def test_this_machine_draws_the_frozen_list(size_px: int):
 
 def test_the_same_edit_again_and_again_is_measured_turn_by_turn():
     world = World(64, "held_out", SpriteLibrary(SHIPPED_PACK))
-    found = repeat_edits(edit_with_ace(random_pipeline(), 2), world, seed=0, count=2, turns=3)
+    found = repeat_edits(our_contestant(random_pipeline(), 2).edit, world, seed=0, count=2, turns=3)
     assert len(found.target) == len(found.unchanged) == 3 and found.count == 2
     assert found.unchanged[2] > 0  # random weights keep nothing
-    assert found == repeat_edits(edit_with_ace(random_pipeline(), 2), world, seed=0, count=2, turns=3)
+    assert found == repeat_edits(our_contestant(random_pipeline(), 2).edit, world, seed=0, count=2, turns=3)
 
 
 def test_a_thing_that_is_kept_is_known_again_and_one_that_is_lost_is_not():
