@@ -87,7 +87,7 @@ def build(
 ) -> Built:
     """Make the data set of a recipe in a folder; goes on from what is there.
 
-    on_progress: called with (stage, jobs done, jobs in all). Raises ConfigError for a folder with another recipe's work,
+    on_progress: called with (stage, jobs done, jobs in all). Raises ConfigError for a folder of another recipe's work,
     DataError if there are no images, MissingDependencyError, OutputError if the folder cannot be written; a bad image
     never raises."""
     run = _Run(recipe, Path(folder), where or Where(), on_progress)
