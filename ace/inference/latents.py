@@ -17,11 +17,21 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
+from ace.errors import CheckpointError
 from ace.model.devices import working_device
 
 ALONE_PX = 256 * 256  # pictures with more pixels go one by one everywhere
 
 Autoencoder = AutoencoderKL | AutoencoderDC
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise CheckpointError if latents or a decoded picture hold anything but numbers."""
+    if not torch.isfinite(values).all():
+        raise CheckpointError(
+            "the model's answer is not finite: its weights or an adapter's are damaged, or the number type is too "
+            "small for them (try --dtype float32)"
+        )
 
 
 def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor], alone: bool | None = None) -> list[Tensor]:

@@ -35,7 +35,7 @@ from ace.diffusion import guide, sample_noise, seeded_generator
 from ace.errors import ConditionError, ConfigError, ShapeError
 from ace.inference.accelerate import Fast, continue_series, end_series, set_step_cache
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
-from ace.inference.latents import LatentCache, decode_latents, scale_factor
+from ace.inference.latents import LatentCache, check_finite, decode_latents, scale_factor
 from ace.inference.preserve import paste_back
 from ace.inference.previews import LatentColours, fit_colours, predicted_clean
 from ace.inference.published import (
@@ -46,7 +46,7 @@ from ace.inference.published import (
     prepare_published_inputs,
     sample_posteriors,
 )
-from ace.model.text import encode_texts
+from ace.model.text import encode_texts, unread_part
 from ace.model.tokens import (
     ConditionPatches,
     Layout,
@@ -196,6 +196,7 @@ class ACEPipeline(DiffusionPipeline):
         self.published = published
         self.float16_attention = published
         self.adapters = ""  # what `attach_adapters` stacked, for recipes
+        self.adapter_notes: tuple[str, ...] = ()  # what of their files was left out
         self.text_quantization = ""  # "int8" if the text encoder has 8-bit weights, for recipes
         self._fast: Fast | None = None
         self._exact: bool | None = None
@@ -390,10 +391,27 @@ class ACEPipeline(DiffusionPipeline):
 
         preserve: where the edited image has a mask, the result is that image, at its own resolution, changed inside the
         mask only; else the model's own picture, in the edited image's aspect."""
+        for state in states:
+            check_finite(state.latents)
         pictures = decode_latents(self.vae, [state.latents for state in states], self.exact)
+        for picture in pictures:
+            check_finite(picture)
         if self.published:
             return [cut_to_levels(picture) for picture in pictures]
         return [self._finish(state, picture, preserve) for state, picture in zip(states, pictures, strict=True)]
+
+    def unread_words(self, request: Request) -> tuple[str, ...]:
+        """What of a request's texts the text encoder does not read, a line each; nothing where all of it fits.
+
+        Only the newest instruction and the negative one count: earlier rounds said theirs."""
+        unit, config = request.unit, self.config
+        text = unit.instruction if isinstance(unit, LongContextConditionUnit) else unit.prompts[-1]
+        texts = {"the instruction": text, "what to avoid": request.negative_instruction}
+        return tuple(
+            f"{what}: only its first {config.max_text_tokens} tokens are read, not {unread!r}"
+            for what, words in texts.items()
+            if (unread := unread_part(words, self.tokenizer, config.max_text_tokens, config.spell_quoted))
+        )
 
     @torch.no_grad()
     def preview(self, state: RequestState, exact: bool = False) -> Image.Image:

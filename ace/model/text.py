@@ -69,6 +69,28 @@ def tokenize(
     return TokenBatch(F.pad(ids, (0, more)), F.pad(mask, (0, more)), tuple(mask.sum(1).tolist()))
 
 
+def unread_part(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, spell: bool = False, clean: bool = True
+) -> str:
+    """The end of a text that is cut off at `max_length` tokens, in whole words; "" if all of it is read.
+
+    spell, clean: what is done to a text before it is tokenised, as in `tokenize`."""
+    text = clean_text(text) if clean else text
+    words = (spell_quoted(text) if spell else text).split()
+
+    def fits(count: int) -> bool:
+        ids = tokenizer(" ".join(words[:count]), verbose=False)["input_ids"]
+        return len(ids) <= max_length  # type: ignore[arg-type]
+
+    if fits(len(words)):
+        return ""
+    low, high = 0, len(words)  # what fits, what does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return " ".join(words[low:])
+
+
 def encode(batch: TokenBatch, text_encoder: TextEncoder) -> list[Tensor]:
     """Text states of a token batch, one (L_k, C) per text, padding cut off."""
     device = text_encoder.device if isinstance(text_encoder, TextEncoderOnDisk) else working_device(text_encoder)

@@ -29,10 +29,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from ace.conditions.images import OpenedImage, normalise_image, normalise_mask
+from ace.conditions.images import OpenedImage, normalise_image
+from ace.conditions.masks import normalise_mask
 from ace.diffusion import sample_noise, seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, MissingDependencyError
+from ace.inference.latents import check_finite
 from ace.inference.preserve import paste_back
+from ace.model.text import unread_part
 from ace.plus.canvas import Canvas, Reference, arrange, name_places, prepare_published
 from ace.plus.inputs import (
     LATENT_CHANNELS,
@@ -324,7 +327,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             source = normalise_image(source)
         mask = request.mask
         if mask is not None and source is not None:
-            mask = normalise_mask(mask, source.size)
+            mask = normalise_mask(mask, source)
         edit = None if source is None else source.image
         scale = self._or_default(request.repainting_scale, "repainting_scale")
         budget = self._or_default(request.max_seq_length, "max_seq_length")
@@ -368,12 +371,20 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         pooled = self.text_encoder(words.input_ids.to(device)).pooler_output[0]
         return features.to(device), pooled.to(device)
 
+    def unread_words(self, text: str) -> tuple[str, ...]:
+        """What of an instruction T5 does not read, a line; nothing where all of it fits."""
+        most = self.config.max_text_tokens
+        unread = unread_part(text, self.tokenizer_2, most, clean=False)
+        return (f"the instruction: only its first {most} tokens are read, not {unread!r}",) if unread else ()
+
     @torch.no_grad()
     def decode_canvas(self, state: PlusState) -> Image.Image:
         """The whole canvas of a state's latents, finished or not."""
+        check_finite(state.latents)
         config = self.vae.config
         latents = state.latents / config.scaling_factor + (config.shift_factor or 0.0)
         picture = self.vae.decode(latents[None].to(self._execution_device, self.vae.dtype)).sample[0]
+        check_finite(picture)
         levels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
@@ -383,7 +394,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         answer = state.canvas.cut(canvas)
         if not preserve or state.source is None or state.request.mask is None:
             return answer
-        return paste_back(state.source, answer, normalise_mask(state.request.mask, state.source.size))
+        return paste_back(state.source, answer, normalise_mask(state.request.mask, state.source))
 
     def attach(self, adapter: Adapter, strength: float = 1.0) -> str:
         """Attach an adapter beside the weights (peft), to switch or weigh it later; returns the name it has in
