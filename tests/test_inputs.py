@@ -235,5 +235,5 @@ def test_lists_and_collections_see_srgb(tmp_path):
     for path in (mpo, tmp_path / "a.avif"):
         opened = open_picture(path.read_bytes(), f"{path.stem}.bin", Collection(str(tmp_path), min_side_px=16))
         assert isinstance(opened, Image.Image)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"gone\.png"):
         csv(tmp_path, "gone.png#;##;##;#gone.png#;#x#;#local")[0]

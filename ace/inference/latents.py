@@ -1,9 +1,10 @@
 """Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC` small).
 
 On CPUs, where a batch saves nothing, pictures go through the autoencoder one by one: a picture's latents and pixels are
-then the same to the bit in any company. Elsewhere small ones of one size go together, unless asked not to. The posterior's mean is used, not a sample of it, so that latents depend
-on the picture only (upstream samples it from the global generator). So they can be kept: a `LatentCache` knows the
-pictures of a conversation by their content, and none is encoded twice.
+then the same to the bit in any company. Elsewhere small ones of one size go together, unless asked not to. The
+posterior's mean is used, not a sample of it, so that latents depend on the picture only (upstream samples it from the
+global generator). So they can be kept: a `LatentCache` knows the pictures of a conversation by their content, and none
+is encoded twice.
 """
 
 from __future__ import annotations

@@ -364,3 +364,10 @@ def test_a_recipe_of_format_1_says_what_it_went_on_from():
     assert old.needs_latents
     assert old.history[0].latents is None
     assert not Recipe.from_json(PLUS_FORMAT_1).needs_latents
+
+
+def test_a_recipe_names_the_noise_schedule_in_force():
+    from ace.conversation.recipe import CURRENT_RULES
+    from ace.diffusion import SCHEDULE_RULES
+
+    assert CURRENT_RULES["noise_schedule"] == SCHEDULE_RULES
