@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,11 @@ def published_state(model: FluxTransformer2DModel) -> dict[str, Tensor]:
     return {source: torch.cat(values).contiguous() for source, values in parts.items()}
 
 
-def flux_with_narrow_mlp(sizes: FluxSizes) -> FluxTransformer2DModel:
-    """diffusers' model with an MLP of another ratio than 4, as the recorded toy networks have."""
+def flux_with_narrow_mlp(sizes: FluxSizes, axes: Sequence[int], theta: int) -> FluxTransformer2DModel:
+    """diffusers' model with an MLP of another ratio than 4 and any rotary axes, as the recorded toy networks have."""
     ratio_4 = FluxSizes(**{**vars(sizes), "mlp_size": 4 * sizes.hidden_size})
-    model = FluxTransformer2DModel(**ratio_4.config()).eval()
+    model = FluxTransformer2DModel(**{**ratio_4.config(), "axes_dims_rope": tuple(axes)}).eval()
+    model.pos_embed.theta = theta
     for block in model.transformer_blocks:
         for feed in (block.ff, block.ff_context):
             feed.net[0].proj = nn.Linear(sizes.hidden_size, sizes.mlp_size)

@@ -21,7 +21,7 @@ from ace.conversation.job import Job, Made, Progress, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
 from ace.conversation.recipe import CURRENT_RULES, compare
 from ace.conversation.replay import Replay, job_of_node, largest_difference
-from ace.conversation.run import drift_of, run
+from ace.conversation.run import drift_of, notes_on, run
 from ace.conversation.seeds import read_seed
 from ace.conversation.session import Node, Session
 from ace.inference.preserve import DriftReport
@@ -100,6 +100,10 @@ class ChatSession:
     def drift(self, node_id: str) -> DriftReport | None:
         """How far a node's answer moved from what it edited, as `Made.drift`; None if it edited nothing."""
         return drift_of(self.job_of(node_id), self.session.answer(node_id).stored)
+
+    def notes(self, node_id: str) -> tuple[str, ...]:
+        """What the user should know of a node's request, as `Made.notes`."""
+        return notes_on(self.family, self.job_of(node_id))
 
 
 def keep(session: Session, made: Made) -> Node:

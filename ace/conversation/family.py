@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.units import MAX_IMAGES
+from ace.conditions.vocabulary import Vocabulary
 from ace.conversation.job import OPTIONAL_SETTINGS, Job
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, MaskError
@@ -89,7 +90,8 @@ class Traits:
     masks: a request may have one; sees_masks: the model is shown it, else its image is made without and pasted back
     inside it; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
-    none of which is edited. options: of `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+    none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
 
     masks: bool = True
     sees_masks: bool = True
@@ -97,6 +99,7 @@ class Traits:
     history: bool = True
     text_to_image: bool = True
     references_apart: bool = False
+    vocabulary: Vocabulary | None = None
     options: frozenset[str] = frozenset()
     loading: frozenset[str] = frozenset()
 
@@ -108,7 +111,7 @@ class Answer:
     image: the model's own; with a source of the whole scene, at any size. latents: (C, h, w) to go on from, or None.
     size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale: as they were used.
     settings: whatever else of the model or the request changes the image, for the recipe. device, dtype: where and in
-    what numbers it was computed."""
+    what numbers it was computed. notes: what of the request or the weights was left out, a line each."""
 
     image: Image.Image
     size_px: tuple[int, int]
@@ -119,6 +122,7 @@ class Answer:
     latents: np.ndarray | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    notes: tuple[str, ...] = ()
 
 
 OnNote = Callable[[str], None]  # told what people should know, a line each

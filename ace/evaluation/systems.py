@@ -25,7 +25,7 @@ from ace.conditions.units import LongContextConditionUnit
 from ace.conversation import Family, Job, Settings, make
 from ace.conversation.family import open_job
 from ace.errors import ConditionError, DataError, MissingDependencyError
-from ace.evaluation.scores import Answer
+from ace.evaluation.scores import EditAnswer
 from ace.families.ace import AceFamily
 from ace.inference import ACEPipeline
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Editor = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[Image.Image]]
 
 
-Answerer = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[Answer]]
+Answerer = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[EditAnswer]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _answer(
     guidance_scale: float | None,
     units: Sequence[LongContextConditionUnit],
     seeds: Sequence[int],
-) -> list[Answer]:
+) -> list[EditAnswer]:
     """What a family makes of requests. Raises InputError for one that it cannot take, before anything is made."""
     jobs = []
     for unit, seed in zip(units, seeds, strict=True):
@@ -96,7 +96,7 @@ def _answer(
         edited = unit.source_index
         source = None if edited is None else normalise_image(unit.frames()[edited].image)
         jobs.append(open_job(family, Job(unit, settings, source)))
-    return [Answer(made.image, made.unpasted) for made in make(family, jobs)]
+    return [EditAnswer(made.image, made.unpasted) for made in make(family, jobs)]
 
 
 def pipeline_sha256(pipeline: ACEPipeline) -> str:

@@ -59,6 +59,7 @@ class AceFamily(Family):
     def traits(self) -> Traits:
         """What it can do."""
         return Traits(
+            vocabulary=self.model.vocabulary,
             options=frozenset({"negative_instruction", "guidance_rescale"}),
             loading=frozenset({"adapters", "fast", "compile", "refine", "refine_strength"}),
         )
@@ -183,6 +184,7 @@ class AceFamily(Family):
             latents=pipeline.turn(state, image).latents if goes_on else None,
             device=pipeline._execution_device.type,
             dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
+            notes=(*pipeline.unread_words(state.request), *pipeline.adapter_notes),
         )
 
     def _how_it_ran(self, size: tuple[int, int]) -> dict[str, Setting]:

@@ -26,7 +26,7 @@ from ace.plus.canvas import Reference, arrange, check_seq_length, name_places
 from ace.plus.controls import CONTROLS, draw_control
 from ace.plus.models import PLUS_MODELS
 from ace.plus.sources import PlusFiles, find_plus, read_adapter_option
-from ace.weights.adapters import match_adapters
+from ace.weights.adapters import check_adapter, match_adapters
 
 if TYPE_CHECKING:
     from ace.plus.pipeline import ACEPlusPipeline, PlusRequest, PlusState
@@ -198,6 +198,7 @@ class PlusFamily(Family):
                     settings={**self._of_the_request(running), **self._of_the_weights()},
                     device=pipeline._execution_device.type,
                     dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
+                    notes=self._left_out(running),
                 )
             )
         pipeline.maybe_free_model_hooks()
@@ -257,6 +258,13 @@ class PlusFamily(Family):
             "fits": ",".join("align" if r.fit == "align" else f"keep={r.rate:g}" for r in references),
         }
         return settings if "control" not in options else {**settings, "control": options["control"]}
+
+    def _left_out(self, running: Running[PlusState]) -> tuple[str, ...]:
+        """What of the words and of the adapters' files is not read."""
+        job = running.job
+        text = name_places(job.instruction, running.state.request.references, job.source is not None)
+        adapters = (note for adapter in self.files.adapters for note in check_adapter(adapter.path))
+        return (*self.pipeline.unread_words(text), *adapters)
 
     def _of_the_weights(self) -> dict[str, Setting]:
         files, pipeline = self.files, self.pipeline
