@@ -87,20 +87,22 @@ def conclude(family: Family, job: Job, answer: Answer) -> Made:
         image = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule)
     elif job.source is not None:
         image = in_profile_of(image, job.source.icc_profile)
-    notes = (*job.notes, *answer.notes, *_notes(job))
+    notes = (*job.notes, *answer.notes, *_notes(job, image))
     return Made(job, image, _recipe(family, job, answer), drift_of(job, image), notes, answer.latents)
 
 
 def as_written(made: Made, data: bytes) -> Made:
     """A result with its drift measured in a written file's bytes: JPEG is lossy, so that no pixel need be the input's.
 
-    Other formats keep every value, and the result stays as it is."""
+    Other formats keep every value, but 16 bits per channel are kept by PNG alone."""
+    if "sixteen_bit" in made.image.info and not data.startswith(b"\x89PNG"):
+        made = replace(made, notes=(*made.notes, "this format has 8 bits per channel: write .png to keep 16"))
     if made.drift is None or not data.startswith(b"\xff\xd8"):
         return made
     drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
     notes = made.notes
     if made.job.mask is not None:
-        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it exactly",)
+        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it",)
     return replace(made, drift=drift, notes=notes)
 
 
@@ -139,11 +141,13 @@ def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
     )
 
 
-def _notes(job: Job) -> tuple[str, ...]:
+def _notes(job: Job, image: Image.Image) -> tuple[str, ...]:
     """What happened on the way that the user should know."""
     notes = []
     if job.source is not None and job.source.converted:
         notes.append(f"{job.source.name}: {job.source.converted}")
+    if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
+        notes.append(f"{job.source.name} has 16 bits per channel, the answer 8")
     dropped = job.unit.num_dropped_rounds
     if dropped:
         rounds = "1 earlier round was" if dropped == 1 else f"{dropped} earlier rounds were"
