@@ -22,7 +22,7 @@ _KEPT = 100_000  # newest requests that are remembered
 
 
 @dataclass(frozen=True)
-class Record:
+class RequestRecord:
     """A request. status: accepted, done, failed, cancelled or lost; asked: seconds since 1970; about: what was asked,
     see `RequestReply`."""
 
@@ -88,22 +88,22 @@ class Ledger:
                 (status, message, time.time(), steps_done, request_id, client),
             )
 
-    def look_up(self, request_id: str, client: str) -> Record | None:
+    def look_up(self, request_id: str, client: str) -> RequestRecord | None:
         """A client's own request; None = there is none."""
         found = self._read("id = ? AND client = ?", (request_id, client), 1)
         return found[0] if found else None
 
-    def newest(self, client: str, most: int = 100) -> list[Record]:
+    def newest(self, client: str, most: int = 100) -> list[RequestRecord]:
         """A client's requests, the newest first."""
         return self._read("client = ?", (client,), most)
 
-    def _read(self, where: str, values: tuple[str, ...], most: int) -> list[Record]:
+    def _read(self, where: str, values: tuple[str, ...], most: int) -> list[RequestRecord]:
         with self._lock:
             rows = self._database.execute(
                 f"SELECT id, status, asked, message, about FROM requests WHERE {where} ORDER BY rowid DESC LIMIT ?",
                 (*values, most),
             ).fetchall()
-        return [Record(*row[:4], json.loads(row[4] or "{}")) for row in rows]
+        return [RequestRecord(*row[:4], json.loads(row[4] or "{}")) for row in rows]
 
     def close(self) -> None:
         """Close the file."""

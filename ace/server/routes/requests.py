@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from ace.server.front import Front, TheFront
-from ace.server.ledger import Record
+from ace.server.ledger import RequestRecord
 from ace.server.schema import ListReply, RequestReply
 from ace.server.service import Accepted, NotFoundError
 
@@ -38,7 +38,7 @@ async def cancel_request(front: TheFront, request: Request, request_id: str) -> 
     return RequestReply(id=request_id, status="cancelled")
 
 
-def _reply_of(front: Front, client: str, record: Record) -> RequestReply:
+def _reply_of(front: Front, client: str, record: RequestRecord) -> RequestReply:
     accepted = front.service.running(record.id, client)
     status = "waiting" if record.status == "accepted" else record.status  # on its way into the queue
     progress = {} if accepted is None or not accepted.requests else _progress_of(front, accepted)
