@@ -36,7 +36,7 @@ from ace.training.adapters_plus import PLUS_TARGETS, plain_sizes, read_plus_lora
 from ace.training.batches import BROKEN
 from ace.training.cache import FeatureCache, picture_content
 from ace.training.canvas import TrainingCanvas, training_canvas
-from ace.training.config import PlusRecipe, Stage
+from ace.training.config import PlusRecipe, TrainingStage
 from ace.training.loop import Task, train
 from ace.training.previews_plus import canvas_parts, draw_plus_previews
 from ace.training.report import write_report
@@ -71,7 +71,7 @@ class Canvases(Dataset):
         return Item(number, f"{name} {sample.task}", sample.task, canvas.num_tokens, content)
 
 
-def lay_out(sample: EditSample, recipe: PlusRecipe, dice: random.Random) -> TrainingCanvas:
+def lay_out(sample: EditSample, recipe: PlusRecipe, rng: random.Random) -> TrainingCanvas:
     """The canvas of a sample; the reference's height is drawn."""
     image, mask, reference = canvas_parts(sample)
     height = sample.target.height
@@ -80,7 +80,7 @@ def lay_out(sample: EditSample, recipe: PlusRecipe, dice: random.Random) -> Trai
         None if image is None else np.array(image),
         None if mask is None else np.array(mask.convert("L")),
         None if reference is None else np.array(reference),
-        reference_height=dice.randint(height // 3, height) if reference is not None else 0,
+        reference_height=rng.randint(height // 3, height) if reference is not None else 0,
         repainting_scale=recipe.repainting_scale,
         max_sequence=recipe.max_sequence,
         modify_mode=recipe.modify_mode,
@@ -182,12 +182,12 @@ def widen_model(transformer: FluxTransformer2DModel, channels: int) -> None:
 
 
 def train_plus(
-    recipe: PlusRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    recipe: PlusRecipe, folder: Path, quiet: bool = False, on_warning: Callable[[str], None] = lambda line: None
 ) -> ACEPlusPipeline:
     """Run the recipe; writes an adapter to `folder/adapter`, or the whole pipeline to `folder/model`, and a report."""
     pipeline = start_plus(recipe)
     run = _PlusRun(pipeline, recipe, folder, plain_sizes(pipeline.transformer))
-    train(run.task(), recipe, folder, quiet, tell)
+    train(run.task(), recipe, folder, quiet, on_warning)
     if PartialState().is_main_process:
         _save(run.pipeline, run.sizes, recipe, folder)
         write_report(folder, recipe)
@@ -248,7 +248,7 @@ class _PlusRun:
             rebuild=self.rebuild,
         )
 
-    def mixture(self, stage: Stage) -> Mixture:
+    def mixture(self, stage: TrainingStage) -> Mixture:
         return Mixture(self.recipe.data, self.opened, stage, self.recipe.seed)
 
     def preview(self, step: int) -> Path:

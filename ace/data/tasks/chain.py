@@ -53,7 +53,7 @@ FIRST = PICTURE_TEMPLATES["chain#first"]
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainStep:
     """A single-picture task as a round. check: its own, None = none. of_objects: whether it has to find objects, which
     is slow, so that it is tried less often."""
 
@@ -63,44 +63,44 @@ class Step:
 
 
 STEPS = {
-    "semantic_editing/camera": Step(camera.make),
-    "semantic_editing/style": Step(style.make),
-    "semantic_editing/time_of_day": Step(time_of_day.make),
-    "semantic_editing/face": Step(face.make, face.check),
-    "semantic_editing/background": Step(background.make, of_objects=True),
-    "element_editing/text_add": Step(text_add.make, text_add.check),
-    "element_editing/text_remove": Step(text_remove.make, text_remove.check),
-    "element_editing/object_remove": Step(object_remove.make, check_visible, of_objects=True),
-    "element_editing/object_replace": Step(object_replace.make, of_objects=True),
-    "low_level_analysis/gray": Step(gray.SIGNAL.analyse),
-    "low_level_analysis/mosaic": Step(mosaic.SIGNAL.analyse),
-    "low_level_analysis/degradation": Step(degradation.SIGNAL.analyse),
+    "semantic_editing/camera": ChainStep(camera.make),
+    "semantic_editing/style": ChainStep(style.make),
+    "semantic_editing/time_of_day": ChainStep(time_of_day.make),
+    "semantic_editing/face": ChainStep(face.make, face.check),
+    "semantic_editing/background": ChainStep(background.make, of_objects=True),
+    "element_editing/text_add": ChainStep(text_add.make, text_add.check),
+    "element_editing/text_remove": ChainStep(text_remove.make, text_remove.check),
+    "element_editing/object_remove": ChainStep(object_remove.make, check_visible, of_objects=True),
+    "element_editing/object_replace": ChainStep(object_replace.make, of_objects=True),
+    "low_level_analysis/gray": ChainStep(gray.SIGNAL.analyse),
+    "low_level_analysis/mosaic": ChainStep(mosaic.SIGNAL.analyse),
+    "low_level_analysis/degradation": ChainStep(degradation.SIGNAL.analyse),
 }
 # for the first round alone: what they begin with is no answer of another task
 BEGINNINGS = {
-    "repainting/inpainting": Step(inpainting.make),
-    "repainting/outpainting": Step(outpainting.make),
-    "controllable_generation/gray": Step(gray.SIGNAL.control),
-    "controllable_generation/mosaic": Step(mosaic.SIGNAL.control),
-    "controllable_generation/degradation": Step(degradation.SIGNAL.control),
-    "element_editing/object_add": Step(object_add.make, check_visible, of_objects=True),
+    "repainting/inpainting": ChainStep(inpainting.make),
+    "repainting/outpainting": ChainStep(outpainting.make),
+    "controllable_generation/gray": ChainStep(gray.SIGNAL.control),
+    "controllable_generation/mosaic": ChainStep(mosaic.SIGNAL.control),
+    "controllable_generation/degradation": ChainStep(degradation.SIGNAL.control),
+    "element_editing/object_add": ChainStep(object_add.make, check_visible, of_objects=True),
 }
 # for the last round alone: little can be done to what they end in
 ENDINGS = {
-    "low_level_analysis/edge": Step(edge.SIGNAL.analyse),
-    "low_level_analysis/depth": Step(depth.SIGNAL.analyse),
-    "low_level_analysis/doodle": Step(doodle.SIGNAL.analyse),
+    "low_level_analysis/edge": ChainStep(edge.SIGNAL.analyse),
+    "low_level_analysis/depth": ChainStep(depth.SIGNAL.analyse),
+    "low_level_analysis/doodle": ChainStep(doodle.SIGNAL.analyse),
 }
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`multi_turn/chain`."""
     told_apart = {
         caption_of(other): other for other in source.others if caption_of(other) not in ("", caption_of(source))
     }
-    if source.relation in RELATIONS and len(told_apart) >= FEWEST and dice.random() < 0.6:
-        return _homogeneous(source, list(told_apart.values()), dice)
-    return _mixed(source, dice, tools)
+    if source.relation in RELATIONS and len(told_apart) >= FEWEST and rng.random() < 0.6:
+        return _homogeneous(source, list(told_apart.values()), rng)
+    return _mixed(source, rng, tools)
 
 
 def check(sample: EditSample, tools: Tools) -> str | None:
@@ -115,29 +115,29 @@ def check(sample: EditSample, tools: Tools) -> str | None:
     return None
 
 
-def _homogeneous(source: Source, others: list[Source], dice: Random) -> EditSample:
+def _homogeneous(source: Source, others: list[Source], rng: Random) -> EditSample:
     """A walk through the set, whose captions differ: the same words again would ask for nothing."""
-    walk = dice.sample(others, dice.randint(FEWEST, min(MOST, len(others))))
+    walk = rng.sample(others, rng.randint(FEWEST, min(MOST, len(others))))
     turns: list[Turn] = []
     picture = source.image
     for number, other in enumerate(walk):
         slots = {"caption": caption_of(other)}
-        unit = ConditionUnit(say(TEMPLATES if number else FIRST, slots, dice), (picture,))
+        unit = ConditionUnit(say(TEMPLATES if number else FIRST, slots, rng), (picture,))
         turns.append(Turn(unit, other.image))
         picture = other.image
     return _finish(source, turns, {"kind": "homogeneous", "slot.caption": caption_of(walk[-1])})
 
 
-def _mixed(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def _mixed(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """Tasks one after the other, none twice."""
-    wanted = dice.randint(FEWEST, MOST)
+    wanted = rng.randint(FEWEST, MOST)
     turns: list[Turn] = []
     tasks: list[str] = []
     slots: dict[str, str | int | float] = {}
     picture = source.image.convert("RGB")
     for _ in range(TRIES):
-        name, step = _choose(tasks, wanted, dice, tools)
-        made = step.make(replace(source, image=picture, others=(), relation=""), dice, tools)
+        name, step = _choose(tasks, wanted, rng, tools)
+        made = step.make(replace(source, image=picture, others=(), relation=""), rng, tools)
         if name in tasks or isinstance(made, Rejected) or _fault(made, step, tools):
             continue
         unit = made.request.current
@@ -158,20 +158,20 @@ def _mixed(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return _finish(source, turns, {"kind": "mixed", "tasks": " ".join(tasks), **slots})
 
 
-def _choose(done: list[str], wanted: int, dice: Random, tools: Tools) -> tuple[str, Step]:
+def _choose(done: list[str], wanted: int, rng: Random, tools: Tools) -> tuple[str, ChainStep]:
     """A task for the next of so many rounds, whose tools are there."""
     steps = STEPS
-    if dice.random() < END_SHARE:
+    if rng.random() < END_SHARE:
         steps = {0: BEGINNINGS, wanted - 1: ENDINGS}.get(len(done), STEPS)
     steps = {
         name: step
         for name, step in steps.items()
         if not tools.missing(name) and (tools.can_segment or not step.of_objects)
     }
-    return dice.choices(list(steps.items()), [1 if step.of_objects else 4 for step in steps.values()])[0]
+    return rng.choices(list(steps.items()), [1 if step.of_objects else 4 for step in steps.values()])[0]
 
 
-def _fault(made: EditSample, step: Step, tools: Tools) -> str | None:
+def _fault(made: EditSample, step: ChainStep, tools: Tools) -> str | None:
     """Why a round does not keep its promises, None if it does."""
     return check_sample(made) or (step.check(made, tools) if step.check else None)
 

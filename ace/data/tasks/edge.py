@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.exact import canny
@@ -14,13 +14,13 @@ from ace.extract.exact import canny
 THRESHOLDS = ((100, 200), (100, 200), (50, 150), (80, 160))
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """White on black; a picture without edges is rejected."""
-    drawn = canny(image, *dice.choice(THRESHOLDS))
+    drawn = canny(image, *rng.choice(THRESHOLDS))
     return drawn if drawn.mean() > 1 else Rejected("the picture has no edges")
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="edge",
     names=("edge map", "canny edge map", "edges", "canny edges"),
     draw=draw,

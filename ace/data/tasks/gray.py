@@ -7,13 +7,13 @@ from random import Random
 import numpy as np
 
 from ace.data.tasks.common import SEEN
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.exact import gray
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """The picture without colour; a picture that has none is rejected."""
     drawn = gray(image)
     if np.abs(drawn.astype(np.int16) - image).max(2).mean() < SEEN:
@@ -21,7 +21,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="gray",
     names=("gray image", "grayscale image", "black and white image"),
     draw=draw,

@@ -6,19 +6,19 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.sketch import draw_scribble
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Dark strokes on white; a picture without edges is rejected."""
     drawn = draw_scribble(tools.edges(image))
     return drawn if drawn.mean() < 252 else Rejected("the picture has no edges")
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="scribble",
     names=("scribble", "scribble map", "ink scribble"),
     draw=draw,
