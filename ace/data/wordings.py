@@ -33,3 +33,11 @@ FACE_WORDS: dict[tuple[str, str], tuple[str, ...]] = {
 FACE_OLD_WORDS: dict[tuple[str, str], str] = {
     (attribute, value): word for attribute, table in _FILE["faces_old"].items() for value, word in table.items()
 }
+# the data engine's templates, by task file and variant
+PICTURE_TEMPLATES: dict[str, tuple[str, ...]] = _tuples(_FILE["picture_templates"])
+
+
+def picture_variants(task: str) -> dict[str, tuple[str, ...]]:
+    """The data engine's templates of a task file by variant."""
+    start = f"{task}#"
+    return {key.removeprefix(start): words for key, words in PICTURE_TEMPLATES.items() if key.startswith(start)}

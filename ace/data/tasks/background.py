@@ -17,32 +17,14 @@ from ace.data.tasks.describe import COLORS
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import candidates
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import picture_variants
 from ace.extract.exact import gray
 
 TASK = "semantic_editing/background"
 MASK_SHARE = 0.4
 SMALLEST, LARGEST = 0.06, 0.8  # share of the picture that the subject takes
 PLAIN = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "gray", "black")
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "plain": (
-        "make the background of {image} plain <color>",
-        "put the subject of {image} in front of a <color> wall",
-        "change the background of {image} to <color>",
-    ),
-    "blur": (
-        "blur the background of {image}",
-        "make the background of {image} soft and out of focus",
-        "take {image} with a wide aperture: only the subject sharp",
-    ),
-    "gray": (
-        "make the background of {image} black and white, keep the colors of the subject",
-        "keep only the subject of {image} in color",
-    ),
-    "other": (
-        "put the subject of {image} in front of another scene",
-        "change the background of {image} to another scene: <caption>",
-    ),
-}
+TEMPLATES = picture_variants("background")
 SCENES = (
     "on a beach", "in a forest", "in the snow", "in a city street", "in a library", "in a desert", "at a lake",
     "on a mountain", "in a studio", "in a garden", "at night in the rain", "in a market",

@@ -14,17 +14,10 @@ from ace.data.sample import EditSample
 from ace.data.tasks.common import finish, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import picture_variants
 
 TASK = "semantic_editing/camera"
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "zoom in": ("zoom in on {image}", "move the camera closer in {image}", "show the middle of {image} larger"),
-    "zoom in at": ("zoom in on what is <place> in {image}", "move the camera closer to what is <place> in {image}"),
-    "zoom out": ("zoom out of {image}", "move the camera further back in {image}", "show more of the scene of {image}"),
-    "pan": ("pan the camera to the <side> in {image}", "show what is further to the <side> of {image}"),
-    "tilt": ("tilt the camera <way> in {image}", "show what is further <way> in {image}"),
-    "mirror": ("mirror {image}", "flip {image} from left to right", "show {image} as in a mirror"),
-    "roll": ("roll the camera <side> in {image}", "tip the view of {image} over to the <side>"),
-}
+TEMPLATES = picture_variants("camera")
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -41,19 +41,15 @@ from ace.data.tasks.common import caption_of, check_sample, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import check_visible
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 TASK = "multi_turn/chain"
 FEWEST, MOST = 2, 4  # rounds, the last one included
 TRIES = 12  # single tasks tried for one chain
 END_SHARE = 0.3  # of first and last rounds that are of a kind of their own
 RELATIONS = ("content", "face", "series")
-TEMPLATES = (
-    "now show <caption>",
-    "change it to <caption>",
-    "the next one: <caption>",
-    "go on with <caption>",
-)
-FIRST = ("based on {image}, show <caption>", "change {image} to <caption>", "after {image} comes <caption>")
+TEMPLATES = PICTURE_TEMPLATES["chain"]
+FIRST = PICTURE_TEMPLATES["chain#first"]
 
 
 @dataclass(frozen=True)

@@ -17,33 +17,13 @@ from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import remove_one
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import picture_variants
 
 TASK = "layer_editing/decouple"
 SMALLEST, LARGEST = 0.03, 0.4  # share of the picture that a subject takes
 MOST_HIDDEN = 0.7  # of the subject
 WHITE = 255
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "subject": (
-        "cut the <subject> out of {image} and show it alone on white",
-        "extract the <subject> from {image}",
-        "separate the <subject> from the background of {image}, white elsewhere",
-        "give me only the <subject> of {image}",
-    ),
-    "whole": (
-        "a part of the <subject> in {image} is hidden: show all of it on white",
-        "complete the <subject> in {image} and show it alone",
-        "restore the covered parts of the <subject> in {image}",
-    ),
-    "background": (
-        "show only the background of {image}, without the <subject>",
-        "separate the background of {image} from the <subject> and fill in the gap",
-        "give me the background layer of {image} behind the <subject>",
-    ),
-    "hole": (
-        "show the background of {image} with white in place of the <subject>",
-        "cut the <subject> out of {image} and leave the gap white",
-    ),
-}
+TEMPLATES = picture_variants("decouple")
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -17,6 +17,7 @@ from ace.data.tasks.common import GLOBAL, REGIONAL, caption_of, finish, pixels, 
 from ace.data.tasks.object_replace import dye
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import ALIGNED_SIMILARITY, FACE_SIMILARITY, Tools
+from ace.data.wordings import picture_variants
 from ace.extract.faces import BROWS, FACE_OVAL, JAW, LIPS_INNER, LIPS_OUTER, NOSE_BASE, UPPER_EYELIDS, Face
 
 TASK = "semantic_editing/face"
@@ -41,24 +42,7 @@ KEEP = (
     "a new picture of the person in {image}: <caption>",
     "show the person in {image} in another picture, the same face",
 )
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "smile": ("let the person in {image} smile", "make the face in {image} smile", "add a smile to {image}"),
-    "beard": (
-        "give the person in {image} a beard",
-        "add a stubble beard to the face in {image}",
-        "grow a beard in {image}",
-    ),
-    "makeup": (
-        "put <color> lipstick and eye shadow on the face in {image}",
-        "add makeup with <color> lips to {image}",
-        "make up the person in {image} with <color> lipstick",
-    ),
-    "hair": (
-        "dye the hair of the person in {image} <color>",
-        "give the person in {image} <color> hair",
-        "change the hair color in {image} to <color>",
-    ),
-}
+TEMPLATES = picture_variants("face")
 REGION = ("in the marked region: {instruction}", "{instruction}, change only what is marked")
 
 

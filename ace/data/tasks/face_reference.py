@@ -17,16 +17,12 @@ from ace.data.tasks.face import SMALLEST_PX, face_area
 from ace.data.tasks.inpainting import empty
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import FACE_SIMILARITY, Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 from ace.extract.faces import Face
 
 TASK = "reference_generation/face_reference"
 MASK_SHARE = 0.6
-TEMPLATES = (
-    "put the face of {image1} into {image}",
-    "the person in {image} is the one in {image1}: restore the face",
-    "complete {image} with the face of the person in {image1}",
-    "fill the erased face of {image}, it is the person of {image1}",
-)
+TEMPLATES = PICTURE_TEMPLATES["face_reference"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

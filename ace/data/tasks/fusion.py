@@ -17,22 +17,12 @@ from ace.data.tasks.decouple import LARGEST, SMALLEST, WHITE
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import candidates, describe, take_out, widen
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import picture_variants
 from ace.extract.objects import Object
 
 TASK = "layer_editing/fusion"
 MASK_SHARE = 0.5
-TEMPLATES: dict[int, tuple[str, ...]] = {
-    1: (
-        "put the <first> of {image1} into {image}",
-        "merge {image1}, a <first>, with the background {image}",
-        "combine the background {image} and the subject {image1} to one picture",
-    ),
-    2: (
-        "put the <first> of {image1} and the <second> of {image2} into {image}",
-        "combine the background {image} with the subjects {image1} and {image2}",
-        "merge the layers: {image} is the background, {image1} the <first>, {image2} the <second>",
-    ),
-}
+TEMPLATES = {int(count): words for count, words in picture_variants("fusion").items()}
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

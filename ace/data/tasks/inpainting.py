@@ -15,19 +15,11 @@ from ace.data.tasks.common import REGIONAL, finish, pixels, say, within
 from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 EMPTY = (128, 255, 0)  # grey levels that stand for "nothing here"
 
-TEMPLATES = (
-    "fill in the masked region of {image}",
-    "inpaint {image}",
-    "complete the missing part of {image}",
-    "restore what is hidden in {image}",
-    "repair the blank area of {image} so that it fits its surroundings",
-    "reconstruct the marked region of {image}",
-    "fill the holes in {image} naturally",
-    "paint over the empty area in {image}",
-)
+TEMPLATES = PICTURE_TEMPLATES["inpainting"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

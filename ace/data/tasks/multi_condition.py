@@ -16,6 +16,7 @@ from ace.data.sample import EditSample
 from ace.data.tasks.common import GLOBAL, REGIONAL, caption_of, finish, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 from ace.extract.depth import draw_depth
 from ace.extract.exact import canny, gray
 from ace.extract.people import draw_person
@@ -23,18 +24,8 @@ from ace.extract.sketch import draw_doodle, draw_scribble
 
 TASK = "reference_generation/multi_condition"
 MIXED_SHARE = 0.4  # one picture whose objects are in different conditions
-TEMPLATES = (
-    "make a picture from <conditions>",
-    "follow all of these: <conditions>",
-    "combine <conditions> into one picture",
-    "make a picture from <conditions>: <caption>",
-    "with <conditions>, generate <caption>",
-)
-TEMPLATES_ONE = (
-    "{image} shows <conditions> in different areas: make the picture",
-    "each part of {image} is given in another way (<conditions>): complete it",
-    "{image} is put together from <conditions>: it shows <caption>",
-)
+TEMPLATES = PICTURE_TEMPLATES["multi_condition"]
+TEMPLATES_ONE = PICTURE_TEMPLATES["multi_condition#one"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -9,19 +9,11 @@ from ace.data.tasks.common import GLOBAL, REGIONAL, caption_of, finish, pixels, 
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import remove_one
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 MASK_SHARE = 0.5
-TEMPLATES = (
-    "add a <object_name> to {image}",
-    "put a <object_name> into {image}",
-    "{image} lacks a <object_name>: add it",
-    "add a <object_name> to {image} so that it shows <caption>",
-)
-TEMPLATES_REGION = (
-    "add a <object_name> in the marked region of {image}",
-    "place a <object_name> inside the mask of {image}",
-    "add what is missing in the marked region of {image}, which shows <caption>, a <object_name>",
-)
+TEMPLATES = PICTURE_TEMPLATES["object_add"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["object_add#region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -9,21 +9,11 @@ from ace.data.tasks.common import GLOBAL, REGIONAL, finish, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import remove_one
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 MASK_SHARE = 0.5
-TEMPLATES = (
-    "remove the <object_name> from {image}",
-    "take away the <object_name> in {image}",
-    "erase the <object_name> in {image}",
-    "get rid of the <object_name> in {image}",
-    "{image} without the <object_name>",
-)
-TEMPLATES_REGION = (
-    "remove what is in the marked region of {image}",
-    "erase the object under the mask in {image}",
-    "remove the <object_name> in the marked region of {image}",
-    "take the <object_name> out of {image}, change only the masked area",
-)
+TEMPLATES = PICTURE_TEMPLATES["object_remove"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["object_remove#region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -17,19 +17,13 @@ from ace.data.tasks.describe import COLORS, name_color, name_place_of
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import candidates, color_and_name, remove_one
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 TASK = "element_editing/object_replace"
 MASK_SHARE = 0.5
 DYES = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
-TEMPLATES = (
-    "replace the <old> in {image} with a <new>",
-    "swap the <old> in {image} for a <new>",
-    "exchange the <old> of {image}: put a <new> there",
-)
-TEMPLATES_REGION = (
-    "replace the <old> in the marked region of {image} with a <new>",
-    "in the masked area of {image}, swap the <old> for a <new>",
-)
+TEMPLATES = PICTURE_TEMPLATES["object_replace"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["object_replace#region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -13,17 +13,9 @@ from ace.data.tasks.inpainting import empty
 from ace.data.tasks.masks import DIRECTIONS, draw_border
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
-TEMPLATES = (
-    "outpaint {image}",
-    "extend {image} beyond its borders",
-    "continue the scene of {image} into the empty area",
-    "extend {image} <directions>",
-    "outpaint {image} <directions>",
-    "make {image} larger: continue it <directions>",
-    "extend {image} <directions>; it shows <caption>",
-    "outpaint {image}: <caption>",
-)
+TEMPLATES = PICTURE_TEMPLATES["outpainting"]
 _WORDS = {"left": "to the left", "right": "to the right", "top": "at the top", "bottom": "at the bottom"}
 
 

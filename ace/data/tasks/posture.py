@@ -17,21 +17,14 @@ from ace.data.tasks.common import finish, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import widen
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 from ace.extract.people import Person
 
 TASK = "semantic_editing/pose"
 LEAST_MOVED = 0.12  # mean distance of the joints, in torso lengths of the aligned skeletons
 SMALLEST, LARGEST = 0.04, 0.45  # share of the picture that a mirrored person may take
-TEMPLATES = (
-    "show the same person <posture>",
-    "let the person in {image} pose <posture>",
-    "change the posture of the person in {image}: <posture>",
-)
-TEMPLATES_TURN = (
-    "let the person in {image} face the other way",
-    "turn the person in {image} to the other side",
-    "mirror only the person in {image}, not the scene",
-)
+TEMPLATES = PICTURE_TEMPLATES["posture"]
+TEMPLATES_TURN = PICTURE_TEMPLATES["posture#turn"]
 SHOULDERS, WRISTS, HIPS = (5, 6), (9, 10), (11, 12)
 
 

@@ -8,17 +8,12 @@ from ace.data.sample import EditSample
 from ace.data.tasks.common import caption_of, finish, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 TASK = "reference_generation/series"
 FEWEST, MOST = 3, 8
 RELATIONS = ("content", "face", "style", "series")
-TEMPLATES = (
-    "continue the series <pictures>",
-    "one more picture that belongs to <pictures>",
-    "<pictures> belong together: add another one",
-    "continue the series <pictures> with <caption>",
-    "in the manner of <pictures>, show <caption>",
-)
+TEMPLATES = PICTURE_TEMPLATES["series"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -17,46 +17,17 @@ from ace.data.tasks.common import GLOBAL, LARGEST_FILL, REGIONAL, caption_of, fi
 from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 REGIONAL_SHARE = 0.4  # of the samples
 LEAST_DRAWN = 4.0  # standard deviation inside a region, of 255
 BLANK = "the region shows nothing of the signal"
 CAPTION_SHARE = 0.8  # of the control samples whose source has a caption
 
-ANALYSE = (
-    "show the <signal> of {image}",
-    "extract the <signal> from {image}",
-    "turn {image} into its <signal>",
-    "what is the <signal> of {image}?",
-    "compute the <signal> for {image}",
-    "give me the <signal> of {image}",
-    "derive a <signal> from {image}",
-)
-ANALYSE_REGION = (
-    "show the <signal> of the marked region of {image}",
-    "extract the <signal> inside the mask of {image} and keep the rest",
-    "turn the masked part of {image} into its <signal>",
-    "replace the selected area of {image} by its <signal>",
-    "only in the marked area of {image}, show the <signal>",
-)
-CONTROL = (
-    "make a picture from the <signal> {image}",
-    "generate an image that follows the <signal> {image}",
-    "turn the <signal> {image} into a real picture",
-    "{image} is a <signal>: create the picture it belongs to",
-    "use {image} as the <signal> of a new picture",
-    "make a picture from the <signal> {image}: <caption>",
-    "following the <signal> {image}, create <caption>",
-    "{image} is the <signal> of this picture: <caption>",
-    "use the <signal> {image} to generate <caption>",
-)
-CONTROL_REGION = (
-    "the marked region of {image} shows a <signal>: complete the picture",
-    "turn the <signal> in the masked part of {image} back into the picture",
-    "restore the selected area of {image} from its <signal>",
-    "fill the marked region of {image}, following the <signal> in it: <caption>",
-    "the masked part of {image} is a <signal>: complete it to <caption>",
-)
+ANALYSE = PICTURE_TEMPLATES["signals#analyse"]
+ANALYSE_REGION = PICTURE_TEMPLATES["signals#analyse region"]
+CONTROL = PICTURE_TEMPLATES["signals#control"]
+CONTROL_REGION = PICTURE_TEMPLATES["signals#control region"]
 
 # how a signal is drawn: the picture (H, W, 3) uint8 in, the signal (H, W, 3) uint8 out
 Draw = Callable[[np.ndarray, Random, Tools], "np.ndarray | Rejected"]

@@ -14,31 +14,14 @@ from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.stylers import STYLERS
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 TASK = "semantic_editing/style"
 BACK_SHARE, REGIONAL_SHARE = 0.25, 0.25
-TEMPLATES = (
-    "turn {image} into a <style>",
-    "make {image} look like a <style>",
-    "redraw {image} as a <style>",
-    "convert {image} to the style of a <style>",
-    "what would {image} be as a <style>?",
-    "give {image} the look of a <style>",
-)
-TEMPLATES_REGION = (
-    "turn the marked region of {image} into a <style>",
-    "only in the masked area, make {image} look like a <style>",
-    "redraw the selected part of {image} as a <style>, keep the rest",
-)
-TEMPLATES_BACK = (
-    "turn the <style> {image} into a photograph",
-    "make a realistic photo of the <style> {image}",
-    "{image} is a <style>: what did the scene really look like?",
-)
-TEMPLATES_BACK_REGION = (
-    "a part of {image} is a <style>: make it a photograph like the rest",
-    "turn the marked <style> region of {image} back into a photo",
-)
+TEMPLATES = PICTURE_TEMPLATES["style"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["style#region"]
+TEMPLATES_BACK = PICTURE_TEMPLATES["style#back"]
+TEMPLATES_BACK_REGION = PICTURE_TEMPLATES["style#back region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

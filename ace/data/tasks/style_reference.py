@@ -14,20 +14,12 @@ from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.stylers import STYLERS
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 TASK = "reference_generation/style_reference"
 MASK_SHARE = 0.3
-TEMPLATES = (
-    "give {image} the style of {image1}",
-    "redraw {image} in the style of {image1}",
-    "make {image} look as if it were made like {image1}",
-    "transfer the style of {image1}, a <style>, to {image}",
-    "turn {image} into a <style> like {image1}",
-)
-TEMPLATES_REGION = (
-    "give the marked region of {image} the style of {image1}",
-    "only inside the mask, redraw {image} as a <style> like {image1}",
-)
+TEMPLATES = PICTURE_TEMPLATES["style_reference"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["style_reference#region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -13,28 +13,14 @@ from ace.data.tasks.common import GLOBAL, REGIONAL, finish, pixels, say, within
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
 from ace.data.tasks.writing import choose_text, draw_text
+from ace.data.wordings import PICTURE_TEMPLATES
 from ace.extract.text import same_text
 
 TASK = "element_editing/text_add"
 CHINESE_SHARE, MASK_SHARE = 0.4, 0.5
 TRIES = 6
-TEMPLATES = (
-    'write "<text>" on {image}',
-    'add the text "<text>" to {image}',
-    'put the words "<text>" into {image}',
-    'write "<text>" <place> of {image}',
-    'add the text "<text>" <place> in {image}',
-    'write "<text>" in <color> letters on {image}',
-    'add "<text>" in <color> to {image}',
-    'write "<text>" in <color> letters <place> in {image}',
-    '{image} needs the <color> title "<text>" <place>',
-)
-TEMPLATES_REGION = (
-    'write "<text>" into the marked region of {image}',
-    'render the text "<text>" inside the mask of {image}',
-    'write "<text>" in <color> letters into the marked region of {image}',
-    'fill the masked area of {image} with the <color> text "<text>"',
-)
+TEMPLATES = PICTURE_TEMPLATES["text_add"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["text_add#region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -17,23 +17,12 @@ from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.things import candidates, color_and_name, widen
 from ace.data.tasks.tools import UNNAMED, Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 TASK = "repainting/text_guided_inpainting"
 LOCAL_SHARE = 0.4  # samples about one object
-TEMPLATES = (
-    "fill the masked region of {image} so that it shows <caption>",
-    "inpaint {image}: <caption>",
-    "complete the missing part of {image}; the whole picture is <caption>",
-    "restore the blank area, {image} shows <caption>",
-    "repaint the marked region of {image} to get <caption>",
-    "the hidden part of {image} belongs to this: <caption>",
-)
-TEMPLATES_OBJECT = (
-    "paint a <object_name> into the marked region of {image}",
-    "inpaint the masked area of {image} with a <object_name>",
-    "the blank area of {image} is a <object_name>: complete it",
-    "fill the gap in {image}, there was a <object_name>",
-)
+TEMPLATES = PICTURE_TEMPLATES["text_guided_inpainting"]
+TEMPLATES_OBJECT = PICTURE_TEMPLATES["text_guided_inpainting#object"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

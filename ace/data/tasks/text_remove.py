@@ -13,27 +13,15 @@ from ace.data.tasks.common import GLOBAL, REGIONAL, finish, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
 from ace.data.tasks.writing import choose_text, draw_text
+from ace.data.wordings import PICTURE_TEMPLATES
 from ace.extract.text import same_text
 
 TASK = "element_editing/text_remove"
 CHINESE_SHARE, MASK_SHARE = 0.4, 0.5
 TRIES = 6
 LARGEST_SHARE = 0.35  # of the picture that text may cover
-TEMPLATES = (
-    "remove the text from {image}",
-    "erase all writing in {image}",
-    "take the letters out of {image}",
-    "clean {image} of any text",
-    'remove the text "<text>" from {image}',
-    'erase the words "<text>" in {image}',
-    'remove the <color> text "<text>" from {image}',
-)
-TEMPLATES_REGION = (
-    "remove the text in the marked region of {image}",
-    "erase the writing inside the mask of {image}",
-    'remove the text "<text>" in the marked region of {image}',
-    'remove the <color> text "<text>" in the marked region of {image}',
-)
+TEMPLATES = PICTURE_TEMPLATES["text_remove"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["text_remove#region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

@@ -8,17 +8,9 @@ from ace.data.sample import EditSample
 from ace.data.tasks.common import caption_of, finish, pixels, say
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
-TEMPLATES = (
-    "<caption>",
-    "<caption>",
-    "<caption>",
-    "a picture of <caption>",
-    "generate an image: <caption>",
-    "create a picture that shows <caption>",
-    "make an image of <caption>",
-    "show me <caption>",
-)
+TEMPLATES = PICTURE_TEMPLATES["text_to_image"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:

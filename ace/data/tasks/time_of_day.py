@@ -16,6 +16,7 @@ from ace.data.tasks.common import GLOBAL, REGIONAL, finish, pixels, say, within
 from ace.data.tasks.masks import draw_mask
 from ace.data.tasks.source import Rejected, Source
 from ace.data.tasks.tools import Tools
+from ace.data.wordings import PICTURE_TEMPLATES
 
 TASK = "semantic_editing/time_of_day"
 DARKEST_DAY = 60  # mean brightness, of 255
@@ -27,23 +28,10 @@ LIGHTS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], 
     "sunset": ((0.85, 0.55, 0.52), (1.18, 0.78, 0.48), 1.1, 1.15),
     "dawn": ((0.80, 0.75, 0.95), (1.10, 0.88, 0.82), 0.85, 0.8),
 }
-TEMPLATES = (
-    "make it <time> in {image}",
-    "show {image} at <time>",
-    "change the time of day in {image} to <time>",
-    "what does {image} look like at <time>?",
-    "relight {image} as at <time>",
-)
-TEMPLATES_REGION = (
-    "make it <time> in the marked region of {image}",
-    "only inside the mask, show {image} at <time>",
-)
-TEMPLATES_BACK = (
-    "{image} was taken at <time>: make it bright day",
-    "change {image} from <time> to daytime",
-    "show the scene of {image} by day instead of <time>",
-)
-TEMPLATES_BACK_REGION = ("in the marked region of {image} it is <time>: make it day like the rest",)
+TEMPLATES = PICTURE_TEMPLATES["time_of_day"]
+TEMPLATES_REGION = PICTURE_TEMPLATES["time_of_day#region"]
+TEMPLATES_BACK = PICTURE_TEMPLATES["time_of_day#back"]
+TEMPLATES_BACK_REGION = PICTURE_TEMPLATES["time_of_day#back region"]
 
 
 def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
