@@ -15,16 +15,19 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ace.cli import app
-from ace.conditions.images import open_image
+from ace.conditions.images import open_image, prepare_image
+from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.data.collect import open_picture
 from ace.data.recipe import Collection
 from ace.errors import InputError, MaskError
-from ace.training.config import Source, Stage
+from ace.inference.latents import decode_latents, encode_pictures
+from ace.inference.pipeline import Request
+from ace.training.config import DataSource, TrainingStage
 from ace.training.sources import open_records
 from tests.input_cases import FILES, SELECTED, SIZE, masks, plain_mask, scene, soft_mask, write_mpo, write_turned
 from tests.random_models import PUBLISHED_LIKE, random_pipeline
 
-STAGE = Stage("only", lr=1.0, steps=1)
+STAGE = TrainingStage("only", lr=1.0, steps=1)
 KINDS = [
     "plain",
     "a black ground with a hole, as OpenAI has it",
@@ -113,6 +116,22 @@ def test_words_that_are_not_read_are_said(model, tmp_path):
     assert "tokens are read" not in said
 
 
+def test_a_jpegs_drift_is_that_of_the_written_file(model, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    plain_mask().save(tmp_path / "mask.png")
+    asked = ("edit", tmp_path / "photo.png", "x", "--model", model, "--device", "cpu", "--mask", tmp_path / "mask.png")
+    for suffix, exact in ((".jpg", False), (".png", True), (".webp", True)):
+        out = tmp_path / f"out{suffix}"
+        result = CliRunner().invoke(app, [str(one) for one in (*asked, "-o", out, "--json")])
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)["pictures"][0]["drift"]
+        outside = values(plain_mask()) == 0
+        difference = np.abs(values(open_image(out).stored) - noise.astype(int)).max(axis=2)[outside]
+        assert told["max_difference"] == difference.max()
+        assert (told["max_difference"] == 0) == exact
+
+
 def test_after_a_whole_edit_no_drift_is_told_that_says_nothing(model, tmp_path):
     scene().save(tmp_path / "photo.png")
     said, _ = edit(model, tmp_path / "photo.png")
@@ -178,12 +197,26 @@ def test_what_arguments_and_headers_say_is_refused_before_torch(model, tmp_path)
         assert done.stdout.strip().endswith("False")
 
 
+def test_the_round_trip_is_the_input_encoded_and_decoded():
+    pipeline = random_pipeline(PUBLISHED_LIKE, num_inference_steps=1)
+    unit = LongContextConditionUnit(ConditionUnit("make it blue", (scene(),)))
+    edited, new = pipeline.prepare([Request(unit), Request(LongContextConditionUnit(ConditionUnit("a cat")))])
+    assert pipeline.round_trip(new) is None
+    trip = pipeline.round_trip(edited)
+    assert trip.size == edited.inputs.size
+    given = torch.from_numpy(prepare_image(scene(), trip.size))
+    with torch.no_grad():
+        (expected,) = decode_latents(pipeline.vae, encode_pictures(pipeline.vae, [given]))
+    levels = ((expected.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()
+    assert np.abs(values(trip) - levels).max() <= 1.5
+
+
 # Lists and collections
 
 
 def csv(folder: Path, rows: str) -> object:
     (folder / "list.csv").write_text(rows, encoding="utf-8")
-    return open_records(Source("a", "csv", str(folder / "list.csv")), 64, STAGE)
+    return open_records(DataSource("a", "csv", str(folder / "list.csv")), 64, STAGE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +238,9 @@ def test_a_list_reads_masks_as_the_command_line_does(kind, tmp_path):
         ),
         encoding="utf-8",
     )
-    jsonl = open_records(Source("b", "jsonl", str(tmp_path / "list.jsonl"), task="repainting/inpainting"), 64, STAGE)
+    jsonl = open_records(
+        DataSource("b", "jsonl", str(tmp_path / "list.jsonl"), task="repainting/inpainting"), 64, STAGE
+    )
     for records in (csv(tmp_path, row), csv(tmp_path, f"{header}\n{row}\n"), jsonl):
         assert len(records) == 1
         unit = records[0].request.current

@@ -87,22 +87,25 @@ def conclude(family: Family, job: Job, answer: Answer) -> Made:
         image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule), image
     elif job.source is not None:
         image = in_profile_of(image, job.source.icc_profile)
-    recipe, notes = _recipe(family, job, answer), (*job.notes, *answer.notes, *notes_on(family, job))
-    return Made(job, image, recipe, drift_of(job, image), notes, answer.latents, unpasted)
+    notes = [*job.notes, *answer.notes, *notes_on(family, job)]
+    if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
+        notes.append(f"{job.source.name} has 16 bits per channel, the answer 8")
+    recipe = _recipe(family, job, answer)
+    return Made(job, image, recipe, drift_of(job, image), tuple(notes), answer.latents, unpasted)
 
 
 def as_written(made: Made, data: bytes) -> Made:
     """A result with its drift measured in a written file's bytes: JPEG is lossy, so that no pixel need be the input's.
 
-    Other formats keep every value, and the result stays as it is."""
+    Other formats keep every value, but 16 bits per channel are kept by PNG alone."""
+    if "sixteen_bit" in made.image.info and not data.startswith(b"\x89PNG"):
+        made = replace(made, notes=(*made.notes, "this format has 8 bits per channel: write .png to keep 16"))
     if made.drift is None or not data.startswith(b"\xff\xd8"):
         return made
     drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
     notes = made.notes
     if made.job.mask is not None:
-        notes += (
-            "JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it exactly",
-        )
+        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it",)
     return replace(made, drift=drift, notes=notes)
 
 

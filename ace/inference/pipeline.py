@@ -400,6 +400,15 @@ class ACEPipeline(DiffusionPipeline):
             return [cut_to_levels(picture) for picture in pictures]
         return [self._finish(state, picture, preserve) for state, picture in zip(states, pictures, strict=True)]
 
+    @torch.no_grad()
+    def round_trip(self, state: RequestState) -> Image.Image | None:
+        """The edited image encoded and decoded, at the model's size: what an answer is where nothing is edited (see
+        `ace/inference/detail.py`). None if nothing is edited."""
+        if state.inputs.source is None:
+            return None
+        latents = state.branches[0].frames.images[state.inputs.source]
+        return _to_image(decode_latents(self.vae, [latents.to(state.latents)])[0])
+
     def unread_words(self, request: Request) -> tuple[str, ...]:
         """What of a request's texts the text encoder does not read, a line each; nothing where all of it fits.
 
