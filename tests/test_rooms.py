@@ -14,6 +14,8 @@ ACE = Path(__file__).parents[1] / "ace"
 # room -> the rooms it may import, with all that lie below those
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "pages": ("errors",),
+    "settings": ("errors",),
     "files": ("errors",),
     "lists": ("errors",),
     "adapter_files": ("errors",),
@@ -27,9 +29,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "conversation": ("conditions", "inference", "files"),
     "families": ("conditions", "extract", "diffusion", "inference", "plus", "weights", "conversation", "files"),
     "tiny": ("inference", "weights"),
-    "data": ("conditions", "extract", "lists"),
-    "training": ("data", "inference", "plus", "weights"),
-    "evaluation": ("inference", "data", "weights", "conversation"),
+    "data": ("conditions", "extract", "lists", "pages", "settings"),
+    "training": ("data", "inference", "plus", "weights", "pages", "settings"),
+    "evaluation": ("inference", "data", "weights", "conversation", "families", "files", "pages"),
     "server": ("inference", "conversation", "weights"),
     "web": ("inference", "conversation", "weights"),
     "comfyui": ("conditions", "inference", "plus", "weights"),

@@ -362,6 +362,7 @@ def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
         "session": None if node is None else str(node.folder.parent.parent),
         "node": None if node is None else node.id,
         "drift": None if made.drift is None else made.drift.as_dict(),
+        "notes": list(made.notes),
         "num_dropped_rounds": job.unit.num_dropped_rounds,
         "converted": None if job.source is None else job.source.converted,
         **({} if canvas is None else {"canvas_cells": canvas}),

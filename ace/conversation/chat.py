@@ -16,12 +16,12 @@ from threading import Lock
 from PIL import Image
 
 from ace.conditions.images import OpenedImage
-from ace.conversation.family import Family
+from ace.conversation.family import Family, open_job
 from ace.conversation.job import Job, Made, Progress, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
 from ace.conversation.recipe import CURRENT_RULES, compare
 from ace.conversation.replay import Replay, job_of_node, largest_difference
-from ace.conversation.run import drift_of, run
+from ace.conversation.run import drift_of, notes_on, run
 from ace.conversation.seeds import read_seed
 from ace.conversation.session import Node, Session
 from ace.inference.preserve import DriftReport
@@ -72,7 +72,7 @@ class ChatSession:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Progress | Node]:
         """The same request with another seed (None = a random one), as siblings of the node. Otherwise as `ask`."""
-        job = self.job_of(node_id)
+        job = open_job(self.family, self.job_of(node_id))
         job = replace(job, settings=replace(job.settings, seed=read_seed(seed), rules=CURRENT_RULES))
         yield from self.run(variants(job, count), previews=previews, cancelled=cancelled)
 
@@ -87,8 +87,9 @@ class ChatSession:
     def replay(self, node_id: str, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Progress | Replay]:
         """Make a node again from what the session keeps, and compare. Adds nothing. Raises SessionError."""
         written = self.session.node(node_id).recipe
+        job = open_job(self.family, self.job_of(node_id))
         with self._one_at_a_time:
-            for one in run(self.family, [self.job_of(node_id)], cancelled=cancelled):
+            for one in run(self.family, [job], cancelled=cancelled):
                 if isinstance(one, Progress):
                     yield one
                     continue
@@ -99,6 +100,10 @@ class ChatSession:
     def drift(self, node_id: str) -> DriftReport | None:
         """How far a node's answer moved from what it edited, as `Made.drift`; None if it edited nothing."""
         return drift_of(self.job_of(node_id), self.session.answer(node_id).stored)
+
+    def notes(self, node_id: str) -> tuple[str, ...]:
+        """What the user should know of a node's request, as `Made.notes`."""
+        return notes_on(self.family, self.job_of(node_id))
 
 
 def keep(session: Session, made: Made) -> Node:

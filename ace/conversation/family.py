@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.units import MAX_IMAGES
+from ace.conditions.vocabulary import Vocabulary
 from ace.conversation.job import OPTIONAL_SETTINGS, Job
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, MaskError
@@ -86,15 +87,19 @@ LOADING_NAMES = {
 class Traits:
     """What a model can do, known before it is loaded.
 
-    masks: it takes one; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
+    masks: a request may have one; sees_masks: the model is shown it, else its image is made without and pasted back
+    inside it; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
-    none of which is edited. options: of `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+    none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
 
     masks: bool = True
+    sees_masks: bool = True
     max_images: int = MAX_IMAGES
     history: bool = True
     text_to_image: bool = True
     references_apart: bool = False
+    vocabulary: Vocabulary | None = None
     options: frozenset[str] = frozenset()
     loading: frozenset[str] = frozenset()
 
@@ -189,6 +194,8 @@ def open_job(family: Family, job: Job) -> Job:
     traits, unit = family.traits, job.unit
     if job.mask is not None and not traits.masks:
         raise MaskError(f"{family.name} takes no mask: leave it out")
+    if unit.kept_history and not traits.history:
+        raise ConditionError(f"{family.name} sees no earlier rounds: leave them out")
     if len(unit.current.images) > traits.max_images:
         most = "one image" if traits.max_images == 1 else f"{traits.max_images} images"
         raise ConditionError(f"{family.name} takes {most}, {len(unit.current.images)} given: leave some out")

@@ -122,7 +122,8 @@ class Job:
 @dataclass(frozen=True)
 class Made:
     """A finished job. drift: what changed where it should not have (without a mask: everywhere), None without a
-    source. latents: (C, h, w) of the answer, for the next round to go on from."""
+    source. latents: (C, h, w) of the answer, for the next round to go on from. unpasted: with a mask, the model's own
+    image before it was pasted back."""
 
     job: Job
     image: Image.Image
@@ -130,6 +131,7 @@ class Made:
     drift: DriftReport | None = None
     notes: tuple[str, ...] = ()
     latents: np.ndarray | None = None
+    unpasted: Image.Image | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from ace.files import hash_file, reason_of, write_atomically
 FORMAT_VERSION = 2
 # What is decided by rule and not by the request, each with the number of the rule in force. A recipe records them, and
 # an image made by older rules is made again by those. Format 1 was written before there were numbers: all are 1.
-CURRENT_RULES = {"masks": 2, "blend": 2, "size": 1, "noise_schedule": 1}
+CURRENT_RULES = {"masks": 2, "blend": 2, "size": 1, "noise_schedule": 2}
 REPLAYED_RULES = frozenset({"masks", "blend", "size"})  # of these the older ones are still known
 FIRST_RULES = dict.fromkeys(CURRENT_RULES, 1)
 OF_THE_WEIGHTS = ("adapters", "fast", "transformer", "quantize", "quantize_text", "tile_px")  # settings that say how

@@ -81,14 +81,16 @@ def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
 
 def conclude(family: Family, job: Job, answer: Answer) -> Made:
     """A family's answer as a result. Runs no model, so any thread may do it."""
-    image, mask = answer.image, job.mask
+    image, mask, unpasted = answer.image, job.mask, None
     if job.source is not None and mask is not None:
         rule = job.settings.rules.get("blend", 1)
-        image = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule)
+        image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule), image
     elif job.source is not None:
         image = in_profile_of(image, job.source.icc_profile)
-    notes = (*job.notes, *answer.notes, *_notes(job, image))
-    return Made(job, image, _recipe(family, job, answer), drift_of(job, image), notes, answer.latents)
+    recipe, notes = _recipe(family, job, answer), (*job.notes, *answer.notes, *notes_on(family, job))
+    if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
+        notes += (f"{job.source.name} has 16 bits per channel, the answer 8",)
+    return Made(job, image, recipe, drift_of(job, image), notes, answer.latents, unpasted)
 
 
 def as_written(made: Made, data: bytes) -> Made:
@@ -102,7 +104,9 @@ def as_written(made: Made, data: bytes) -> Made:
     drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
     notes = made.notes
     if made.job.mask is not None:
-        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it",)
+        notes += (
+            "JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it exactly",
+        )
     return replace(made, drift=drift, notes=notes)
 
 
@@ -141,15 +145,17 @@ def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
     )
 
 
-def _notes(job: Job, image: Image.Image) -> tuple[str, ...]:
-    """What happened on the way that the user should know."""
+def notes_on(family: Family, job: Job) -> tuple[str, ...]:
+    """What the user should know of a request: what happened to it on the way, and what the model cannot draw."""
     notes = []
+    if job.mask is not None and not family.traits.sees_masks:
+        notes.append(f"{family.name} does not see masks: what it made was put inside yours, all else is the original")
     if job.source is not None and job.source.converted:
         notes.append(f"{job.source.name}: {job.source.converted}")
-    if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
-        notes.append(f"{job.source.name} has 16 bits per channel, the answer 8")
     dropped = job.unit.num_dropped_rounds
     if dropped:
         rounds = "1 earlier round was" if dropped == 1 else f"{dropped} earlier rounds were"
         notes.append(f"{rounds} left out: at most {job.unit.max_history} rounds and nine images fit")
-    return tuple(notes)
+    vocabulary = family.traits.vocabulary
+    unlearnt = None if vocabulary is None else vocabulary.note(family.name, job.instruction)
+    return tuple(notes) if unlearnt is None else (*notes, unlearnt)

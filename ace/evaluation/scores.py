@@ -24,7 +24,7 @@ NO_INPUT_GREY = (128, 128, 128)  # what stands for the input where there is none
 
 
 @dataclass(frozen=True)
-class Answer:
+class EditAnswer:
     """What a system made of one sample.
 
     picture: the answer as a user gets it. unpreserved: for a masked edit, the model's own picture before the input's
@@ -60,6 +60,7 @@ class Row:
     """Everything measured on one sample.
 
     number: place in its task's held-out list. held_out: which kinds of material it shows that training never saw.
+    unseen: the answer has to draw something from words that training never drew.
     changed_share: share of the pixels that should change. resized: the answer was not of the target's size. model,
     copy, mean_colour: the answer, the edited input as it was (mid-grey without one), a constant picture of the target's
     mean colour. drift, unpreserved_drift: masked edits only. facts: scores of the task's own (`facts.py`)."""
@@ -78,6 +79,7 @@ class Row:
     drift: Drift | None
     unpreserved_drift: Drift | None
     facts: dict[str, float]
+    unseen: bool = False
 
     @property
     def family(self) -> str:
@@ -116,7 +118,7 @@ def sample_sha256(sample: EditSample) -> str:
     return digest.hexdigest()
 
 
-def answer_sha256(answer: Answer) -> str:
+def answer_sha256(answer: EditAnswer) -> str:
     """A hash of an answer's pixels."""
     digest = hashlib.sha256()
     for picture in (answer.picture, answer.unpreserved):
@@ -127,7 +129,7 @@ def answer_sha256(answer: Answer) -> str:
 def score_chunk(
     samples: Sequence[EditSample],
     numbers: Sequence[int],
-    answers: Sequence[Answer],
+    answers: Sequence[EditAnswer],
     lpips: LPIPS | None,
     judges: Judges = NO_JUDGES,
 ) -> list[Row]:
@@ -165,6 +167,7 @@ def score_chunk(
                     name: round(value, DIGITS)
                     for name, value in task_scores(sample, given, candidates[0], changed, judges).items()
                 },
+                unseen=bool(sample.provenance.get("unseen")),
             )
         )
     return rows

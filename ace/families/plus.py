@@ -116,7 +116,7 @@ class PlusFamily(Family):
             raise ConfigError("--size is for new images; an edited image keeps its own size (see --max-seq-length)")
         if "max_seq_length" in options:
             check_seq_length(int(options["max_seq_length"]))
-        references = _references(job)
+        references = references_of(job)
         name_places(job.instruction, references, job.source is not None)
         arrange(
             None if job.source is None else job.source.image,
@@ -236,7 +236,7 @@ class PlusFamily(Family):
             instruction=job.instruction,
             image=job.shown or (None if source is None else source.image),
             mask=job.mask,
-            references=_references(job),
+            references=references_of(job),
             size=settings.size or DEFAULT_SIZE,
             repainting_scale=self.repainting_of(settings),
             num_inference_steps=settings.num_inference_steps,
@@ -312,7 +312,7 @@ def _adapters_again(recipe: Recipe, given: Sequence[Path]) -> list[str]:
     return found[1:] if recorded and recorded[0]["name"] == recipe.model else found
 
 
-def _references(job: Job) -> tuple[Reference, ...]:
+def references_of(job: Job) -> tuple[Reference, ...]:
     """The request's references with their places and size rules. Raises ConfigError."""
     images = job.unit.current.images[0 if job.source is None else 1 :]
     options = job.settings.options

@@ -1,9 +1,13 @@
 """`ACEPipeline`: requests in, pictures out, as a diffusers pipeline.
 
 Sampling is a list of named steps over per-request state: `prepare → step → … → decode`. `step` takes any mixture of
-requests, each at its own timestep, with its own sizes, images, history, guidance and number of steps, and runs both
-guidance branches of all of them in one packed pass. A request is computed as if it were alone: its own generator, its
-own scheduler, its own statistics.
+requests, each at its own timestep, with its own sizes, images, history, guidance and number of steps. A request is
+computed as if it were alone: its own generator, its own scheduler, its own statistics.
+
+Matrix products round differently by the number of their rows. So an `exact` pipeline gives every request passes of its
+own through the networks, one text, one picture, one request with its guidance branches at a time: whatever a network
+does, no neighbour can change a bit. On CPUs that costs little and is the default; elsewhere all requests share one
+packed pass, and a neighbour moves a result by rounding.
 
 Not here: file handling, sessions, recipes.
 """
@@ -87,7 +91,8 @@ class RequestState:
 
     latents: (C, h, w) float32. denoised: the clean latents predicted by the last step, None before the first.
     branches: the conditional one and, with guidance, the unconditional one. fast: the approximation that was asked for
-    (`accelerate.py`). num_runs: branches that the network has computed so far. number: unlike any other request's."""
+    (`accelerate.py`). num_runs: branches that the network has computed so far. number: unlike any other request's.
+    packed: what its own passes read, once it has had one."""
 
     request: Request
     inputs: Inputs
@@ -101,6 +106,7 @@ class RequestState:
     fast: Fast | None = None
     num_runs: int = 0
     number: int = field(default_factory=itertools.count().__next__)
+    packed: _Packed | None = field(default=None, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -193,6 +199,7 @@ class ACEPipeline(DiffusionPipeline):
         self.adapter_notes: tuple[str, ...] = ()  # what of their files was left out
         self.text_quantization = ""  # "int8" if the text encoder has 8-bit weights, for recipes
         self._fast: Fast | None = None
+        self._exact: bool | None = None
         self.latent_cache = LatentCache()
         self._packed: _Packed | None = None
         self._colours: tuple[AutoencoderKL | AutoencoderDC, LatentColours] | None = None
@@ -207,6 +214,15 @@ class ACEPipeline(DiffusionPipeline):
         if fast != self._fast:
             set_step_cache(self.transformer, fast)
             self._fast = fast
+
+    @property
+    def exact(self) -> bool:
+        """Whether every request has passes of its own, so that neighbours change no bit of it; default: on CPUs."""
+        return self._execution_device.type == "cpu" if self._exact is None else self._exact
+
+    @exact.setter
+    def exact(self, exact: bool | None) -> None:
+        self._exact = exact
 
     @property
     def geometry(self) -> Geometry:
@@ -322,9 +338,10 @@ class ACEPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def step(self, states: Sequence[RequestState]) -> None:
-        """One denoising step of every state, whatever mixture they are, in one packed pass; latents change in place.
+        """One denoising step of every state, whatever mixture they are; latents change in place.
 
-        With a step cache every state has a pass of its own. Raises ConfigError if a state is already done, or was
+        In one packed pass, or in one each: where the pipeline is `exact`, and with a step cache; the published
+        guidance, which reads its neighbours, takes all of them. Raises ConfigError if a state is already done, or was
         prepared with another `fast` than the pipeline's."""
         if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
@@ -332,7 +349,8 @@ class ACEPipeline(DiffusionPipeline):
             raise ConfigError(
                 "a request is stepped as it was prepared: set the pipeline's `fast` back, or prepare it again"
             )
-        passes = [[state] for state in states] if self.transformer.is_cache_enabled else [states]
+        apart = self.transformer.is_cache_enabled or (self.exact and not self.published)
+        passes = [[state] for state in states] if apart else [states]
         predictions = [prediction for own in passes for prediction in self._predict(own)]
         for state, prediction in zip(states, predictions, strict=True):
             timestep = state.scheduler.timesteps[state.step_index]
@@ -375,7 +393,7 @@ class ACEPipeline(DiffusionPipeline):
         mask only; else the model's own picture, in the edited image's aspect."""
         for state in states:
             check_finite(state.latents)
-        pictures = decode_latents(self.vae, [state.latents for state in states])
+        pictures = decode_latents(self.vae, [state.latents for state in states], self.exact)
         for picture in pictures:
             check_finite(picture)
         if self.published:
@@ -412,7 +430,7 @@ class ACEPipeline(DiffusionPipeline):
         resizes it or puts it back where a mask kept the input. Before the first step it is the noise."""
         latents = state.latents if state.done or state.denoised is None else state.denoised
         if exact:
-            return _to_image(decode_latents(self.vae, [latents])[0])
+            return _to_image(decode_latents(self.vae, [latents], self.exact)[0])
         if self._colours is None or self._colours[0] is not self.vae:
             self._colours = (self.vae, fit_colours(self.vae))
         return _to_image(self._colours[1].picture(latents))
@@ -462,7 +480,7 @@ class ACEPipeline(DiffusionPipeline):
                 )
         frames = [frame for own in inputs for frame in own.frames]
         unknown = [frame for frame, latents in zip(frames, known, strict=True) if latents is None]
-        encoded = iter(self.latent_cache.encode(self.vae, unknown))
+        encoded = iter(self.latent_cache.encode(self.vae, unknown, self.exact))
         latents = iter([next(encoded) if own is None else own for own in known])
         return [tuple(next(latents) for _ in own.frames) for own in inputs]
 
@@ -480,7 +498,9 @@ class ACEPipeline(DiffusionPipeline):
         ]
         texts = [text for branches in branch_texts for branch in branches for text in branch]
         config = self.config
-        encoded = encode_texts(texts, self.tokenizer, self.text_encoder, config.max_text_tokens, config.spell_quoted)
+        encoded = encode_texts(
+            texts, self.tokenizer, self.text_encoder, config.max_text_tokens, config.spell_quoted, alone=self.exact
+        )
         states_of = {t: self._as_transformer(s) for t, s in zip(texts, encoded, strict=True)}
         states = [tuple(tuple(states_of[t] for t in branch) for branch in branches) for branches in branch_texts]
         if self.published:
@@ -527,7 +547,7 @@ class ACEPipeline(DiffusionPipeline):
 
     def _pack(self, states: Sequence[RequestState]) -> _Packed:
         active = tuple(state.active_branches for state in states)
-        kept = self._packed
+        kept = states[0].packed if len(states) == 1 else self._packed
         if kept is not None and len(kept.branches) == len(active):
             pairs = [pair for own in zip(kept.branches, active, strict=True) for pair in itertools.zip_longest(*own)]
             if all(first is second for first, second in pairs):
@@ -537,8 +557,12 @@ class ACEPipeline(DiffusionPipeline):
         layout = self._layout([branch.frames for branch in branches], repeats)
         depth = self.transformer.sizes.depth
         text = tuple(_joined([branch.text[n] for branch in branches]) for n in range(depth))
-        self._packed = _Packed(active, layout, tuple(own[0].patches for own in active), text)
-        return self._packed
+        packed = _Packed(active, layout, tuple(own[0].patches for own in active), text)
+        if len(states) == 1:
+            states[0].packed = packed
+        else:
+            self._packed = packed
+        return packed
 
     def _num_steps(self, request: Request) -> int:
         steps = request.num_inference_steps

@@ -105,15 +105,17 @@ def encode_texts(
     text_encoder: TextEncoder,
     max_length: int,
     spell: bool,
+    alone: bool = False,
 ) -> list[Tensor]:
     """Text states (L_k, C) of every text; repeated texts are encoded once and share their states.
 
-    Texts are padded by their own length only, to a multiple of `PADDING` tokens, and those of equal length go together:
-    a text's states are the same in any company."""
+    Texts are padded by their own length only, to a multiple of `PADDING` tokens, and those of equal length go together.
+    alone: one text at a time, so that its states are the same to the bit in any company."""
     distinct = list(dict.fromkeys(texts))
-    by_length: dict[int, list[str]] = {}
-    for text, length in zip(distinct, tokenize(distinct, tokenizer, max_length, spell).lengths, strict=True):
-        by_length.setdefault(-(-length // PADDING), []).append(text)
+    by_length: dict[tuple[int, int], list[str]] = {}
+    lengths = tokenize(distinct, tokenizer, max_length, spell).lengths
+    for number, (text, length) in enumerate(zip(distinct, lengths, strict=True)):
+        by_length.setdefault((-(-length // PADDING), number if alone else -1), []).append(text)
     states: dict[str, Tensor] = {}
     with text_encoder.held() if isinstance(text_encoder, TextEncoderOnDisk) else contextlib.nullcontext():
         for group in by_length.values():

@@ -2,7 +2,8 @@
 
 Sampling is a list of named steps, `prepare → step → … → decode`, over per-request state. The components carry
 FluxFillPipeline's names, so that a folder of FLUX.1-Fill-dev is a folder of this pipeline. Requests whose canvases have
-one size take their steps together, up to `BATCH_CELLS` tokens, each as if it were alone.
+one size take their steps together on a GPU, up to `BATCH_CELLS` tokens; an `exact` pipeline (default on CPUs) takes
+them one by one, so that neighbours change no bit of a result.
 
 Notable choices: the number of input channels says which model it is (384: FLUX.1-Fill with or without an adapter, 448:
 ACE++ FFT with change channels); the canvas keeps the target where it was and the result has the input's own size;
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin
@@ -162,12 +164,22 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             repainting_scale=repainting_scale,
         )
         self.published = published
+        self._exact: bool | None = None
         self.quantization = self.text_quantization = ""  # of what it was loaded with, for recipes
         self.mapped: MappedWeights | None = None  # where its weights are, as long as it lives, if not in memory
         words = FFT_WORDS if self.has_change_channels else LORA_WORDS
         tokenizer_2.add_tokens(list(words), special_tokens=True)
         if len(tokenizer_2) > text_encoder_2.config.vocab_size:
             raise CheckpointError("the T5 tokenizer has more words than its encoder: use FLUX.1-Fill-dev's own pair")
+
+    @property
+    def exact(self) -> bool:
+        """Whether every request has passes of its own, so that neighbours change no bit of it; default: on CPUs."""
+        return self._execution_device.type == "cpu" if self._exact is None else self._exact
+
+    @exact.setter
+    def exact(self, exact: bool | None) -> None:
+        self._exact = exact
 
     @property
     def has_change_channels(self) -> bool:
@@ -247,7 +259,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             steps = self._or_default(request.num_inference_steps, "num_inference_steps")
             if steps < 1:
                 raise ConfigError(f"{steps} steps: use at least 1")
-            sigmas = torch.linspace(1.0, 1.0 / steps, steps).tolist()
+            sigmas = np.linspace(1.0, 1.0 / steps, steps).tolist()
             # a scheduler without dynamic shifting (a distilled model's) has its own fixed one
             mu = shift_mu(canvas.num_cells) if scheduler.config.use_dynamic_shifting else None
             scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
@@ -270,14 +282,14 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     @torch.no_grad()
     def step(self, *states: PlusState) -> None:
         """One denoising step of each state, in whatever mixture; latents change in place. Canvases of one size go
-        through the network together. Raises ConfigError if a state is already done."""
+        through the network together unless the pipeline is `exact`. Raises ConfigError if a state is already done."""
         if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
         sizes: dict[torch.Size, list[PlusState]] = {}
         for state in states:
             sizes.setdefault(state.latents.shape, []).append(state)
         for alike in sizes.values():
-            count = max(1, BATCH_CELLS // alike[0].canvas.num_cells)
+            count = 1 if self.exact else max(1, BATCH_CELLS // alike[0].canvas.num_cells)
             for first in range(0, len(alike), count):
                 self._step_together(alike[first : first + count])
 

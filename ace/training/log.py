@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ace.lists import lines_of
-from ace.training.config import Stage
+from ace.training.config import TrainingStage
 from ace.training.stream import GlobalBatch, Item
 
 LOG, SPEED, SKIPPED = "log.jsonl", "speed.jsonl", "skipped.jsonl"
@@ -38,7 +38,7 @@ class Log:
     def step(
         self,
         progress: dict[str, Any],
-        stage: Stage,
+        stage: TrainingStage,
         batch: GlobalBatch,
         results: list[tuple[Item, float]],
         lr: float,

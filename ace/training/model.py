@@ -16,22 +16,25 @@ from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
+from ace.conditions.vocabulary import Vocabulary
+from ace.data.world.vocabulary import vocabulary_of
 from ace.inference.inputs import Geometry
 from ace.inference.latents import scale_factor
 from ace.inference.pipeline import ACEPipeline
 from ace.model.cost import step_cost, text_cost
 from ace.training.adapters import add_lora, save_lora
 from ace.training.batches import Batch, Samples, make_batch
-from ace.training.config import ModelRecipe, Source, Stage
+from ace.training.config import DataSource, ModelRecipe, TrainingStage
 from ace.training.denoiser import Denoiser
 from ace.training.loop import Task, train
 from ace.training.previews import draw_previews
 from ace.training.report import write_report
-from ace.training.sources import Mixture, Records, open_records
+from ace.training.sources import Mixture, Records, WorldRecords, open_records
 from ace.training.start import start_pipeline
 from ace.training.stream import Item
+from ace.weights.sources import find_model
 
-WORLD = (Source("world", "world"),)
+WORLD = (DataSource("world", "world"),)
 _SETTINGS = (
     "budget",
     "enlarge",
@@ -45,14 +48,14 @@ _SETTINGS = (
 
 
 def train_model(
-    recipe: ModelRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    recipe: ModelRecipe, folder: Path, quiet: bool = False, on_warning: Callable[[str], None] = lambda line: None
 ) -> ACEPipeline:
     """Run the recipe; writes the finished pipeline to `folder/model` in float16 (an adapter to `folder/adapter` if the
     recipe has a lora) and a report."""
     torch.manual_seed(recipe.seed)
     pipeline, recipe = start_pipeline(recipe)
     run = _ModelRun(pipeline, recipe, folder)
-    train(run.task(), recipe, folder, quiet, tell)
+    train(run.task(), recipe, folder, quiet, on_warning)
     if not PartialState().is_main_process:
         return run.pipeline
     done = finished(run.pipeline, recipe)
@@ -61,6 +64,8 @@ def train_model(
     else:
         done.to(torch.float16).save_pretrained(folder / "model")  # half the size; computed in float32 once loaded
         done.to(torch.float32)
+        if (vocabulary := run.vocabulary()) is not None:
+            vocabulary.save(folder / "model")
     write_report(folder, recipe)
     return done
 
@@ -103,23 +108,30 @@ class _ModelRun:
         self.pipeline, _ = start_pipeline(self.recipe)
         return self.module()
 
-    def geometry(self, stage: Stage) -> Geometry:
+    def geometry(self, stage: TrainingStage) -> Geometry:
         factor = scale_factor(self.pipeline.vae)
         cell_px = factor * self.pipeline.transformer.sizes.patch_size
         budget = stage.sequence_length or (self.recipe.size_px // cell_px) ** 2
         return Geometry(budget, cell_px, factor, self.recipe.enlarge, self.recipe.mask_by_area)
 
-    def mixture(self, stage: Stage) -> Mixture:
+    def mixture(self, stage: TrainingStage) -> Mixture:
         sources = self.recipe.data or WORLD
         return Mixture(sources, [self.records(source, stage) for source in sources], stage, self.recipe.seed)
 
-    def records(self, source: Source, stage: Stage) -> Records:
-        key = source.name, f"{stage.tasks} {stage.pack}" if source.kind == "world" else ""
+    def records(self, source: DataSource, stage: TrainingStage) -> Records:
+        key = source.name, f"{stage.tasks} {stage.pack} {stage.level}" if source.kind == "world" else ""
         if key not in self.opened:
             self.opened[key] = open_records(source, self.recipe.size_px, stage)
         return self.opened[key]
 
-    def dataset(self, stage: Stage) -> Dataset:
+    def vocabulary(self) -> Vocabulary | None:
+        """What the model can draw from words: what the world teaches, else what it knew before."""
+        worlds = [records.world for records in self.opened.values() if isinstance(records, WorldRecords)]
+        if worlds:
+            return vocabulary_of(worlds[-1].library)
+        return find_model(self.recipe.init).vocabulary if self.recipe.init else None
+
+    def dataset(self, stage: TrainingStage) -> Dataset:
         return Samples(self.mixture(stage), self.geometry(stage), self.recipe.text_dropout, stage.max_images)
 
     def collate(self, items: tuple[Item, ...]) -> Batch:

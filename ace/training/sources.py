@@ -21,16 +21,18 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.conditions.images import SUFFIXES, OpenedImage, normalise_image, open_bytes, open_header, open_image
 from ace.conditions.masks import read_mask
-from ace.data.sample import FAMILIES, TASKS, EditSample, family_of
+from ace.data.sample import FAMILIES, EditSample
 from ace.data.world import World
 from ace.data.world.sprites import SpriteLibrary
 from ace.errors import ConfigError, DataError
-from ace.lists import local_path, read_objects, read_table
-from ace.training.config import Source, Stage
+from ace.lists import local_path, numbered_lines, read_table
+from ace.settings import explain
+from ace.training.config import DataSource, TrainingStage
 
 CSV_FIELDS = ("edit_image", "edit_mask", "ref_image", "target_image", "prompt", "data_type")
 CSV_DELIMITER = "#;#"
@@ -59,13 +61,13 @@ class Records(Protocol):
 class WorldRecords:
     """The procedural world, without end: sample n is decided by n.
 
-    tasks: weights by task or family, empty = the world's own mixture. pack: see `SpriteLibrary`."""
+    tasks: weights by task or family, empty = the level's own. pack: see `SpriteLibrary`. level: see `World`."""
 
     block = 1
     tasks = None
 
-    def __init__(self, size_px: int, tasks: dict[str, float] | None = None, pack: str = "") -> None:
-        self.world = World(size_px=size_px, split="train", library=SpriteLibrary(Path(pack)) if pack else None)
+    def __init__(self, size_px: int, tasks: dict[str, float] | None = None, pack: str = "", level: str = "all") -> None:
+        self.world = World(size_px, "train", SpriteLibrary(Path(pack)) if pack else None, level)
         self.mixture = tasks or {}
 
     def __len__(self) -> int:
@@ -145,11 +147,30 @@ class CsvRecords:
         return EditSample(LongContextConditionUnit(unit), target, self.tasks[number], provenance)
 
 
+class _Round(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    instruction: str
+    images: tuple[str, ...] = ()
+    masks: tuple[str | None, ...] | None = None
+
+
+class _EarlierRound(_Round):
+    answer: str
+
+
+class _Row(_Round):
+    target: str
+    task: str | None = None
+    history: tuple[_EarlierRound, ...] = ()
+
+
 class JsonlRecords:
     """A folder with a list, one JSON object per line (the file itself, or the folder's only `*.jsonl`).
 
     instruction, target; images, masks (null = all of it); history: earlier rounds, each with instruction, images, masks
-    and answer; task, else `task`. Paths are relative to the file."""
+    and answer; task, else `task`. Paths are relative to the file. Raises DataError for a list in another format; a row
+    with a wrong value in it raises DataError only when its sample is asked for, so that it alone is left out."""
 
     block = 1
 
@@ -160,31 +181,40 @@ class JsonlRecords:
                 raise DataError(f"{path.name} holds {len(lists)} lists (*.jsonl): name the one to read")
             path = lists[0]
         self.folder = path.parent
-        self.rows = []
-        for number, row in read_objects(path):
-            self.rows.append({"task": task, **row})
-            if missing := [key for key in ("instruction", "target") if key not in row]:
-                raise DataError(f"{path.name} line {number} has no {missing[0]}")
-        self.tasks = [row["task"] for row in self.rows]
+        self.rows: list[_Row | str] = []  # or what is wrong with it
+        for number, line in numbered_lines(path):
+            where = f"{path.name} line {number}"
+            try:
+                self.rows.append(_Row.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                if first["type"] in ("json_invalid", "model_type"):
+                    raise DataError(f"{where} is not a JSON object") from None
+                if first["type"] == "missing" and len(first["loc"]) == 1:
+                    raise DataError(f"{where} has no {first['loc'][0]}") from None
+                self.rows.append(explain(error, _Row, where))
+        self.tasks = [task if isinstance(row, str) else row.task or task for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> EditSample:
         row = self.rows[number]
+        if isinstance(row, str):
+            raise DataError(row)
         turns, answer = [], None
-        for earlier in row.get("history", ()):
-            unit = self._unit(earlier, answer)
-            answer = _picture(self.folder, earlier["answer"])
+        for earlier in row.history:
+            unit = self._unit(earlier)
+            answer = _picture(self.folder, earlier.answer)
             turns.append(Turn(unit, answer))
-        request = LongContextConditionUnit(self._unit(row, answer), tuple(turns))
-        return EditSample(request, _picture(self.folder, row["target"]), row["task"], {"row": number})
+        request = LongContextConditionUnit(self._unit(row), tuple(turns))
+        return EditSample(request, _picture(self.folder, row.target), self.tasks[number], {"row": number})
 
-    def _unit(self, row: dict[str, Any], answer: Image.Image | None) -> ConditionUnit:
-        opened = [_open(self.folder, name) for name in row.get("images", ())]
-        masks = row.get("masks") or [None] * len(opened)
+    def _unit(self, row: _Round) -> ConditionUnit:
+        opened = [_open(self.folder, name) for name in row.images]
+        masks = row.masks or (None,) * len(opened)
         loaded = tuple(_mask(self.folder, m, i) for m, i in zip(masks, opened, strict=True))
-        return ConditionUnit(row["instruction"], tuple(one.image for one in opened), loaded)
+        return ConditionUnit(row.instruction, tuple(one.image for one in opened), loaded)
 
 
 class HuggingFaceRecords:
@@ -237,7 +267,10 @@ class HuggingFaceRecords:
             row = self.rows[n]
             image = answer if answer is not None else _in_memory(row[self.columns["source"]])
             mask = None if row.get("mask_img") is None else _erased(_with_alpha(row["mask_img"]), image)
-            unit = ConditionUnit(row[self.columns["text"]], (image,), (mask,))
+            text = row[self.columns["text"]]
+            if not isinstance(text, str):
+                raise DataError(f"row {n} has no instruction")
+            unit = ConditionUnit(text, (image,), (mask,))
             answer = _in_memory(row[self.columns["target"]])
             if n < number:
                 turns.append(Turn(unit, answer))
@@ -279,12 +312,11 @@ class WorkflowRecords:
         return EditSample(LongContextConditionUnit(unit), target, self.tasks[number], {"row": number})
 
 
-def open_records(source: Source, size_px: int, stage: Stage) -> Records:
+def open_records(source: DataSource, size_px: int, stage: TrainingStage) -> Records:
     """The samples of one `[[data]]` for a stage. Raises DataError if they are not there or not in that layout."""
-    family_of(source.task)
     path = Path(source.path).expanduser()
     if source.kind == "world":
-        return WorldRecords(size_px, stage.tasks, stage.pack)
+        return WorldRecords(size_px, stage.tasks, stage.pack, stage.level)
     if source.kind in ("magicbrush", "instructpix2pix"):
         return HuggingFaceRecords(source.path, source.kind, source.task)
     if not path.exists():
@@ -301,14 +333,14 @@ def open_records(source: Source, size_px: int, stage: Stage) -> Records:
 class Mixture:
     """Sample numbers of a run → samples of its sources.
 
-    Raises ConfigError if nothing is left to draw from, or a wanted task is no task."""
+    Raises ConfigError if nothing is left to draw from."""
 
-    def __init__(self, sources: Sequence[Source], records: Sequence[Records], stage: Stage, seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[DataSource], records: Sequence[Records], stage: TrainingStage, seed: int
+    ) -> None:
         self.seed = seed
         self.pools: list[_Pool] = []
         weights: list[float] = []
-        for unknown in stage.tasks.keys() - set(TASKS) - set(FAMILIES):
-            raise ConfigError(f"stage {stage.name!r}: unknown task {unknown!r}: use one of {', '.join(FAMILIES)}")
         for source, own in zip(sources, records, strict=True):
             weight = stage.data.get(source.name, 0.0) if stage.data else source.weight
             for share, numbers in _by_task(own, stage.tasks):
