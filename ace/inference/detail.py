@@ -91,7 +91,9 @@ def deliver(photo: OpenedImage, answer: Image.Image, round_trip: Image.Image | N
     seen = photo.image.resize(size, Image.Resampling.BICUBIC)
     before = _levels(seen if round_trip is None else round_trip.convert("RGB"))
     after, shift = _align(before, _levels(answer.convert("RGB")))
-    edit = _fit(before, after, _lost_detail(photo.image, seen))
+    lost = _lost_detail(photo.image, Image.fromarray(_bytes(before)))
+    larger = min(photo.size[0] / size[0], photo.size[1] / size[1])
+    edit = _fit(before, after, lost, larger, leaks=round_trip is not None)
     made, weights, fits = _apply(photo.image, edit, Image.fromarray(_bytes(after)))
     image = _put_back(photo, made, weights)
     changed = weights > 0
@@ -117,8 +119,10 @@ def size_note(made: tuple[int, int], photo: tuple[int, int]) -> str:
 # What was done
 
 
-def _fit(before: np.ndarray, after: np.ndarray, detail: np.ndarray) -> _Edit:
-    """before, after: float32 (h, w, 3) levels, detail: (h, w) levels of the photograph that reducing it lost."""
+def _fit(before: np.ndarray, after: np.ndarray, detail: np.ndarray, larger: float, leaks: bool) -> _Edit:
+    """before, after: float32 (h, w, 3) levels, detail: (h, w) levels of the photograph that `before` lacks. larger: how
+    many times the photograph's sides are the model's. leaks: whether an edit reaches beyond itself, through an
+    autoencoder."""
     height, width, _ = before.shape
     difference = np.abs(after - before).max(axis=2)
     curve = _fit_curve(before, after)
@@ -127,24 +131,25 @@ def _fit(before: np.ndarray, after: np.ndarray, detail: np.ndarray) -> _Edit:
     slopes, offsets = _fit_locally(curved, after, radius)
     fitted = np.einsum("hwij,hwj->hwi", slopes, curved) + offsets
     error = _box(np.abs(after - fitted).max(axis=2), 1)
-    fits = 1 / (1 + (error / (2 + detail)) ** 4)
+    fits = 1 / (1 + (error / (0.05 + detail)) ** 4)
     recoloured = np.percentile(np.abs(curved - before).max(axis=2), 90)
     everywhere = recoloured > _DRIFT or np.median(difference) > _SMALL
-    noise = _noise_of(difference, error, bool(everywhere))
-    leaked = 0 if everywhere else np.maximum(_LEAK[1] * _maximum(difference, _LEAK[0]) - noise, 0)
+    noise = _noise_of(difference, error, bool(everywhere), 0.2 + float(detail.mean()))
+    leaked = 0 if everywhere or not leaks else np.maximum(_LEAK[1] * _maximum(difference, _LEAK[0]) - noise, 0)
     changed = (difference - leaked) / noise
     inside = _minimum((changed > 1).astype(np.float32), 1)  # its neighbours are edited too
-    edge = changed if everywhere else np.where(inside > 0, changed, _maximum(changed, 1))
+    edge = changed if everywhere or larger < 1.5 else np.where(inside > 0, changed, _maximum(changed, 1))
     return _Edit(curve, slopes, offsets, changed, edge, fits.astype(np.float32))
 
 
-def _noise_of(difference: np.ndarray, error: np.ndarray, everywhere: bool) -> float:
+def _noise_of(difference: np.ndarray, error: np.ndarray, everywhere: bool, least: float) -> float:
     """How far places differ that nobody edited, in levels: four times the median of the small differences; where the
-    whole picture was edited, four times what the change of colours does not explain."""
+    whole picture was edited, four times what the change of colours does not explain. least: of an answer that is as
+    sharp as the photograph."""
     if everywhere:
-        return float(np.clip(4 * np.median(error), _LEAST_NOISE[0], _NOISE))
+        return float(np.clip(4 * np.median(error), min(least, _LEAST_NOISE[0]), _NOISE))
     small = difference[difference < _SMALL]
-    return float(np.clip(4 * np.median(small), _LEAST_NOISE[1], _NOISE))
+    return float(np.clip(4 * np.median(small), min(least, _LEAST_NOISE[1]), _NOISE))
 
 
 def _fit_curve(before: np.ndarray, after: np.ndarray) -> np.ndarray:
