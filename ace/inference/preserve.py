@@ -192,7 +192,7 @@ def _colour_correction(
 def _with_halo(mask: Image.Image, halo_px: int) -> Image.Image:
     """All that a mask touches, and the rim around it: 255, else 0."""
     touched = Image.fromarray((np.asarray(mask.convert("L")) > 0).astype(np.uint8) * 255)
-    return touched.filter(ImageFilter.MaxFilter(2 * halo_px + 1))
+    return touched.filter(ImageFilter.MaxFilter(2 * halo_px + 1)) if halo_px else touched  # Pillow dies of a size of 1
 
 
 def _membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:
