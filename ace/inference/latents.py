@@ -1,4 +1,4 @@
-"""Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC` small).
+"""Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC`) and `Pixels` (small).
 
 Small pictures of one size go through the autoencoder together, and never fewer than two: on CPUs a batch of one takes
 other kernels, whose sums round differently, so that a picture alone would not be the same as in a batch. Large ones,
@@ -18,15 +18,18 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
+from ace.inference.pixels import Pixels
 from ace.model.devices import working_device
 
 ALONE_PX = 256 * 256  # pictures with more pixels go one by one
 
-Autoencoder = AutoencoderKL | AutoencoderDC
+Autoencoder = AutoencoderKL | AutoencoderDC | Pixels
 
 
 def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor]) -> list[Tensor]:
     """Pictures (3, H_k, W_k) in [-1, 1] → scaled latents (C, H_k / f, W_k / f), float32."""
+    if isinstance(autoencoder, Pixels):
+        return [picture.to(working_device(autoencoder), torch.float32) for picture in pictures]
 
     def encode(batch: Tensor) -> Tensor:
         output = autoencoder.encode(batch)
@@ -77,6 +80,8 @@ class LatentCache:
 
 def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
     """Scaled latents (C, h_k, w_k) → pictures (3, h_k f, w_k f) in [-1, 1], float32, clamped."""
+    if isinstance(autoencoder, Pixels):
+        return [own.float().clamp(-1, 1) for own in latents]
 
     def decode(batch: Tensor) -> Tensor:
         batch = batch / autoencoder.config.scaling_factor + _shift(autoencoder)

@@ -187,7 +187,11 @@ class ModelRecipe(Run):
     from. text_lr_scale: factor on the encoder's learning rate, 0 = frozen.
     text_dropout: share of samples whose instruction is replaced by the empty one, for guidance.
     change_weight: weight in the loss of cells that differ from the edited image, against 1 for those that are copied.
-    prediction_type: what the network learns; "flow" is rectified flow. timestep_sampling: how noisy the samples are.
+    prediction_type: what the network learns; "flow" is rectified flow. timestep_sampling: how noisy the samples are;
+    noise_share: of them that are nothing but noise, where words alone decide. kept_tokens: of a target that are trained
+    on, those that change first; 0 = all. A preset with a memory begins without a trained autoencoder or encoder
+    (autoencoder = "pixels"): text_encoder then gives the word pieces; memory_lr_scale: factor on the learning rate of
+    its tables; memory_start: they begin as principal components of the world's own drawings.
     min_snr_gamma: weights of min-SNR, 0 = none. published_noise: the published code's noising with its defect, for
     comparison only. cache: folder where latents and texts of frozen encoders are kept, empty = none."""
 
@@ -209,6 +213,10 @@ class ModelRecipe(Run):
     change_weight: float = 1.0
     timestep_sampling: TimestepSampling = "uniform"
     min_snr_gamma: float = 0.0
+    noise_share: float = 0.0
+    kept_tokens: int = 0
+    memory_lr_scale: float = 1.0
+    memory_start: bool = True
     published_noise: bool = False
     source_on_channels: bool = True
     cache: str = ""

@@ -83,7 +83,12 @@ class _ModelRun:
             self.collate,
             lambda model, batch: model(batch),
             self.operations,
-            {"text_encoder.": self.recipe.text_lr_scale},
+            {
+                "text_encoder.table": self.recipe.memory_lr_scale,
+                "text_encoder.halves": self.recipe.memory_lr_scale,
+                "text_encoder.words": self.recipe.memory_lr_scale,
+                "text_encoder.": self.recipe.text_lr_scale,
+            },
             self.preview,
             self.rebuild,
         )
