@@ -2,7 +2,7 @@
 
 A `Background` is a kind, its colours and, for landscapes, a time of day. Each kind is a function of plane
 coordinates, so any window of it can be painted at any resolution, also beyond the unit square (cameras that move,
-canvases that grow). Antialiased by supersampling; painted windows are cached. Landscapes are in `landscapes.py`. Not
+canvases that grow). Antialiased by supersampling; what is painted is cached. Landscapes are in `landscapes.py`. Not
 here: objects, instructions.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 
 from ace.data.world.landscapes import BACKDROP, mix, paint_landscape
 from ace.errors import ConfigError
@@ -122,59 +123,99 @@ class Painted:
     depth: np.ndarray
 
 
-@lru_cache(maxsize=1500)
-def paint(
-    background: Background,
-    size_px: int,
-    window: tuple[float, float, float] = (0.0, 0.0, 1.0),
-) -> Painted:
-    """Paint the window (left, top, side; unit-square coordinates) at size_px x size_px.
+UNIT = (0.0, 0.0, 1.0)  # the window that is the picture
+_WIDE = (-0.5, -0.5, 2.0)  # the window that views of landscapes are cut from
+_SAMPLES = 3  # in each direction, of a pixel
 
-    Raises ConfigError for unknown kinds."""
-    factor = 3
-    n = size_px * factor
-    steps = (np.arange(n, dtype=np.float32) + 0.5) / n * window[2]
-    u, v = np.meshgrid(steps + window[0], steps + window[1])
+Window = tuple[float, float, float]  # left, top, side
+
+
+@lru_cache(maxsize=512)
+def paint_image(background: Background, size_px: int, window: Window = UNIT) -> np.ndarray:
+    """The window of a background, (size_px, size_px, 3) uint8, read-only. Raises ConfigError for unknown kinds."""
     if background.kind in PATTERNS:
-        rgb = _pattern(background, u, v)
-        classes = np.full(u.shape, BACKDROP, np.uint8)
-        depth = np.zeros_like(u)
-    elif background.kind in LANDSCAPES or background.kind in PLACES:
-        rgb, classes, depth = paint_landscape(background.kind, background.time_of_day or "day", u, v)
+        first = _color(background.colors[0])
+        if background.kind == "plain":
+            image = np.broadcast_to(first.astype(np.uint8), (size_px, size_px, 3)).copy()
+        else:
+            shares, places = _pattern(background.kind, size_px, window)
+            image = mix(first, _color(background.colors[1]), shares).round().astype(np.uint8)[places]
+    elif window == UNIT or not _inside(window):
+        image = _painted(background, size_px, window)[0]
+        image = (
+            image.reshape(size_px, _SAMPLES, size_px, _SAMPLES, 3).mean((1, 3)).round().clip(0, 255).astype(np.uint8)
+        )
+    else:  # cut from a wide view, which is painted once
+        wide = _wide(background, size_px)
+        scale = wide.width / _WIDE[2]
+        left, top, side = (window[0] - _WIDE[0]) * scale, (window[1] - _WIDE[1]) * scale, window[2] * scale
+        box = (left, top, left + side, top + side)
+        image = np.array(wide.resize((size_px, size_px), Image.Resampling.BOX, box=box))
+    image.setflags(write=False)
+    return image
+
+
+@lru_cache(maxsize=256)
+def paint(background: Background, size_px: int, window: Window = UNIT) -> Painted:
+    """The window of a background, size_px x size_px, with its classes and depth. Raises ConfigError for unknown kinds."""
+    half = _SAMPLES // 2
+    if background.kind in PATTERNS:
+        classes = np.full((size_px, size_px), BACKDROP, np.uint8)
+        depth = np.zeros((size_px, size_px), np.float32)
     else:
-        raise ConfigError(f"unknown background kind {background.kind!r}")
-    image = rgb.reshape(size_px, factor, size_px, factor, 3).mean((1, 3)).round().clip(0, 255).astype(np.uint8)
-    half = factor // 2
-    painted = Painted(
-        image,
-        classes[half::factor, half::factor].copy(),
-        depth[half::factor, half::factor].astype(np.float32),
-    )
-    for array in (painted.image, painted.classes, painted.depth):
+        _, classes, depth = _painted(background, size_px, window)
+        classes, depth = classes[half::_SAMPLES, half::_SAMPLES], depth[half::_SAMPLES, half::_SAMPLES]
+    painted = Painted(paint_image(background, size_px, window), classes.copy(), depth.astype(np.float32))
+    for array in (painted.classes, painted.depth):
         array.setflags(write=False)
     return painted
+
+
+def _plane(samples: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates u, v (samples, samples) float32 of a window, to the right and down."""
+    steps = (np.arange(samples, dtype=np.float32) + 0.5) / samples * window[2]
+    u, v = np.meshgrid(steps + window[0], steps + window[1])
+    return u, v
+
+
+def _painted(background: Background, size_px: int, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Colours, classes and depth of a landscape or place, `_SAMPLES` samples to a pixel's side."""
+    if background.kind not in LANDSCAPES and background.kind not in PLACES:
+        raise ConfigError(f"unknown background kind {background.kind!r}")
+    return paint_landscape(background.kind, background.time_of_day or "day", *_plane(size_px * _SAMPLES, window))
+
+
+def _inside(window: Window) -> bool:
+    """True if a window lies in the wide view."""
+    return all(_WIDE[axis] <= window[axis] and window[axis] + window[2] <= _WIDE[axis] + _WIDE[2] for axis in range(2))
+
+
+@lru_cache(maxsize=64)
+def _wide(background: Background, size_px: int) -> Image.Image:
+    side = round(_WIDE[2] * size_px)
+    return Image.fromarray(_painted(background, side, _WIDE)[0].round().clip(0, 255).astype(np.uint8))
 
 
 def _color(name: str) -> np.ndarray:
     return np.array(COLORS[name], np.float32)
 
 
-def _pattern(background: Background, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    first = _color(background.colors[0])
-    if background.kind == "plain":
-        return np.broadcast_to(first, (*u.shape, 3))
-    second = _color(background.colors[1])
-    if background.kind == "gradient":
+@lru_cache(maxsize=128)
+def _pattern(kind: str, size_px: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the second colour, (K,) float32, and which of them each pixel has, (size_px, size_px) int."""
+    u, v = _plane(size_px * _SAMPLES, window)
+    if kind == "gradient":
         share = np.clip(v, 0, 1)
-    elif background.kind == "vertical stripes":
+    elif kind == "vertical stripes":
         share = np.mod(np.floor(u * 8), 2)
-    elif background.kind == "horizontal stripes":
+    elif kind == "horizontal stripes":
         share = np.mod(np.floor(v * 8), 2)
-    elif background.kind == "checks":
+    elif kind == "checks":
         share = np.mod(np.floor(u * 6) + np.floor(v * 6), 2)
     else:  # dots
         row = np.floor(v * 5)
         du = np.mod(u * 5 + 0.5 * np.mod(row, 2), 1) - 0.5
         dv = np.mod(v * 5, 1) - 0.5
         share = (du * du + dv * dv < 0.09).astype(np.float32)
-    return mix(first, second, share)
+    shares, places = np.unique(share.reshape(size_px, _SAMPLES, size_px, _SAMPLES).mean((1, 3)), return_inverse=True)
+    return shares.astype(np.float32), places.reshape(size_px, size_px)

@@ -1,8 +1,10 @@
 """What may be drawn, and the dice: the split between training and held-out material, and one sample's random choices.
 
-The split is by hash, fixed before any training: a tenth of the concepts, one style, a tenth of each task's instruction
-templates, and all seeds (a seed means different dice in each split). Training draws none of them; held-out samples use
-held-out dice and templates, some of them held-out concepts or the held-out style, and say so.
+What has to be drawn from its name alone is one of the core concepts, in training always. All others are only kept,
+moved, removed or drawn in another style. The split is by hash, fixed before any training: a tenth of the concepts
+outside the core, one style, a tenth of each task's instruction templates, and all seeds (a seed means different dice in
+each split). Training draws none of them; held-out samples use held-out dice and templates, some of them held-out
+concepts or the held-out style, and say so.
 
 Not here: what a task does with its choices (`tasks/`).
 """
@@ -12,48 +14,26 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
 import numpy as np
 
+from ace.data.wordings import ALIASES, BARE_NAMES, SLOT_WORDS, TEMPLATES
 from ace.data.world.backgrounds import COLORS, GROUNDED, LANDSCAPES, PATTERNS, PLACES, TIMES, Background
-from ace.data.world.instructions import BARE_NAMES, SLOT_WORDS, TEMPLATES
+from ace.data.world.levels import DEFAULT_STYLE, LEVELS, Level
+from ace.data.world.places import CELLS, LOW, LOW_PAIRS, PAIRS, SLOTS, THING, TRIPLES, on_grid, word_place
 from ace.data.world.puppet import HAIRS, POSES, SHIRTS, SKINS, TROUSERS, Puppet
-from ace.data.world.scene import FaceObject, PuppetObject, Scene, SceneObject, SpriteObject, TextObject
+from ace.data.world.scene import GRID_FONT, FaceObject, PuppetObject, Scene, SceneObject, SpriteObject, TextObject
 from ace.data.world.sprites import HELD_OUT_STYLE, STYLES, Concept, Face, SpriteLibrary
 
 Split = Literal["train", "held_out"]
 T = TypeVar("T")
 
-DEFAULT_STYLE = "fluent-3d"  # what a picture is drawn in unless its words or its neighbours say otherwise
 LINE_STYLE = "fluent-mono"
-CORE_SHARE = 0.75  # of what is made by name
-
-# slot -> centre (fractions); things that stand on the ground use the row of left, middle and right
-SLOTS: dict[str, tuple[float, float]] = {
-    "left": (0.26, 0.5),
-    "right": (0.74, 0.5),
-    "middle": (0.5, 0.5),
-    "top": (0.5, 0.26),
-    "bottom": (0.5, 0.74),
-    "top left": (0.26, 0.26),
-    "top right": (0.74, 0.26),
-    "bottom left": (0.26, 0.74),
-    "bottom right": (0.74, 0.74),
-}
-_NAMES = tuple(SLOTS)
-
-
-def _apart(a: str, b: str) -> bool:
-    (ax, ay), (bx, by) = SLOTS[a], SLOTS[b]
-    return max(abs(ax - bx), abs(ay - by)) > 0.45
-
-
-_PAIRS = tuple((a, b) for a in _NAMES for b in _NAMES if a < b and _apart(a, b))
-_TRIPLES = tuple((a, b, c) for a, b in _PAIRS for c in _NAMES if b < c and _apart(a, c) and _apart(b, c))
-_FOOT = 0.9  # where things on the ground end
+CORE_SHARE = 0.4  # of what is only kept, moved or removed; what is made from its name is always core
+ALIAS_SHARE = 0.15  # of the names of core concepts that are said in another way
 
 
 def fraction(text: str) -> float:
@@ -61,9 +41,9 @@ def fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def is_held_out_concept(slug: str) -> bool:
-    """True for the tenth of the concepts that training never sees."""
-    return fraction(f"concept:{slug}") < 0.1
+def is_held_out(concept: Concept) -> bool:
+    """True for the tenth of the concepts outside the core that training never sees."""
+    return not concept.core and fraction(f"concept:{concept.slug}") < 0.1
 
 
 def split_templates(key: str, split: Split) -> tuple[str, ...]:
@@ -83,7 +63,15 @@ def with_article(name: str) -> str:
     return f"{'an' if vowel else 'a'} {name}"
 
 
-class Vocabulary:
+@dataclass(frozen=True)
+class Drawn:
+    """A thing that an answer had to draw from its name. scene: the answer's; index: of the thing in its objects."""
+
+    scene: Scene
+    index: int
+
+
+class Material:
     """A library sorted by split: made once, shared by all samples of a world."""
 
     def __init__(self, library: SpriteLibrary):
@@ -91,7 +79,7 @@ class Vocabulary:
         self.concepts: dict[str, Concept] = {c.slug: c for c in library.concepts}
         pools: dict[tuple[bool, str, bool], list[Concept]] = {}
         for concept in library.concepts:
-            held_out = is_held_out_concept(concept.slug)
+            held_out = is_held_out(concept)
             for style in library.styles_of(concept.slug):
                 pools.setdefault((held_out, style, False), []).append(concept)
                 if concept.core:
@@ -129,18 +117,25 @@ class Vocabulary:
 class Chance:
     """One sample's dice, and everything that is drawn with them from one side of the split.
 
-    rng: the sample's own; split: as in `World`. `held_out_concept`, `held_out_style`: whether such material is wanted;
-    `used`: what was drawn of it."""
+    rng: the sample's own; split, level: as in `World`. held_out_concept, held_out_style: whether such material is
+    wanted; used: what was shown of it; unseen: what of it has to be drawn without having been seen. free: things that a
+    picture or a mask places stand off the grid. drawn: what had to be drawn from its name."""
 
-    def __init__(self, vocabulary: Vocabulary, split: Split, rng: random.Random, size_px: int):
-        self.vocabulary = vocabulary
-        self.library = vocabulary.library
+    def __init__(
+        self, material: Material, split: Split, rng: random.Random, size_px: int, level: Level = LEVELS["all"]
+    ):
+        self.material = material
+        self.library = material.library
         self.split: Split = split
         self.rng = rng
         self.size_px = size_px
+        self.level = level
         self.held_out_concept = split == "held_out" and rng.random() < 0.3
         self.held_out_style = split == "held_out" and rng.random() < 0.15
-        self.used: set[str] = set()  # which held-out material was drawn: "concept", "style", "face"
+        self.free = rng.random() < level.free_share
+        self.used: set[str] = set()  # "concept", "style", "face"
+        self.unseen: set[str] = set()
+        self.drawn: list[Drawn] = []
 
     # -- plain choices ------------------------------------------------------------------------------------------------
 
@@ -166,10 +161,16 @@ class Chance:
         """Words for a slot: "on the left"."""
         return self.choice(SLOT_WORDS[slot])
 
+    def called(self, slug: str) -> str:
+        """What a concept is called: mostly its name, sometimes another word for it."""
+        concept = self.material.concepts[slug]
+        others = ALIASES.get(concept.name, ()) if concept.core else ()
+        return self.choice(others) if others and self.chance(ALIAS_SHARE) else concept.name
+
     def noun(self, item: SceneObject) -> str:
         """What an object is called, without an article: "red apple"."""
         if isinstance(item, SpriteObject):
-            return self.vocabulary.name(item.slug)
+            return self.called(item.slug)
         return item.puppet.words[2:] if isinstance(item, PuppetObject) else "face"
 
     def a(self, item: SceneObject) -> str:
@@ -187,37 +188,40 @@ class Chance:
         """A colour style: mostly the default one."""
         if self.held_out_style:
             return HELD_OUT_STYLE
-        return DEFAULT_STYLE if self.chance(0.55) else self.choice(COLOR_STYLES)
+        return DEFAULT_STYLE if not self.level.styled or self.chance(0.55) else self.choice(COLOR_STYLES)
 
     def other_style(self, style: str, slugs: Sequence[str]) -> str | None:
-        """Another style in which all these concepts can be drawn; None if there is none."""
+        """Another style in which all these concepts can be drawn, for them to be drawn in; None if there is none."""
         known = (*COLOR_STYLES, HELD_OUT_STYLE) if self.held_out_style else COLOR_STYLES
         both = [s for s in known if s != style and all(s in self.library.styles_of(slug) for slug in slugs)]
         chosen = self.choice(both) if both else None
         if chosen == HELD_OUT_STYLE:
             self.used.add("style")
+            self.unseen.add("style")
         return chosen
 
     def concept(self, style: str, *, made: bool, avoid: Collection[str] = (), also: str | None = None) -> Concept:
         """A concept that exists in `style` (and `also`).
 
-        made: it will have to be drawn from its name, so mostly a core one. avoid: concepts whose names may not share
-        a word with it."""
-        core = made and self.chance(CORE_SHARE)
-        pool = self.vocabulary.pool(style, core=core, held_out=self.held_out_concept)
+        made: it will have to be drawn from its name, so it is a core one unless a held-out one is wanted. avoid:
+        concepts whose names may not share a word with it."""
+        pool = ()
+        if self.held_out_concept:
+            pool = self.material.pool(style, core=False, held_out=True)
         if not pool:
-            pool = self.vocabulary.pool(style, core=core, held_out=False)
-        words = {word for slug in avoid for word in self.vocabulary.name(slug).split()}
+            pool = self.material.pool(style, core=made or self.chance(CORE_SHARE), held_out=False)
+        words = {word for slug in avoid for word in self.material.name(slug).split()}
         for _ in range(100):
             concept = self.choice(pool)
             if also is not None and also not in self.library.styles_of(concept.slug):
                 continue
             if concept.slug not in avoid and not words & set(concept.name.split()):
                 break
-        if is_held_out_concept(concept.slug):
-            self.used.add("concept")
-        if style == HELD_OUT_STYLE:
-            self.used.add("style")
+        shown = {"concept"} if is_held_out(concept) else set()
+        shown |= {"style"} if style == HELD_OUT_STYLE else set()
+        self.used |= shown
+        if made:
+            self.unseen |= shown
         return concept
 
     # -- backgrounds --------------------------------------------------------------------------------------------------
@@ -225,7 +229,11 @@ class Chance:
     def background(self, avoid: Background | None = None) -> Background:
         """Any background, but not `avoid`: two fifths plain, two fifths landscapes, the rest patterns and places."""
         while True:
-            kind = self.weighted({"plain": 0.36, "landscape": 0.4, "pattern": 0.16, "place": 0.08})
+            kind = (
+                "plain"
+                if self.level.plain
+                else self.weighted({"plain": 0.36, "landscape": 0.4, "pattern": 0.16, "place": 0.08})
+            )
             if kind == "plain":
                 made = Background("plain", (self.choice(_COLOR_NAMES),))
             elif kind == "landscape":
@@ -243,7 +251,7 @@ class Chance:
     def new_background(self, scene: Scene) -> Background:
         """Another background than the scene's, on which its objects can be seen."""
         items = [o for o in scene.objects if isinstance(o, SpriteObject)]
-        colors = [self.vocabulary.mean_color(o.slug, o.style) for o in items]
+        colors = [self.material.mean_color(o.slug, o.style) for o in items]
         while True:
             made = self.showing(self.background(avoid=scene.background), colors)
             if made != scene.background:
@@ -257,31 +265,25 @@ class Chance:
 
     # -- objects and scenes -------------------------------------------------------------------------------------------
 
-    def layout(self, count: int, background: Background) -> tuple[tuple[str, ...], float]:
-        """Slots for `count` objects that do not touch, and the size that fits them."""
-        if background.kind in GROUNDED:
-            if count == 1:
-                return (self.weighted({"middle": 0.5, "left": 0.25, "right": 0.25}),), 0.5
-            return (("left", "right"), 0.44) if count == 2 else (("left", "middle", "right"), 0.32)
+    def layout(self, count: int, background: Background) -> tuple[str, ...]:
+        """Slots for `count` objects that do not touch; on the ground, where there is one, unless they are three."""
+        grounded = background.kind in GROUNDED
         if count == 1:
-            return (self.weighted({n: 4.0 if n == "middle" else 1.0 for n in _NAMES}),), 0.5
-        if count == 2:
-            slots, size = list(self.choice(_PAIRS)), 0.44
-        elif self.chance(0.5):
-            return ("left", "middle", "right"), 0.32
-        else:
-            slots, size = list(self.choice(_TRIPLES)), 0.44
+            return (self.weighted({n: 4.0 if n == "middle" else 1.0 for n in (LOW if grounded else SLOTS)}),)
+        slots = list(self.choice(TRIPLES if count == 3 else LOW_PAIRS if grounded else PAIRS))
         self.rng.shuffle(slots)
-        return tuple(slots), size
+        return tuple(slots)
 
-    def place(self, slot: str, size: float, background: Background) -> tuple[float, float]:
-        """The centre of an object of this size in a slot: on the ground where there is one."""
-        x, y = SLOTS[slot]
-        if size < 0.36:  # three in a row
-            x = 0.5 + (x - 0.5) * 1.36
-        if background.kind in GROUNDED and slot in ("left", "middle", "right"):
-            y = _FOOT - size / 2
-        return min(max(x, size / 2), 1 - size / 2), min(max(y, size / 2), 1 - size / 2)
+    def place(self, slot: str, cells: int = THING, *, free: bool = False) -> tuple[float, float, float]:
+        """Centre x, y and side (fractions of the picture) of a thing of so many cells in a slot.
+
+        free: it may be a little off the grid, larger or smaller; for things that a picture or a mask places."""
+        x, y, size = on_grid(slot, cells)
+        if not (free and self.free):
+            return x, y, size
+        size *= self.choice(_FREE_SIZES)
+        x, y = (v + (self.rng.random() - 0.5) / CELLS for v in (x, y))
+        return min(max(x, size / 2), 1 - size / 2), min(max(y, size / 2), 1 - size / 2), size
 
     def scene(
         self,
@@ -295,24 +297,32 @@ class Chance:
     ) -> tuple[Scene, tuple[str, ...]]:
         """A scene of `count` sprites (None: one to three) and their slots.
 
-        made: it has to be drawn from words, so sizes are the usual ones and concepts mostly core ones; else sizes
-        vary a little, unless `vary` is False. also: another style in which all of it can be drawn."""
-        count = count or self.weighted({1: 0.5, 2: 0.35, 3: 0.15})
+        made: it has to be drawn from words, so sizes are the usual ones, things on the grid and concepts core ones;
+        else sizes vary and things may stand freely, unless `vary` is False. also: another style in which all of it can
+        be drawn."""
+        count = min(count or self.weighted({1: 0.5, 2: 0.35, 3: 0.15}), self.level.max_things)
         style = style or self.style()
         given, background = background, background or self.background()
-        slots, size = self.layout(count, background)
-        if vary and not made:
-            size *= self.choice((0.9, 1.0, 1.0, 1.06)) if count > 1 else self.choice((0.88, 1.0, 1.0, 1.12, 1.24))
+        slots = self.layout(count, background)
+        vary = vary and not made
+        cells = self.choice((3, 4, 4, 5) if count == 1 else (3, 4, 4)) if vary else THING
         objects: list[SceneObject] = []
         slugs: list[str] = []
         for slot in slots:
             concept = self.concept(style, made=made, avoid=slugs, also=also)
             slugs.append(concept.slug)
-            x, y = self.place(slot, size, background)
+            x, y, size = self.place(slot, cells, free=vary)
             objects.append(SpriteObject(concept.slug, style, x, y, size))
         if given is None:
-            background = self.showing(background, [self.vocabulary.mean_color(slug, style) for slug in slugs])
-        return Scene(background, tuple(objects)), slots
+            background = self.showing(background, [self.material.mean_color(slug, style) for slug in slugs])
+        scene = Scene(background, tuple(objects))
+        if made:
+            self.draws(scene, *range(count))
+        return scene, slots
+
+    def draws(self, scene: Scene, *indices: int) -> None:
+        """Note that the answer shows this scene and has to draw these of its objects from their names."""
+        self.drawn += [Drawn(scene, index) for index in indices]
 
     def showing(self, background: Background, colors: Sequence[tuple[int, int, int]]) -> Background:
         """The background, with another colour if it is plain and something of these colours would be lost on it."""
@@ -338,7 +348,7 @@ class Chance:
 
     def face_scene(self, background: Background | None = None) -> Scene:
         """An avatar that has attribute edits."""
-        faces = self.vocabulary.editable_faces
+        faces = self.material.editable_faces
         if not faces["train"]:  # a pack without avatars
             return self.puppet_scene(background)
         face = self.choice(faces[self.split] or faces["train"])
@@ -347,19 +357,25 @@ class Chance:
         return Scene(background or self.plain(("black", "brown")), (FaceObject(face, 0.5, 0.5, 0.94),))
 
     def word(self) -> str:
-        """Something short to write: a word, letters or a number."""
-        return self.choice(_WORDS[self.split])
+        """Something short to write: letters and digits at random, or a word."""
+        if self.chance(0.4):
+            return self.choice(_WORDS[self.split])
+        letters = LETTERS if self.chance(0.25) else LETTERS[:26]
+        return "".join(self.choice(letters) for _ in range(self.rng.randint(1, LONGEST_WORD)))
 
     def text(self, background: Background, slot: str, *, any_font: bool = False) -> TextObject:
         """A word in a slot ("top", "middle" or "bottom"), in a colour that is not the background's.
 
-        What has to be written is always in the first font, what is only wiped off in any that writes Latin
+        What has to be written stands on the grid in one font, what is only wiped off in any that writes Latin
         letters."""
         color = self.choice([c for c in _TEXT_COLORS if c not in background.colors])
         word = self.word()
-        height = 0.31 if len(word) <= 3 else 0.3 if len(word) == 4 else 0.25
-        font = self.choice(self.library.fonts) if any_font else self.library.fonts[0]
-        return TextObject(word, color, 0.5, {"top": 0.17, "middle": 0.5, "bottom": 0.83}[slot], height, font)
+        font = self.choice(self.library.fonts) if any_font else GRID_FONT
+        x, y, height = word_place(len(word), slot)
+        if font != GRID_FONT:
+            x, height = 0.5, 0.3 if len(word) <= 4 else 0.24 if len(word) == 5 else 0.2
+            y = min(max(y, height / 2), 1 - height / 2)
+        return TextObject(word, color, x, y, height, font)
 
     def text_scene(self, *, any_font: bool = False) -> tuple[Scene, str]:
         """A scene with one word and at most one object below or above it, and the slot of the word."""
@@ -367,13 +383,12 @@ class Chance:
         if self.chance(0.35):
             slot = self.choice(("top", "middle", "bottom"))
             return Scene(background, texts=(self.text(background, slot, any_font=any_font),)), slot
-        on_ground = background.kind in GROUNDED
-        slot = "top" if on_ground or self.chance(0.5) else "bottom"
+        slot = "top" if background.kind in GROUNDED or self.chance(0.5) else "bottom"
         style = self.style()
-        size = 0.5
-        x, y = self.choice((0.28, 0.5, 0.5, 0.72)), 0.66 if slot == "top" else 0.34
+        where = self.choice([n for n, (_, row) in SLOTS.items() if row != (0 if slot == "top" else 2)])
+        x, y, size = self.place(where)
         item = SpriteObject(self.concept(style, made=False).slug, style, x, y, size)
-        background = self.showing(background, [self.vocabulary.mean_color(item.slug, style)])
+        background = self.showing(background, [self.material.mean_color(item.slug, style)])
         return Scene(background, (item,), (self.text(background, slot, any_font=any_font),)), slot
 
     # -- captions -----------------------------------------------------------------------------------------------------
@@ -416,6 +431,9 @@ def _distance(a: tuple[int, int, int], b: tuple[int, int, int]) -> int:
 
 
 COLOR_STYLES = tuple(s for s in STYLES if s not in (LINE_STYLE, HELD_OUT_STYLE))
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"  # what words are made of
+LONGEST_WORD = 6
+_FREE_SIZES = (0.8, 0.9, 1.0, 1.08, 1.16)  # of the usual one, off the grid
 _COLOR_NAMES = tuple(COLORS)
 _TEXT_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
 _LANDSCAPE_NAMES = tuple(LANDSCAPES)

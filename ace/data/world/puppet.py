@@ -1,7 +1,7 @@
 """The puppet: a jointed person with known joints, for pose pictures.
 
-Joints are the 17 COCO keypoints, in fractions of the puppet's own square. Drawn with capsules and discs at four times
-the size and reduced. Left and right are the viewer's throughout (what is said of a picture), also in the joint names.
+Joints are the 17 COCO keypoints, in fractions of the puppet's own square. Drawn with capsules and discs at twice the
+size and reduced. Left and right are the viewer's throughout (what is said of a picture), also in the joint names.
 Not here: the skeleton drawing (`ace.extract.pose`).
 """
 
@@ -126,10 +126,13 @@ def keypoints(puppet: Puppet) -> np.ndarray:
     return np.array(points, np.float32)
 
 
+_SAMPLES = 2  # in each direction, of a pixel
+
+
 @lru_cache(maxsize=2000)
 def draw_puppet(puppet: Puppet, size_px: int) -> np.ndarray:
     """(size_px, size_px, 4) uint8 RGBA, straight alpha, read-only."""
-    n = size_px * 4
+    n = size_px * _SAMPLES
     points = keypoints(puppet) * n
     canvas = Image.new("RGBA", (n, n), (0, 0, 0, 0))
     pen = ImageDraw.Draw(canvas)

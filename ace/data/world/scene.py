@@ -14,14 +14,15 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ace.data.world.backgrounds import COLORS, Background, paint
+from ace.data.world.backgrounds import COLORS, Background, paint, paint_image
 from ace.data.world.landscapes import near
 from ace.data.world.puppet import Puppet, draw_puppet
-from ace.data.world.sprites import Face, SpriteLibrary
+from ace.data.world.sprites import Face, Layer, SpriteLibrary, as_layer
 from ace.errors import ConfigError
 from ace.extract.degrade import mosaic
 from ace.extract.lines import line_drawing
 
+GRID_FONT = "mono"  # its letters stand in cells twice as high as wide
 LOOKS = ("", "black and white", "sepia", "pixel art", "negative", "line drawing")
 
 
@@ -66,7 +67,8 @@ SceneObject = SpriteObject | FaceObject | PuppetObject
 class TextObject:
     """A word.
 
-    x, y: centre; height: of the font, as a fraction of the side; color: a name of `COLORS`; font: of the library."""
+    x, y: centre; height: of the font (of a letter's cell in `GRID_FONT`), as a fraction of the side; color: a name of
+    `COLORS`; font: of the library."""
 
     text: str
     color: str
@@ -123,13 +125,12 @@ class Rendered:
 
 def draw(scene: Scene, library: SpriteLibrary, size_px: int) -> np.ndarray:
     """The picture of a scene, (size_px, size_px, 3) uint8."""
-    canvas = paint(scene.background, size_px, scene.camera.window).image.copy()
+    canvas = paint_image(scene.background, size_px, scene.camera.window).copy()
     for item in scene.objects:
-        paste(canvas, patch(item, library, size_px, scene.camera), *corner(item, size_px, scene.camera))
+        lay(canvas, layer_of(item, library, size_px, scene.camera), *corner(item, size_px, scene.camera))
     for text in scene.texts:
-        rgba = text_patch(text, library, size_px, scene.camera.zoom)
-        x, y = _seen(text.x, text.y, scene.camera)
-        paste(canvas, rgba, round(y * size_px - rgba.shape[0] / 2), round(x * size_px - rgba.shape[1] / 2))
+        layer = text_layer(text, library, size_px, scene.camera.zoom)
+        lay(canvas, layer, *text_corner(text, layer, size_px, scene.camera))
     if scene.camera.mirrored:
         canvas = np.ascontiguousarray(canvas[:, ::-1])
     return apply_look(canvas, scene.look)
@@ -163,47 +164,63 @@ def render(scene: Scene, library: SpriteLibrary, size_px: int) -> Rendered:
 def object_alpha(item: SceneObject, library: SpriteLibrary, size_px: int, camera: Camera = Camera()) -> np.ndarray:
     """Where an object is, (size_px, size_px) float32 0..1, as if nothing were in front of it."""
     alpha = np.zeros((size_px, size_px), np.float32)
-    rgba = patch(item, library, size_px, camera)
-    top, left = corner(item, size_px, camera)
-    into, out_of = _overlap(size_px, rgba.shape[:2], top, left)
-    alpha[into] = rgba[out_of][..., 3] * np.float32(1 / 255)
+    layer = layer_of(item, library, size_px, camera)
+    into, out_of = _overlap(size_px, layer.veil.shape, *corner(item, size_px, camera))
+    alpha[into] = layer.alpha[out_of]
     return alpha
 
 
-def patch(item: SceneObject, library: SpriteLibrary, size_px: int, camera: Camera = Camera()) -> np.ndarray:
-    """The drawing of one object, (n, n, 4) uint8 RGBA, straight alpha; n = its side in pixels as the camera sees it."""
-    side = max(1, round(item.size * camera.zoom * size_px))
+def layer_of(item: SceneObject, library: SpriteLibrary, size_px: int, camera: Camera = Camera()) -> Layer:
+    """The drawing of one object, n x n; n = its side in pixels as the camera sees it."""
+    side = side_px(item, size_px, camera)
     if isinstance(item, SpriteObject):
-        rgba = library.sprite(item.slug, item.style, side)
+        layer = library.layer(item.slug, item.style, side)
     elif isinstance(item, FaceObject):
-        rgba = library.face(item.face, side)
+        layer = library.face_layer(item.face, side)
     else:
-        rgba = draw_puppet(item.puppet, side)
-    return rgba[:, ::-1] if item.flip else rgba
+        layer = _puppet_layer(item.puppet, side)
+    return Layer(*(array[:, ::-1] for array in layer)) if item.flip else layer
+
+
+def side_px(item: SceneObject, size_px: int, camera: Camera = Camera()) -> int:
+    """The side of an object's square in pixels."""
+    return max(1, round(item.size * camera.zoom * size_px))
 
 
 def corner(item: SceneObject, size_px: int, camera: Camera = Camera()) -> tuple[int, int]:
     """Top and left pixel of an object's square, before mirroring; may lie outside the picture."""
-    side = max(1, round(item.size * camera.zoom * size_px))
+    side = side_px(item, size_px, camera)
     x, y = _seen(item.x, item.y, camera)
     return round(y * size_px - side / 2), round(x * size_px - side / 2)
 
 
-def paste(canvas: np.ndarray, rgba: np.ndarray, top: int, left: int) -> None:
-    """Composite (h, w, 4) uint8 over canvas (H, W, 3) uint8 in place; what falls outside is cut off."""
+def lay(canvas: np.ndarray, layer: Layer, top: int, left: int) -> None:
+    """Lay a drawing over canvas (H, W, 3) uint8, square, in place; what falls outside is cut off."""
     height, width = canvas.shape[:2]
-    if canvas.shape[0] != canvas.shape[1]:
+    if height != width:
         raise ConfigError(f"scenes are square, this canvas is {width}x{height} px")
-    into, out_of = _overlap(height, rgba.shape[:2], top, left)
-    below = canvas[into].astype(np.int32)
-    above = rgba[out_of].astype(np.int32)
-    alpha = above[..., 3:]
-    canvas[into] = (below * (255 - alpha) + above[..., :3] * alpha + 127) // 255
+    into, out_of = _overlap(height, layer.veil.shape, top, left)
+    mixed = canvas[into] * layer.veil[out_of]  # uint16: at most 255 * 255 + 127 with what follows
+    mixed += layer.ink[out_of]
+    mixed //= 255
+    canvas[into] = mixed
 
 
-def text_patch(text: TextObject, library: SpriteLibrary, size_px: int, zoom: float = 1.0) -> np.ndarray:
-    """A word as (h, w, 4) uint8 RGBA: filled with its colour, outlined in black or white, whichever contrasts."""
-    return _draw_text(text.text, text.color, max(6, round(text.height * zoom * size_px)), text.font, library)
+def text_layer(text: TextObject, library: SpriteLibrary, size_px: int, zoom: float = 1.0) -> Layer:
+    """A word, filled with its colour, outlined in black or white, whichever contrasts."""
+    height_px = max(6, round(text.height * zoom * size_px))
+    glyphs = [_glyph(letter, text.font, height_px, library) for letter in text.text]
+    whole, inner = (np.concatenate(parts, axis=1)[..., None] for parts in zip(*glyphs, strict=True))
+    fill = np.array(COLORS[text.color], np.uint16)
+    outline = np.array((20, 20, 24) if fill @ np.array((299, 587, 114)) > 120_000 else (250, 250, 250), np.uint16)
+    return Layer(fill * inner + outline * (whole - inner) + np.uint16(127), (255 - whole).repeat(3, axis=2))
+
+
+def text_corner(text: TextObject, layer: Layer, size_px: int, camera: Camera = Camera()) -> tuple[int, int]:
+    """Top and left pixel of a word, before mirroring."""
+    x, y = _seen(text.x, text.y, camera)
+    height, width = layer.veil.shape[:2]
+    return round(y * size_px - height / 2), round(x * size_px - width / 2)
 
 
 def apply_look(image: np.ndarray, look: str) -> np.ndarray:
@@ -242,19 +259,35 @@ def _concept_groups(library: SpriteLibrary) -> dict[str, str]:
     return {c.slug: c.group for c in library.concepts}
 
 
+@lru_cache(maxsize=2000)
+def _puppet_layer(puppet: Puppet, side: int) -> Layer:
+    return as_layer(draw_puppet(puppet, side))
+
+
 @lru_cache(maxsize=4000)
-def _draw_text(text: str, color: str, height_px: int, font: str, library: SpriteLibrary) -> np.ndarray:
-    factor = 3
-    face = library.font(font, height_px * factor)
-    edge = max(1, round(height_px * factor * 0.07))
-    left, top, right, bottom = face.getbbox(text, stroke_width=edge)
-    width, height = (-(-int(right - left) // factor) + 1) * factor, (-(-int(bottom - top) // factor) + 1) * factor
-    canvas = Image.new("RGBA", (width, height), (0, 0, 0, 0))
-    at = ((width - (right - left)) / 2 - left, (height - (bottom - top)) / 2 - top)
-    fill = COLORS[color]
-    luma = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2]
-    outline = (20, 20, 24) if luma > 120 else (250, 250, 250)
-    ImageDraw.Draw(canvas).text(at, text, font=face, fill=fill, stroke_width=edge, stroke_fill=outline)
-    array = np.array(canvas.resize((width // factor, height // factor), Image.Resampling.BOX))
-    array.setflags(write=False)
-    return array
+def _glyph(letter: str, font: str, height_px: int, library: SpriteLibrary) -> tuple[np.ndarray, np.ndarray]:
+    """Opacity of a letter with its outline, and of its inside: (h, w) uint16, 0 to 255, read-only.
+
+    In `GRID_FONT` it stands in the middle of a cell that is height_px high and half as wide."""
+    factor = 3  # drawn so many times as large and reduced
+    on_grid = font == GRID_FONT
+    face = library.font(font, round(height_px * factor * (0.72 if on_grid else 1.0)))
+    edge = max(1, round(height_px * factor * (0.04 if on_grid else 0.07)))
+    _, top, _, bottom = face.getbbox("H", anchor="ls")
+    if on_grid:
+        size = max(1, round(height_px / 2)), height_px
+        left = (size[0] * factor - face.getlength(letter)) / 2
+    else:
+        start, _, end, _ = face.getbbox(letter, stroke_width=edge, anchor="ls")
+        size = max(1, -(-round(end - start) // factor)), -(-sum(face.getmetrics()) // factor) + 2
+        left = -start
+    at = (left, (size[1] * factor - (bottom - top)) / 2 - top)
+    drawn = []
+    for stroke in (edge, 0):
+        canvas = Image.new("L", (size[0] * factor, size[1] * factor))
+        ImageDraw.Draw(canvas).text(at, letter, fill=255, font=face, stroke_width=stroke, anchor="ls")
+        drawn.append(np.asarray(canvas.resize(size, Image.Resampling.BOX)).astype(np.uint16))
+    whole, inner = np.maximum(*drawn), drawn[1]
+    whole.setflags(write=False)
+    inner.setflags(write=False)
+    return whole, inner

@@ -14,23 +14,11 @@ from functools import cached_property, partial
 from PIL import Image
 
 from ace.data.sample import FAMILIES, EditSample, family_of
-from ace.data.world.chance import Chance, Split, Vocabulary
+from ace.data.world.chance import Chance, Drawn, Material, Split
+from ace.data.world.levels import LEVELS, Level
 from ace.data.world.sprites import SpriteLibrary
 from ace.data.world.tasks import chain, element, generation, layers, reference, repainting, semantic, signals
 from ace.errors import ConfigError
-
-# how often each family is drawn when no task is asked for; subtasks of a family evenly
-MIXTURE: dict[str, float] = {
-    "element_editing": 0.30,
-    "semantic_editing": 0.20,
-    "repainting": 0.12,
-    "text_guided_generation": 0.08,
-    "low_level_analysis": 0.08,
-    "controllable_generation": 0.07,
-    "layer_editing": 0.06,
-    "reference_generation": 0.05,
-    "multi_turn": 0.04,
-}
 
 MAKERS: dict[str, Callable[[Chance], EditSample]] = {
     "text_guided_generation/text_to_image": generation.text_to_image,
@@ -68,28 +56,52 @@ class World:
 
     size_px: side of every picture. split: "train" never draws held-out concepts, style or templates; "held_out" uses
     held-out templates and dice throughout, and some held-out concepts and the held-out style (provenance says which).
-    library: None = the best pack at hand. Raises ConfigError for a size below 16 px or an unknown split."""
+    library: None = the best pack at hand. level: how much of the world is shown, one of `LEVELS`. free_share: of the
+    samples in which things stand off the grid where a picture or a mask places them; None = the level's own.
+    Raises ConfigError for a size below 16 px, an unknown split or level, or a share outside 0 to 1."""
 
-    def __init__(self, size_px: int = 64, split: Split = "train", library: SpriteLibrary | None = None):
+    def __init__(
+        self,
+        size_px: int = 64,
+        split: Split = "train",
+        library: SpriteLibrary | None = None,
+        level: str = "all",
+        free_share: float | None = None,
+    ):
         if size_px < 16:
             raise ConfigError(f"size_px is {size_px}: pictures of the world need at least 16 px")
         if split not in ("train", "held_out"):
             raise ConfigError(f"split is {split!r}: use 'train' or 'held_out'")
+        if level not in LEVELS:
+            raise ConfigError(f"level is {level!r}: use one of {', '.join(LEVELS)}")
+        if free_share is not None and not 0 <= free_share <= 1:
+            raise ConfigError(f"free_share is {free_share}: use 0 to 1")
         self.size_px = size_px
         self.split: Split = split
         self.library = library if library is not None else SpriteLibrary()
-        self._vocabulary = Vocabulary(self.library)
+        self.level: Level = LEVELS[level]
+        if free_share is not None:
+            self.level = replace(self.level, free_share=free_share)
+        self._options = (level, free_share)
+        self._material = Material(self.library)
 
-    def __getstate__(self) -> tuple[int, Split, SpriteLibrary]:
-        return self.size_px, self.split, self.library
+    def __getstate__(self) -> tuple[int, Split, SpriteLibrary, str, float | None]:
+        return self.size_px, self.split, self.library, *self._options
 
-    def __setstate__(self, state: tuple[int, Split, SpriteLibrary]) -> None:
+    def __setstate__(self, state: tuple[int, Split, SpriteLibrary, str, float | None]) -> None:
         self.__init__(*state)
 
     def sample(self, seed: int, task: str | None = None) -> EditSample:
         """The sample of a seed.
 
-        task: None = drawn from `MIXTURE`. Raises ConfigError for a task that is not in `TASKS`."""
+        task: None = drawn from the level's tasks. Raises ConfigError for a task that is not in `TASKS`."""
+        return self._make(seed, task)[0]
+
+    def drawn(self, seed: int, task: str | None = None) -> tuple[Drawn, ...]:
+        """What the answer to the sample of a seed has to draw from names: the scene, and which of its objects."""
+        return tuple(self._make(seed, task)[1].drawn)
+
+    def _make(self, seed: int, task: str | None) -> tuple[EditSample, Chance]:
         if task is None:
             task = self._drawn_task(seed)
         family_of(task)
@@ -97,7 +109,8 @@ class World:
             raise ConfigError(
                 f"the sprite pack in {self.library.pack} has nothing for {task}: build it with `ace data assets`"
             )
-        chance = self._chance(f"{seed}:{task}")
+        rng = random.Random(f"{self.split}:{seed}:{task}")
+        chance = Chance(self._material, self.split, rng, self.size_px, self.level)
         made = MAKERS[task](chance)
         provenance: dict[str, str | int | float] = {
             "source": "world",
@@ -106,8 +119,9 @@ class World:
             "seed": seed,
             "num_concepts": len(self.library.concepts),  # packs differ, and with them what a seed draws
             **{f"held_out_{kind}": int(kind in chance.used) for kind in ("concept", "style", "face")},
+            "unseen": int(bool(chance.unseen)),  # something has to be drawn that training never showed
         }
-        return replace(made, provenance={**provenance, **made.provenance})
+        return replace(made, provenance={**provenance, **made.provenance}), chance
 
     def picture(self, seed: int) -> Image.Image:
         """Any one picture that the world makes, input or target of any task (RGB)."""
@@ -120,16 +134,13 @@ class World:
         """The tasks that this library can make: those about faces need avatars, those about text a font."""
         without_faces = (
             ()
-            if self._vocabulary.editable_faces["train"]
+            if self._material.editable_faces["train"]
             else ("semantic_editing/face", "reference_generation/face_reference")
         )
         without_fonts = () if self.library.fonts else ("element_editing/text_add", "element_editing/text_remove")
         return tuple(task for task in MAKERS if task not in (*without_faces, *without_fonts))
 
-    def _chance(self, key: str) -> Chance:
-        return Chance(self._vocabulary, self.split, random.Random(f"{self.split}:{key}"), self.size_px)
-
     def _drawn_task(self, seed: int) -> str:
-        dice = random.Random(f"{self.split}:{seed}:mixture")
-        family = dice.choices(list(MIXTURE), list(MIXTURE.values()))[0]
-        return dice.choice([task for task in self.tasks if task.startswith(f"{family}/")])
+        dice, weights = random.Random(f"{self.split}:{seed}:mixture"), self.level.tasks
+        task = dice.choices(list(weights), list(weights.values()))[0]
+        return task if task in MAKERS else dice.choice([name for name in self.tasks if name.startswith(f"{task}/")])

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.data.sample import EditSample
 from ace.data.world.backgrounds import TIMES, Background
-from ace.data.world.chance import DEFAULT_STYLE, SLOTS, Chance, with_article, with_object, without
+from ace.data.world.chance import Chance, with_object, without
+from ace.data.world.levels import DEFAULT_STYLE
+from ace.data.world.places import CELLS, SLOTS, WORD_ROWS, snapped
 from ace.data.world.scene import Camera, Scene, SceneObject, SpriteObject
-from ace.data.world.tasks.common import mask_around, picture
+from ace.data.world.tasks.common import as_mask, mask_around, picture
 from ace.data.world.tasks.semantic import restyled, time_request
 
 TASK = "multi_turn/chain"
 MASKED_SHARE = 0.12
-BIGGER, SMALLER = 1.3, 0.75
-SMALL = 0.42
+SMALLEST, LARGEST = 3, 6  # cells on a side, between which a thing may shrink and grow by one
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def chain(chance: Chance) -> EditSample:
         masks: tuple[Image.Image, ...] = ()
         if step.touched and chance.chance(MASKED_SHARE):
             images = (answer,)
-            masks = (mask_around(chance, step.touched, answer, following, step.state.scene),)
+            pixels = np.asarray(answer), np.asarray(following)
+            masks = (as_mask(mask_around(chance, step.touched, *pixels, step.state.scene)),)
         unit = ConditionUnit(step.words, images, masks)
         if len(turns) == count - 1:
             return EditSample(LongContextConditionUnit(unit, tuple(turns)), following, TASK, {"turns": count})
@@ -80,11 +83,12 @@ def chain(chance: Chance) -> EditSample:
 def edits_around(chance: Chance, count: int) -> tuple[Scene, list[Step]]:
     """A scene of one sprite, and so many edits of everything but that sprite: things come and go, the background, the
     time of day and words change. It is the first object of every scene and is never covered."""
-    scene, slots = chance.scene(1, vary=False)
-    x, y = chance.place(slots[0], SMALL, scene.background)
+    scene, _ = chance.scene(1, vary=False)
+    slot = chance.choice([name for name in SLOTS if SLOTS[name][0] != 1])  # at a side: there is room for others
+    x, y, size = chance.place(slot)
     assert isinstance(scene.objects[0], SpriteObject)
-    scene = with_object(scene, 0, replace(scene.objects[0], x=x, y=y, size=SMALL))  # room for others
-    state, steps = State(scene, slots), []
+    scene = with_object(scene, 0, replace(scene.objects[0], x=x, y=y, size=size))
+    state, steps = State(scene, (slot,)), []
     while len(steps) < count:
         step = _EDITS[chance.weighted(_AROUND)](chance, state)
         if step is not None and step.state.scene.objects[:1] == scene.objects:
@@ -132,20 +136,17 @@ def _add(chance: Chance, state: State) -> Step | None:
     scene = state.scene
     if not _plain_view(state) or len(scene.objects) > 2:
         return None
-    size = scene.objects[0].size if scene.objects else 0.44
-    free = [
-        s for s in SLOTS if all(_distance(chance, s, size, scene, o) >= (size + o.size) * 0.5 for o in scene.objects)
-    ]
+    style = next((o.style for o in scene.objects if isinstance(o, SpriteObject)), DEFAULT_STYLE)
+    places = {slot: chance.place(slot) for slot in SLOTS}
+    items = {slot: SpriteObject("", style, x, y, size) for slot, (x, y, size) in places.items()}
+    free = [s for s, item in items.items() if not any(_overlap(item, o) for o in scene.objects) and _clear(scene, item)]
     if not free:
         return None
     slot = chance.choice(free)
-    style = next((o.style for o in scene.objects if isinstance(o, SpriteObject)), DEFAULT_STYLE)
-    concept = chance.concept(style, made=True, avoid=_slugs(state))
-    x, y = chance.place(slot, size, scene.background)
-    item = SpriteObject(concept.slug, style, x, y, size)
+    item = replace(items[slot], slug=chance.concept(style, made=True, avoid=_slugs(state)).slug)
     after = replace(scene, objects=(*scene.objects, item))
     words = chance.say("element_editing/object_add", a=chance.a(item), where=chance.where(slot))
-    return Step(words, _goes_on(state, after, slots=(*state.slots, slot), last=concept.slug), (item,))
+    return Step(words, _goes_on(state, after, slots=(*state.slots, slot), last=item.slug), (item,))
 
 
 def _remove(chance: Chance, state: State) -> Step | None:
@@ -170,7 +171,7 @@ def _replace(chance: Chance, state: State) -> Step | None:
     concept = chance.concept(item.style, made=True, avoid=_slugs(state))
     new = replace(item, slug=concept.slug)
     key = f"{TASK}#replace it" if item.slug == state.last and chance.chance(0.4) else "element_editing/object_replace"
-    words = chance.say(key, the=chance.the(item), a=with_article(concept.name))
+    words = chance.say(key, the=chance.the(item), a=chance.a(new))
     after = _goes_on(state, with_object(state.scene, index, new), last=concept.slug)
     return Step(words, after, (item, new) if state.scene.camera == Camera() else ())
 
@@ -212,10 +213,12 @@ def _text(chance: Chance, state: State) -> Step | None:
         text = scene.texts[0]
         words = chance.say("element_editing/text_remove", text=text.text, color=text.color)
         return Step(words, _goes_on(state, replace(scene, texts=())))
-    slot = next((s for s in ("top", "bottom") if all(_clear(s, o) for o in scene.objects)), None)
-    if slot is None:
+    texts = (chance.text(scene.background, slot) for slot in ("top", "bottom"))
+    fitting = [text for text in texts if all(_clear(replace(scene, texts=(text,)), o) for o in scene.objects)]
+    if not fitting:
         return None
-    text = chance.text(scene.background, slot)
+    text = fitting[0]
+    slot = "top" if text.y < 0.5 else "bottom"
     words = chance.say("element_editing/text_add", text=text.text, color=text.color, where=chance.where(slot))
     return Step(words, _goes_on(state, replace(scene, texts=(text,))))
 
@@ -239,7 +242,7 @@ def _put_back(chance: Chance, state: State) -> Step | None:
 
 
 def _resize(chance: Chance, state: State) -> Step | None:
-    """Bigger or smaller, about its own foot; the last one spoken of, or the only one."""
+    """Bigger or smaller by one cell; the last one spoken of, or the only one."""
     scene = state.scene
     about = [i for i, o in enumerate(scene.objects) if o.slug == state.last] or ([0] if len(scene.objects) == 1 else [])
     if not about or scene.look or scene.camera != Camera():
@@ -247,12 +250,12 @@ def _resize(chance: Chance, state: State) -> Step | None:
     index = about[0]
     item = scene.objects[index]
     grow = chance.chance(0.5)
-    size = item.size * (BIGGER if grow else SMALLER)
-    if not 0.28 <= size <= 0.75:
+    cells = round(item.size * CELLS) + (1 if grow else -1)
+    if not SMALLEST <= cells <= LARGEST:
         return None
-    x, y = min(max(item.x, size / 2), 1 - size / 2), min(max(item.y, size / 2), 1 - size / 2)
+    x, y, size = snapped(item.x, item.y, cells)
     new = replace(item, size=size, x=x, y=y)
-    if any(_overlap(new, o) for i, o in enumerate(scene.objects) if i != index):
+    if any(_overlap(new, o) for i, o in enumerate(scene.objects) if i != index) or not _clear(scene, new):
         return None
     it = "it" if item.slug == state.last and chance.chance(0.6) else chance.the(item)
     words = chance.say(f"{TASK}#{'bigger' if grow else 'smaller'}", it=it)
@@ -263,18 +266,13 @@ def _slugs(state: State) -> list[str]:
     return [o.slug for o in state.scene.objects if isinstance(o, SpriteObject)]
 
 
-def _distance(chance: Chance, slot: str, size: float, scene: Scene, other: SceneObject) -> float:
-    x, y = chance.place(slot, size, scene.background)
-    return max(abs(x - other.x), abs(y - other.y))
-
-
 def _overlap(a: SceneObject, b: SceneObject) -> bool:
     return max(abs(a.x - b.x), abs(a.y - b.y)) < (a.size + b.size) * 0.499
 
 
-def _clear(slot: str, item: SceneObject) -> bool:
-    """True if a word in this slot would not lie on the object."""
-    return item.y - item.size / 2 > 0.28 if slot == "top" else item.y + item.size / 2 < 0.72
+def _clear(scene: Scene, item: SceneObject) -> bool:
+    """True if no word of the scene lies in the rows of an object."""
+    return all(abs(item.y - t.y) >= (item.size + WORD_ROWS / CELLS) / 2 - 1e-6 for t in scene.texts)
 
 
 _EDITS: dict[str, Edit] = {

@@ -6,36 +6,39 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit
 from ace.data.sample import EditSample
 from ace.data.world.chance import Chance
-from ace.data.world.scene import Scene, SceneObject, SpriteObject, corner, draw, object_alpha, patch
+from ace.data.world.scene import Scene, SceneObject, SpriteObject, corner, draw, object_alpha, side_px
 
 MaskShape = Literal["box", "ellipse", "blob"]
+Picture = np.ndarray | Image.Image  # (H, W, 3) uint8, or RGB
+
+
+def draw_scene(chance: Chance, scene: Scene) -> np.ndarray:
+    """A scene drawn at this sample's size, (H, W, 3) uint8."""
+    return draw(scene, chance.library, chance.size_px)
 
 
 def picture(chance: Chance, scene: Scene) -> Image.Image:
     """A scene drawn at this sample's size."""
-    return Image.fromarray(draw(scene, chance.library, chance.size_px))
+    return Image.fromarray(draw_scene(chance, scene))
 
 
 def sample(
-    task: str,
-    instruction: str,
-    images: tuple[Image.Image, ...],
-    target: Image.Image,
-    mask: Image.Image | None = None,
+    task: str, instruction: str, images: tuple[Picture, ...], target: Picture, mask: np.ndarray | None = None
 ) -> EditSample:
-    """A request of one round; a mask belongs to the first image."""
-    masks = (mask, *(None for _ in images[1:])) if mask is not None else ()
-    return EditSample(LongContextConditionUnit(ConditionUnit(instruction, images, masks)), target, task)
+    """A request of one round; a mask, (H, W) bool, belongs to the first image."""
+    masks = (as_mask(mask), *(None for _ in images[1:])) if mask is not None else ()
+    unit = ConditionUnit(instruction, tuple(map(_image, images)), masks)
+    return EditSample(LongContextConditionUnit(unit), _image(target), task)
 
 
 def scene_edit(chance: Chance, task: str, instruction: str, before: Scene, after: Scene) -> EditSample:
     """An edit of a whole scene without a mask."""
-    return sample(task, instruction, (picture(chance, before),), picture(chance, after))
+    return sample(task, instruction, (draw_scene(chance, before),), draw_scene(chance, after))
 
 
 def in_style(made: EditSample, scene: Scene) -> EditSample:
@@ -44,76 +47,105 @@ def in_style(made: EditSample, scene: Scene) -> EditSample:
     return replace(made, provenance={**made.provenance, "style": scene.look or drawn[0]})
 
 
+def as_mask(mask: np.ndarray) -> Image.Image:
+    """A (H, W) bool mask as a picture, white = change."""
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
 def mask_around(
-    chance: Chance, items: tuple[SceneObject, ...], before: Image.Image, after: Image.Image, scene: Scene
-) -> Image.Image:
-    """A mask (white = change) around objects:
+    chance: Chance, items: tuple[SceneObject, ...], before: np.ndarray, after: np.ndarray, scene: Scene
+) -> np.ndarray:
+    """A mask (H, W) bool, True = change, around objects:
 
     their box, an ellipse or their shape made thicker. It covers every pixel that changes."""
     size = chance.size_px
     shape: MaskShape = chance.choice(("box", "ellipse", "blob"))
-    mask = Image.new("L", (size, size), 0)
-    pen = ImageDraw.Draw(mask)
+    mask = np.zeros((size, size), bool)
     pad = chance.choice((0.01, 0.03, 0.06)) * size
     for item in items:
         top, left = corner(item, size, scene.camera)
-        side = patch(item, chance.library, size, scene.camera).shape[0]
-        box = (left - pad, top - pad, left + side - 1 + pad, top + side - 1 + pad)
+        side = side_px(item, size, scene.camera)
         if shape == "box":
-            pen.rectangle(box, fill=255)
+            low, high = (tuple(max(0, round(v)) for v in (p - pad, p + side + pad)) for p in (top, left))
+            mask[low[0] : low[1], high[0] : high[1]] = True
         elif shape == "ellipse":
-            grow = side * 0.12
-            pen.ellipse((box[0] - grow, box[1] - grow, box[2] + grow, box[3] + grow), fill=255)
+            radius = side * 0.62 + pad
+            mask |= _ellipse(size, left + side / 2, top + side / 2, radius, radius)
         else:
-            alpha = Image.fromarray((object_alpha(item, chance.library, size, scene.camera) > 0).astype(np.uint8) * 255)
-            reach = 2 * max(1, round(size / 32)) + 1
-            mask.paste(255, (0, 0), alpha.filter(ImageFilter.MaxFilter(reach)))
+            mask |= _thicker(object_alpha(item, chance.library, size, scene.camera) > 0, max(1, round(size / 32)))
     return covering(mask, before, after)
 
 
-def changed_box(chance: Chance, before: Image.Image, after: Image.Image) -> Image.Image:
-    """The box of all changed pixels, a little larger, as a mask."""
-    rows, columns = np.nonzero((np.asarray(before) != np.asarray(after)).any(2))
-    mask = Image.new("L", before.size, 0)
+def changed_box(chance: Chance, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The box of all changed pixels, a little larger, as a mask (H, W) bool."""
+    rows, columns = np.nonzero((before != after).any(2))
+    mask = np.zeros(before.shape[:2], bool)
     if rows.size:
         pad = round(chance.choice((0.02, 0.05, 0.08)) * chance.size_px)
-        box = columns.min() - pad, rows.min() - pad, columns.max() + pad, rows.max() + pad
-        ImageDraw.Draw(mask).rectangle(tuple(int(v) for v in box), fill=255)
+        mask[max(0, rows.min() - pad) : rows.max() + pad + 1, max(0, columns.min() - pad) : columns.max() + pad + 1] = (
+            True
+        )
     return mask
 
 
-def covering(mask: Image.Image, before: Image.Image, after: Image.Image) -> Image.Image:
+def covering(mask: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The mask with every changed pixel added, so that nothing differs outside it."""
-    changed = (np.asarray(before) != np.asarray(after)).any(2)
-    return Image.fromarray(np.where(changed, np.uint8(255), np.asarray(mask)))
+    changed = before != after
+    return mask | changed[..., 0] | changed[..., 1] | changed[..., 2]
 
 
-def random_mask(chance: Chance, low: float = 0.12, high: float = 0.45) -> Image.Image:
-    """A mask of one box, ellipse or thick stroke, covering about `low` to `high` of the picture."""
+def random_mask(chance: Chance, low: float = 0.12, high: float = 0.45) -> np.ndarray:
+    """A mask (H, W) bool of one box, ellipse or thick stroke, covering about `low` to `high` of the picture."""
     size = chance.size_px
     while True:
-        mask = Image.new("L", (size, size), 0)
-        pen = ImageDraw.Draw(mask)
+        mask = np.zeros((size, size), bool)
         shape = chance.choice(("box", "box", "ellipse", "stroke"))
         if shape == "stroke":
+            drawn = Image.new("L", (size, size), 0)
+            pen = ImageDraw.Draw(drawn)
             points = [(chance.rng.random() * size, chance.rng.random() * size) for _ in range(chance.choice((3, 4)))]
             width = round(size * chance.choice((0.16, 0.22, 0.28)))
             pen.line(points, fill=255, width=width, joint="curve")
             for x, y in points:
                 pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
+            mask = np.asarray(drawn) > 0
         else:
             w, h = (size * (0.3 + 0.5 * chance.rng.random()) for _ in range(2))
             left, top = chance.rng.random() * (size - w), chance.rng.random() * (size - h)
-            box = tuple(round(v) for v in (left, top, left + w, top + h))
             if shape == "box":
-                pen.rectangle(box, fill=255)
+                mask[round(top) : round(top + h), round(left) : round(left + w)] = True
             else:
-                pen.ellipse(box, fill=255)
-        if low <= np.asarray(mask).mean() / 255 <= high:
+                mask = _ellipse(size, left + w / 2, top + h / 2, w / 2, h / 2)
+        if low <= mask.mean() <= high:
             return mask
 
 
-def blanked(chance: Chance, image: np.ndarray, mask: np.ndarray) -> Image.Image:
+def blanked(chance: Chance, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture with its masked pixels painted over, mostly in grey. image: (H, W, 3) uint8; mask: (H, W) bool."""
     level = chance.choice((127, 127, 127, 255, 0))
-    return Image.fromarray(np.where(mask[..., None], np.uint8(level), image))
+    return np.where(mask[..., None], np.uint8(level), image)
+
+
+def _image(made: Picture) -> Image.Image:
+    return Image.fromarray(made) if isinstance(made, np.ndarray) else made
+
+
+def _ellipse(size: int, x: float, y: float, across: float, down: float) -> np.ndarray:
+    """(size, size) bool, True inside; centre and radii in pixels."""
+    steps = np.arange(size, dtype=np.float32) + 0.5
+    return ((steps - x) / across)[None, :] ** 2 + ((steps - y) / down)[:, None] ** 2 <= 1
+
+
+def _thicker(mask: np.ndarray, reach: int) -> np.ndarray:
+    """A square mask grown by so many pixels in all eight directions."""
+    size, width = len(mask), 2 * reach + 1
+    for _ in range(2):  # along rows, then along columns
+        grown = np.zeros((size, size + 2 * reach), bool)
+        grown[:, :size] = mask
+        done = 1
+        while done < width:  # each turn doubles how far every pixel reaches
+            step = min(done, width - done)
+            grown[:, step:] |= grown[:, :-step].copy()
+            done += step
+        mask = np.ascontiguousarray(grown[:, reach : reach + size].T)
+    return mask

@@ -7,12 +7,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from ace.data.sample import EditSample
-from ace.data.world.chance import Chance, with_article, with_object, without
-from ace.data.world.scene import Scene, SceneObject, text_patch
-from ace.data.world.tasks.common import covering, mask_around, picture, sample
+from ace.data.world.chance import Chance, with_object, without
+from ace.data.world.scene import Scene, SceneObject, SpriteObject, text_corner, text_layer
+from ace.data.world.tasks.common import covering, draw_scene, mask_around, sample
 
 MASKED_SHARE = 0.33
 
@@ -21,14 +20,13 @@ def object_add(chance: Chance) -> EditSample:
     """One object more, where the words or the mask say."""
     task = "element_editing/object_add"
     count = chance.weighted({1: 0.35, 2: 0.45, 3: 0.2})
-    after, slots = chance.scene(count, vary=count > 1)
+    masked = chance.chance(MASKED_SHARE)
+    after, slots = chance.scene(count, vary=masked)
     index = chance.rng.randrange(len(slots))
-    made = chance.concept(after.objects[0].style, made=True, avoid=[o.slug for o in after.objects])
-    item = replace(after.objects[index], slug=made.slug)
-    after = with_object(after, index, item)
+    after, item = exchanged(chance, after, index)
     before = without(after, index)
-    images = picture(chance, before), picture(chance, after)
-    if chance.chance(MASKED_SHARE):
+    images = draw_scene(chance, before), draw_scene(chance, after)
+    if masked:
         mask = mask_around(chance, (item,), *images, after)
         return sample(task, chance.say(f"{task}#masked", a=chance.a(item)), images[:1], images[1], mask)
     return sample(task, chance.say(task, a=chance.a(item), where=chance.where(slots[index])), images[:1], images[1])
@@ -40,7 +38,7 @@ def object_remove(chance: Chance) -> EditSample:
     before, slots = chance.scene()
     index = chance.rng.randrange(len(slots))
     item = before.objects[index]
-    images = picture(chance, before), picture(chance, without(before, index))
+    images = draw_scene(chance, before), draw_scene(chance, without(before, index))
     if chance.chance(MASKED_SHARE):
         mask = mask_around(chance, (item,), *images, before)
         words = chance.say(f"{task}#masked", the=chance.the(item), noun=chance.noun(item))
@@ -55,15 +53,25 @@ def object_replace(chance: Chance) -> EditSample:
     before, slots = chance.scene()
     index = chance.rng.randrange(len(slots))
     item = before.objects[index]
-    made = chance.concept(item.style, made=True, avoid=[o.slug for o in before.objects])
-    new = replace(item, slug=made.slug)
-    images = picture(chance, before), picture(chance, with_object(before, index, new))
+    after, new = exchanged(chance, before, index)
+    images = draw_scene(chance, before), draw_scene(chance, after)
     if chance.chance(MASKED_SHARE):
         mask = mask_around(chance, (item, new), *images, before)
-        words = chance.say(f"{task}#masked", the=chance.the(item), a=with_article(made.name))
+        words = chance.say(f"{task}#masked", the=chance.the(item), a=chance.a(new))
         return sample(task, words, images[:1], images[1], mask)
     the = referring(chance, item, slots[index], len(slots))
-    return sample(task, chance.say(task, the=the, a=with_article(made.name)), images[:1], images[1])
+    return sample(task, chance.say(task, the=the, a=chance.a(new)), images[:1], images[1])
+
+
+def exchanged(chance: Chance, scene: Scene, index: int) -> tuple[Scene, SpriteObject]:
+    """The scene with another thing, which has to be drawn from its name, in the place of one; and that thing."""
+    item = scene.objects[index]
+    assert isinstance(item, SpriteObject)
+    others = [o.slug for o in scene.objects if isinstance(o, SpriteObject)]
+    new = replace(item, slug=chance.concept(item.style, made=True, avoid=others).slug)
+    after = with_object(scene, index, new)
+    chance.draws(after, index)
+    return after, new
 
 
 def text_add(chance: Chance) -> EditSample:
@@ -90,19 +98,15 @@ def referring(chance: Chance, item: SceneObject, slot: str, count: int) -> str:
 
 def _text_edit(chance: Chance, task: str, before: Scene, after: Scene, slot: str) -> EditSample:
     text = (before.texts or after.texts)[0]
-    images = picture(chance, before), picture(chance, after)
+    images = draw_scene(chance, before), draw_scene(chance, after)
     words = {"text": text.text, "color": text.color, "where": chance.where(slot)}
     if not chance.chance(MASKED_SHARE):
         return sample(task, chance.say(task, **words), images[:1], images[1])
     size = chance.size_px
-    height, width = text_patch(text, chance.library, size).shape[:2]
-    mask = Image.new("L", (size, size), 0)
-    pad = chance.choice((1, 2, 3)) * size / 64
-    box = (
-        text.x * size - width / 2 - pad,
-        text.y * size - height / 2 - pad,
-        text.x * size + width / 2 + pad,
-        text.y * size + height / 2 + pad,
-    )
-    ImageDraw.Draw(mask).rectangle(tuple(np.round(box)), fill=255)
+    layer = text_layer(text, chance.library, size)
+    top, left = text_corner(text, layer, size)
+    height, width = layer.veil.shape[:2]
+    pad = round(chance.choice((1, 2, 3)) * size / 64)
+    mask = np.zeros((size, size), bool)
+    mask[max(0, top - pad) : top + height + pad, max(0, left - pad) : left + width + pad] = True
     return sample(task, chance.say(f"{task}#masked", **words), images[:1], images[1], covering(mask, *images))

@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
 from ace.data.sample import EditSample
-from ace.data.world.chance import Chance, with_object, without
+from ace.data.world.chance import Chance, without
 from ace.data.world.scene import Scene, draw, object_alpha
-from ace.data.world.tasks.common import blanked, mask_around, picture, random_mask, sample
+from ace.data.world.tasks.common import blanked, draw_scene, mask_around, random_mask, sample
+from ace.data.world.tasks.element import exchanged
 
 
 def inpainting(chance: Chance) -> EditSample:
@@ -22,31 +22,25 @@ def inpainting(chance: Chance) -> EditSample:
     image = draw(scene, chance.library, chance.size_px)
     for _ in range(8):  # enough of each object must be left to know it by
         mask = random_mask(chance, 0.08, 0.35)
-        left = np.asarray(mask) == 0
+        left = ~mask
         alphas = [object_alpha(item, chance.library, chance.size_px) for item in scene.objects]
         if all(alpha[left].sum() > 0.4 * alpha.sum() for alpha in alphas):
             break
-    given = blanked(chance, image, np.asarray(mask) > 0)
-    return sample(task, chance.say(task), (given,), Image.fromarray(image), mask)
+    return sample(task, chance.say(task), (blanked(chance, image, mask),), image, mask)
 
 
 def text_guided_inpainting(chance: Chance) -> EditSample:
     """A region and what to paint there: an object, or everything around the objects that stay."""
     task = "repainting/text_guided_inpainting"
-    scene, slots = chance.scene(vary=False)
+    scene, slots = chance.scene()
     if chance.chance(0.25):
         return _new_surroundings(chance, task, scene)
     index = chance.rng.randrange(len(slots))
-    concept = chance.concept(scene.objects[0].style, made=True, avoid=[o.slug for o in scene.objects])
-    item = replace(scene.objects[index], slug=concept.slug)
-    after = with_object(scene, index, item)
-    target = picture(chance, after)
-    if chance.chance(0.7):  # the region is painted over, the object that was there is lost
-        mask = mask_around(chance, (item,), picture(chance, without(after, index)), target, after)
-        given = blanked(chance, np.asarray(target), np.asarray(mask) > 0)
-    else:
-        given = picture(chance, without(after, index))
-        mask = mask_around(chance, (item,), given, target, after)
+    after, item = exchanged(chance, scene, index)
+    target, bare = draw_scene(chance, after), draw_scene(chance, without(after, index))
+    mask = mask_around(chance, (item,), bare, target, after)
+    # mostly the region is painted over, so that the object that was there is lost
+    given = blanked(chance, target, mask) if chance.chance(0.7) else bare
     return sample(task, chance.say(task, a=chance.a(item)), (given,), target, mask)
 
 
@@ -72,10 +66,9 @@ def outpainting(chance: Chance) -> EditSample:
         if alpha[kept].sum() < 0.6 * alpha.sum():
             scene, slots = without(scene, index), slots[:index] + slots[index + 1 :]
     image = draw(scene, chance.library, size)
-    given = blanked(chance, image, ~kept)
-    mask = Image.fromarray((~kept).astype(np.uint8) * 255)
     key = f"{task}#caption" if chance.chance(0.35) else task
-    return sample(task, chance.say(key, caption=chance.caption(scene, slots)), (given,), Image.fromarray(image), mask)
+    words = chance.say(key, caption=chance.caption(scene, slots))
+    return sample(task, words, (blanked(chance, image, ~kept),), image, ~kept)
 
 
 def _new_surroundings(chance: Chance, task: str, scene: Scene) -> EditSample:
@@ -87,7 +80,6 @@ def _new_surroundings(chance: Chance, task: str, scene: Scene) -> EditSample:
         stays |= object_alpha(item, chance.library, size) >= 1
     target = draw(new, chance.library, size)
     given = draw(scene, chance.library, size)
-    mask = Image.fromarray((~stays).astype(np.uint8) * 255)
-    source = blanked(chance, given, ~stays) if chance.chance(0.5) else Image.fromarray(given)
+    source = blanked(chance, given, ~stays) if chance.chance(0.5) else given
     words = chance.say(f"{task}#background", background=new.background.words, prep=new.background.preposition)
-    return sample(task, words, (source,), Image.fromarray(target), mask)
+    return sample(task, words, (source,), target, ~stays)

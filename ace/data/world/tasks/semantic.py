@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ace.data.sample import EditSample
+from ace.data.wordings import FACE_OLD_WORDS, FACE_WORDS, LOOK_WORDS, TIME_WORDS
 from ace.data.world.backgrounds import TIMES, Background
 from ace.data.world.chance import Chance
-from ace.data.world.instructions import FACE_OLD_WORDS, FACE_WORDS, LOOK_WORDS, TIME_WORDS
 from ace.data.world.puppet import POSE_REQUESTS, POSES
 from ace.data.world.scene import LOOKS, Camera, PuppetObject, Scene, SpriteObject
 from ace.data.world.sprites import STYLE_NAMES
-from ace.data.world.tasks.common import changed_box, in_style, picture, sample, scene_edit
+from ace.data.world.tasks.common import changed_box, draw_scene, in_style, sample, scene_edit
 
 ZOOM = 1.5
 SHIFT = 0.2  # of the side
@@ -43,7 +43,7 @@ def face(chance: Chance) -> EditSample:
     item = before.objects[0]
     attribute, other = chance.choice(chance.library.face_edits(item.face))
     after = replace(before, objects=(replace(item, face=other),))
-    images = picture(chance, before), picture(chance, after)
+    images = draw_scene(chance, before), draw_scene(chance, after)
     words = chance.say(
         task, change=face_request(chance, attribute, item.face.attributes[attribute], other.attributes[attribute])
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from ace.data.sample import EditSample
 from ace.data.world.backgrounds import PATTERNS
-from ace.data.world.chance import DEFAULT_STYLE, LINE_STYLE, Chance
+from ace.data.world.chance import LINE_STYLE, Chance
+from ace.data.world.levels import DEFAULT_STYLE
 from ace.data.world.puppet import keypoints
-from ace.data.world.scene import PuppetObject, Scene, corner, draw, paste, patch, render
+from ace.data.world.scene import PuppetObject, Scene, draw, object_alpha, render
 from ace.data.world.sprites import HELD_OUT_STYLE
 from ace.data.world.tasks.common import random_mask, sample
 from ace.extract import draw_depth, draw_edges, draw_segments, draw_skeleton
@@ -121,16 +121,10 @@ def skeleton(scene: Scene, size_px: int) -> np.ndarray:
 def line_art(chance: Chance, scene: Scene) -> np.ndarray:
     """The sprites of a scene in line art on white, (H, W, 3) uint8."""
     size = chance.size_px
-    paper = np.zeros((size, size, 3), np.uint8)
-    ink = np.zeros((size, size), np.int32)
+    ink = np.zeros((size, size), np.float32)
     for item in scene.objects:
-        rgba = patch(replace(item, style=LINE_STYLE), chance.library, size)
-        layer = np.zeros_like(paper)
-        white = np.full_like(rgba, 255)
-        white[..., 3] = rgba[..., 3]
-        paste(layer, white, *corner(item, size))
-        ink = np.maximum(ink, layer[..., 0])
-    return doodle(np.dstack([paper, ink.astype(np.uint8)]))
+        ink = np.maximum(ink, object_alpha(replace(item, style=LINE_STYLE), chance.library, size))
+    return doodle(np.dstack([np.zeros((size, size, 3), np.uint8), (ink * 255).round().astype(np.uint8)]))
 
 
 def _scene_for(chance: Chance, name: str, *, made: bool) -> tuple[Scene, str]:
@@ -159,7 +153,7 @@ def _asked(chance: Chance, task: str, signal: Signal, given: np.ndarray, wanted:
     mask = None
     if chance.chance(REGIONAL_SHARE):
         mask = random_mask(chance)
-        inside = np.asarray(mask)[..., None] > 0
+        inside = mask[..., None]
         picture = signal.picture
         given, wanted = np.where(inside, given, picture), np.where(inside, wanted, picture)
     kind = "degradation" if signal.kind in DEGRADATIONS else signal.kind
@@ -172,4 +166,4 @@ def _asked(chance: Chance, task: str, signal: Signal, given: np.ndarray, wanted:
     elif mask is not None and kind == "degradation":
         key = f"{own}#regional"
     instruction = chance.say(key, **words)
-    return sample(task, instruction, (Image.fromarray(given),), Image.fromarray(wanted), mask)
+    return sample(task, instruction, (given,), wanted, mask)
