@@ -11,7 +11,7 @@ seen in training still means something.
 Notable: ids alone say everything (what, which style, which cell), so that this is a tokenizer and an encoder like any
 other, loaded by diffusers and encoded by `model/text.py`.
 
-Not here: what is known (`vocabulary.json` beside the tokenizer), the cross-attention (`transformer.py`).
+Not here: what is known (`lexicon.json` beside the tokenizer), the cross-attention (`transformer.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tokenizers import Tokenizer
 from transformers import BatchEncoding, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -44,7 +45,7 @@ _QUOTED = "[\"“”'‘’]([A-Za-z0-9]{1,40})[\"“”'‘’]"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Lexicon:
     """What the model knows by name.
 
     names: name → other words for it; their order is that of the table. styles: style → how it is called."""
@@ -53,13 +54,13 @@ class Vocabulary:
     styles: dict[str, tuple[str, ...]]
 
     @classmethod
-    def read(cls, path: Path) -> Vocabulary:
-        """Raises ConfigError for a file that holds no vocabulary."""
+    def read(cls, path: Path) -> Lexicon:
+        """Raises ConfigError for a file that holds no lexicon."""
         try:
             table = json.loads(Path(path).read_text(encoding="utf-8"))
             names, styles = ({k: tuple(map(str, v)) for k, v in table[key].items()} for key in ("names", "styles"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} holds no vocabulary ({error}): copy the whole model again") from None
+            raise ConfigError(f"{path} holds no lexicon ({error}): copy the whole model again") from None
         return cls(names, styles)
 
     def write(self, path: Path) -> None:
@@ -108,37 +109,42 @@ class Ids:
 class LexiconTokenizer(PreTrainedTokenizerFast):
     """Word pieces, with names, letters of quoted words, and their rows as tokens of their own.
 
-    vocabulary_file: JSON, see `Vocabulary`; tokenizer_file: of the word pieces."""
+    pieces: of a BERT tokenizer, with the image names as tokens; lexicon: what is known by name."""
 
-    vocab_files_names = {"tokenizer_file": "tokenizer.json", "vocabulary_file": "vocabulary.json"}
     model_input_names = ["input_ids", "attention_mask"]
 
-    def __init__(self, tokenizer_file: str | None = None, vocabulary_file: str | None = None, **settings: Any) -> None:
-        if vocabulary_file is None:
-            raise ConfigError("a LexiconTokenizer needs a vocabulary_file")
-        super().__init__(tokenizer_file=tokenizer_file, **settings)
-        self.vocabulary = Vocabulary.read(Path(vocabulary_file))
-        self.layout = Ids(len(self), len(self.vocabulary.names), len(self.vocabulary.styles))
-        known = enumerate(self.vocabulary.names.items())
+    def __init__(self, pieces: Tokenizer, lexicon: Lexicon) -> None:
+        pieces.no_padding()
+        pieces.no_truncation()
+        super().__init__(tokenizer_object=pieces, cls_token="[CLS]", pad_token="[PAD]", unk_token="[UNK]")
+        self.lexicon = lexicon
+        self.layout = Ids(pieces.get_vocab_size(), len(lexicon.names), len(lexicon.styles))
+        known = enumerate(lexicon.names.items())
         self._names = {word.lower(): n for n, (name, others) in known for word in (name, *others)}
         words = "|".join(re.escape(word) for word in sorted(self._names, key=len, reverse=True))
         self._pattern = re.compile(rf"{_QUOTED}|(?<![a-z0-9])({words})(?![a-z0-9])" if words else _QUOTED, re.IGNORECASE)
         self._styles = [
             (n, re.compile("|".join(rf"(?<![a-z0-9]){re.escape(w)}(?![a-z0-9])" for w in called), re.IGNORECASE))
-            for n, called in enumerate(self.vocabulary.styles.values())
+            for n, called in enumerate(lexicon.styles.values())
         ]
 
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write `vocabulary.json`; the word pieces go with `save_pretrained`."""
-        path = Path(save_directory) / self.vocab_files_names["vocabulary_file"]
-        self.vocabulary.write(path)
-        return (str(path),)
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *_: Any, **settings: Any) -> LexiconTokenizer:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """From a folder with both files. Raises ConfigError if one is missing or damaged."""
+        folder = Path(folder, settings.get("subfolder") or "")
+        try:
+            pieces = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing more special
+            raise ConfigError(f"{folder.name}/tokenizer.json cannot be read ({error}): copy the model again") from None
+        return cls(pieces, Lexicon.read(folder / "lexicon.json"))
 
-    def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Both files and the settings."""
-        self.init_kwargs.pop("vocabulary_file", None)  # this machine's path
-        files = super().save_pretrained(save_directory, *args, **kwargs)
-        return (*files, *self.save_vocabulary(save_directory))
+    def save_pretrained(self, save_directory: str | Path, *_: Any, **__: Any) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Both files."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        self.lexicon.write(folder / "lexicon.json")
+        return str(folder / "tokenizer.json"), str(folder / "lexicon.json")
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, text: str | Sequence[str], max_length: int | None = None, return_tensors: str | None = None, **_: Any
@@ -157,7 +163,7 @@ class LexiconTokenizer(PreTrainedTokenizerFast):
 
     def names_in(self, text: str) -> list[str]:
         """The known names that a text speaks of."""
-        names = list(self.vocabulary.names)
+        names = list(self.lexicon.names)
         return [names[self._names[m[2].lower()]] for m in self._pattern.finditer(text) if m.lastindex == 2]
 
     def ids_of(self, text: str) -> list[int]:
@@ -237,7 +243,9 @@ class LexiconEncoder(PreTrainedModel):
         super().__init__(config)
         width = config.hidden_size
         self.ids = Ids(config.num_words, config.num_names, config.num_styles)
-        self.words = nn.Embedding(self.ids.letters, width)  # word pieces and names
+        self.pieces = nn.Embedding(config.num_words, width)  # as pretrained: a new word means what it meant there
+        self.read = nn.Linear(width, width)
+        self.names = nn.Embedding(config.num_names, width)
         self.letters = nn.Embedding(len(LETTERS), width)
         self.marks = nn.Embedding(_MARKS, width)
         self.order = nn.Parameter(torch.empty(MAX_WORDS, width))
@@ -294,7 +302,9 @@ class LexiconEncoder(PreTrainedModel):
         is_letter = (packed >= ids.letters) & (packed < ids.rows)
         letter = (packed - ids.letters).clamp(0, len(LETTERS) * _MARKS - 1)
         spelt = self.letters(letter // _MARKS) + self.marks(letter % _MARKS)
-        words = self.words(packed.clamp(max=ids.letters - 1))
+        is_name = (packed >= ids.names) & (packed < ids.letters)
+        words = self.read(self.pieces(packed.clamp(max=ids.names - 1)))
+        words = torch.where(is_name[..., None], self.names((packed - ids.names).clamp(0, self.config.num_names - 1)), words)
         words = torch.where(is_letter[..., None], spelt, words) + self.order[: packed.shape[1]]
         bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, -1e4)[:, None, None]
         for layer in self.layers:

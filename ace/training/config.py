@@ -60,7 +60,8 @@ class Stage:
     (0 = all of the device's share). lr: at its start, after warmup_steps; schedule: "constant", or down to zero at its
     end ("linear", "cosine"). tasks: weights by task or family; empty = as they come. data: weights by source, over
     those of the recipe. max_images: samples with more are left out. sequence_length: visual tokens of one picture, 0 =
-    from size_px. pack: folder of the world's sprites, empty = the best at hand."""
+    from size_px. pack: folder of the world's sprites, empty = the best at hand. level: how much of the world is shown,
+    "one", "two", "edits", "tasks" or "all" (`ace.data.world.levels`)."""
 
     name: str
     samples: int = 0
@@ -76,6 +77,7 @@ class Stage:
     sequence_length: int = 0
     data: dict[str, float] = field(default_factory=dict)
     pack: str = ""
+    level: str = "all"
 
     def __post_init__(self) -> None:
         where = f"stage {self.name!r}"

@@ -86,7 +86,7 @@ class _ModelRun:
             {
                 "text_encoder.table": self.recipe.memory_lr_scale,
                 "text_encoder.halves": self.recipe.memory_lr_scale,
-                "text_encoder.words": self.recipe.memory_lr_scale,
+                "text_encoder.names": self.recipe.memory_lr_scale,
                 "text_encoder.": self.recipe.text_lr_scale,
             },
             self.preview,
@@ -119,7 +119,7 @@ class _ModelRun:
         return Mixture(sources, [self.records(source, stage) for source in sources], stage, self.recipe.seed)
 
     def records(self, source: Source, stage: Stage) -> Records:
-        key = source.name, f"{stage.tasks} {stage.pack}" if source.kind == "world" else ""
+        key = source.name, f"{stage.tasks} {stage.pack} {stage.level}" if source.kind == "world" else ""
         if key not in self.opened:
             self.opened[key] = open_records(source, self.recipe.size_px, stage)
         return self.opened[key]

@@ -59,13 +59,13 @@ class Records(Protocol):
 class WorldRecords:
     """The procedural world, without end: sample n is decided by n.
 
-    tasks: weights by task or family, empty = the world's own mixture. pack: see `SpriteLibrary`."""
+    tasks: weights by task or family, empty = the level's own. pack: see `SpriteLibrary`. level: see `World`."""
 
     block = 1
     tasks = None
 
-    def __init__(self, size_px: int, tasks: dict[str, float] | None = None, pack: str = "") -> None:
-        self.world = World(size_px=size_px, split="train", library=SpriteLibrary(Path(pack)) if pack else None)
+    def __init__(self, size_px: int, tasks: dict[str, float] | None = None, pack: str = "", level: str = "all") -> None:
+        self.world = World(size_px, "train", SpriteLibrary(Path(pack)) if pack else None, level)
         self.mixture = tasks or {}
 
     def __len__(self) -> int:
@@ -292,7 +292,7 @@ def open_records(source: Source, size_px: int, stage: Stage) -> Records:
     family_of(source.task)
     path = Path(source.path).expanduser()
     if source.kind == "world":
-        return WorldRecords(size_px, stage.tasks, stage.pack)
+        return WorldRecords(size_px, stage.tasks, stage.pack, stage.level)
     if source.kind in ("magicbrush", "instructpix2pix"):
         return HuggingFaceRecords(source.path, source.kind, source.task)
     if not path.exists():
