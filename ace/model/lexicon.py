@@ -254,7 +254,6 @@ class LexiconEncoder(PreTrainedModel):
         self.cell = nn.Parameter(torch.empty(CELLS + HALVES, width))
         self.style = nn.Parameter(torch.empty(config.num_styles, width))
         self.owner = nn.Linear(width, width)
-        self.mix = _Mlp(width, 4 * width, width)
         self.layers = nn.ModuleList(
             _Layer(width, config.num_attention_heads, config.num_hidden_layers) for _ in range(config.num_hidden_layers)
         )
@@ -291,7 +290,8 @@ class LexiconEncoder(PreTrainedModel):
             return BaseModelOutput(last_hidden_state=F.pad(own, (0, 3)))
         rows, row_place = self._rows(input_ids[is_row], number, is_row, input_ids)
         states = own.clone()
-        states[is_row] = self._mixed(rows + self.owner(own[is_row]))
+        rows = rows + self.owner(own[is_row])
+        states[is_row] = F.layer_norm(rows, rows.shape[-1:])
         place = own.new_zeros(*input_ids.shape, 3)
         place[is_row] = row_place
         return BaseModelOutput(last_hidden_state=torch.cat([states, place], dim=-1))
@@ -326,10 +326,6 @@ class LexiconEncoder(PreTrainedModel):
         line = torch.where(spells, half, cell // SIDE)
         column = torch.where(spells, index, cell % SIDE)
         return found, torch.stack([torch.ones_like(line), line, column], dim=1).to(found)
-
-    def _mixed(self, rows: Tensor) -> Tensor:
-        rows = rows + self.mix(F.layer_norm(rows, rows.shape[-1:]))
-        return F.layer_norm(rows, rows.shape[-1:])
 
 
 class _Mlp(nn.Module):
