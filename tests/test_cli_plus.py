@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tests.plus.test_sources import adapter_file
 from typer.testing import CliRunner
 
 from ace.cli import app
 from ace.conversation import recipe as recipes
 from ace.conversation.session import Session
 from ace.families.plus_edit import CONTROLS, ReferenceFile, draw_control
+from tests.plus.test_sources import adapter_file
 from tests.random_flux import SMALL_FFT, published_state, random_plus
 
 

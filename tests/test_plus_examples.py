@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from tests.plus.test_sources import adapter_file
 from typer.testing import CliRunner
 
 from ace.cli import app
+from tests.plus.test_sources import adapter_file
 from tests.random_flux import SMALL_FFT, published_state, random_plus
 
 PAGE = Path(__file__).parents[1] / "docs" / "plus-examples.md"

@@ -32,6 +32,7 @@ from ace.errors import ConditionError, ConfigError, ShapeError
 from ace.inference.accelerate import Fast, continue_series, end_series, set_step_cache
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
 from ace.inference.latents import Autoencoder, LatentCache, decode_latents, scale_factor
+from ace.inference.pixels import Pixels
 from ace.inference.preserve import paste_back
 from ace.inference.previews import LatentColours, fit_colours, predicted_clean
 from ace.inference.published import (
@@ -42,7 +43,7 @@ from ace.inference.published import (
     prepare_published_inputs,
     sample_posteriors,
 )
-from ace.inference.pixels import Pixels
+from ace.model.frames import FrameCache, joined, num_tokens
 from ace.model.text import encode_texts
 from ace.model.tokens import (
     ConditionPatches,
@@ -53,7 +54,7 @@ from ace.model.tokens import (
     pack_latents,
     unpack_latents,
 )
-from ace.model.transformer import ACETransformer, TextKeysValues
+from ace.model.transformer import ACETransformer, FrameKeysValues, TextKeysValues
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Branch:
-    """One guidance branch of a request: its frames as the model sees them and its text keys and values."""
+    """One guidance branch of a request: its frames as the model sees them, its text keys and values, and with
+    `frames_once` those of its image frames, which are then no frames of the request any more."""
 
     frames: RequestFrames
     patches: ConditionPatches
     text: TextKeysValues
+    before: FrameKeysValues | None = None
 
 
 @dataclass
@@ -145,6 +148,7 @@ class _Packed:
     patches: tuple[ConditionPatches, ...]
     owners: tuple[int, ...]  # of every entry of patches: the number of its request
     text: TextKeysValues
+    before: FrameKeysValues | None
 
 
 class ACEPipeline(DiffusionPipeline):
@@ -195,6 +199,7 @@ class ACEPipeline(DiffusionPipeline):
         self.text_quantization = ""  # "int8" if the text encoder has 8-bit weights, for recipes
         self._fast: Fast | None = None
         self.latent_cache = LatentCache()
+        self.frame_cache = FrameCache()
         self._packed: _Packed | None = None
         self._colours: tuple[Autoencoder, LatentColours] | None = None
 
@@ -354,7 +359,9 @@ class ACEPipeline(DiffusionPipeline):
         tokens = pack_latents(noisy, packed.patches, config.patch_size).to(self.transformer.dtype)
 
         def compute() -> Tensor:
-            return self.transformer(tokens, torch.stack(timesteps), packed.layout, text_keys_values=packed.text)
+            return self.transformer(
+                tokens, torch.stack(timesteps), packed.layout, text_keys_values=packed.text, before=packed.before
+            )
 
         predicted, computed = self._in_series(states, compute)
         for state in states:
@@ -494,14 +501,20 @@ class ACEPipeline(DiffusionPipeline):
         )
         if inputs.source is not None and not sizes.source_as_frame:
             frames = frames.without_source(inputs.source)
+        before = None
+        if sizes.frames_once:
+            before = self.frame_cache.encode(self.transformer, frames)
+            frames = frames.alone()
         text = self.transformer.encode_text(torch.cat(frames.texts), self._layout([frames]))
         source_channels = sizes.latent_channels if sizes.source_on_channels else 0
-        return Branch(frames, condition_patches(frames, sizes.patch_size, source_channels), text)
+        return Branch(frames, condition_patches(frames, sizes.patch_size, source_channels), text, before)
 
-    def _layout(self, frames: Sequence[RequestFrames], repeats: Sequence[bool] = ()) -> Layout:
+    def _layout(
+        self, frames: Sequence[RequestFrames], repeats: Sequence[bool] = (), before: Sequence[int] = ()
+    ) -> Layout:
         sizes = self.transformer.sizes
         layout = make_layout(
-            frames, sizes.patch_size, sizes.head_dim, repeats, sizes.rotary, bool(sizes.memory_blocks)
+            frames, sizes.patch_size, sizes.head_dim, repeats, sizes.rotary, bool(sizes.memory_blocks), before
         ).to(self._execution_device)
         return layout.in_float16() if self.float16_attention else layout
 
@@ -515,7 +528,8 @@ class ACEPipeline(DiffusionPipeline):
         branches = [branch for own in active for branch in own]
         shares = not self.transformer.sizes.pooled_text  # else branches differ from the first block on
         repeats = [number > 0 and shares for own in active for number in range(len(own))]
-        layout = self._layout([branch.frames for branch in branches], repeats)
+        before = [num_tokens(branch.before) for branch in branches]
+        layout = self._layout([branch.frames for branch in branches], repeats, before)
         entering = [number for number, repeat in enumerate(repeats) if not repeat]
         owners = [number for number, own in enumerate(active) for _ in own]
         self._packed = _Packed(
@@ -524,6 +538,7 @@ class ACEPipeline(DiffusionPipeline):
             tuple(branches[number].patches for number in entering),
             tuple(owners[number] for number in entering),
             TextKeysValues.joined([branch.text for branch in branches]),
+            joined([branch.before for branch in branches]),
         )
         return self._packed
 

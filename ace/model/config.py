@@ -35,7 +35,9 @@ class ACEConfig:
     latents, so that copying is free. absolute_positions: sines and cosines of row and column are added to the tokens.
     pooled_text: the target's text joins the timestep in the modulation. open_gates: initial weights with which text and
     position are heard from the start. rotary_theta, rotary_scale: see `Rotary`. memory_blocks: blocks that read the
-    rows of a `LexiconEncoder`'s tables (`lexicon.py`), whose states are then as wide as the model.
+    rows of a `LexiconEncoder`'s tables (`lexicon.py`), whose states are then as wide as the model. frames_once: image
+    frames see themselves and those before them only, at timestep 0, so that they are computed once for all steps and
+    turns (`frames.py`).
     Raises ConfigError for impossible sizes."""
 
     patch_size: int = 2
@@ -58,11 +60,14 @@ class ACEConfig:
     rotary_theta: float = 10000.0
     rotary_scale: float = 1.0
     memory_blocks: tuple[int, ...] = ()
+    frames_once: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory_blocks", tuple(self.memory_blocks))  # JSON knows lists only
         if not self.source_on_channels and (self.predict_change or not self.source_as_frame):
             raise ConfigError("predict_change and an edited image that is no frame need source_on_channels")
+        if self.frames_once and not self.pooled_text:
+            raise ConfigError("frames_once needs pooled_text: guidance branches then have passes of their own")
         if self.memory_blocks and self.text_channels != self.hidden_size + ROW_CHANNELS:
             raise ConfigError(f"memory_blocks need text states of {self.hidden_size} + {ROW_CHANNELS} channels")
         if self.hidden_size % self.num_heads:
@@ -124,6 +129,7 @@ PRESETS: dict[str, ACEConfig] = {
         rotary_theta=10.0,
         rotary_scale=2.0,
         memory_blocks=(1, 3),
+        frames_once=True,
     ),
     "0.6b-512": ACEConfig(max_positions=1024),
     "0.6b-1024": ACEConfig(max_positions=4096),

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from tokenizers import Tokenizer
+from torch import Tensor, nn
 from transformers import BatchEncoding, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -122,7 +122,9 @@ class LexiconTokenizer(PreTrainedTokenizerFast):
         known = enumerate(lexicon.names.items())
         self._names = {word.lower(): n for n, (name, others) in known for word in (name, *others)}
         words = "|".join(re.escape(word) for word in sorted(self._names, key=len, reverse=True))
-        self._pattern = re.compile(rf"{_QUOTED}|(?<![a-z0-9])({words})(?![a-z0-9])" if words else _QUOTED, re.IGNORECASE)
+        self._pattern = re.compile(
+            rf"{_QUOTED}|(?<![a-z0-9])({words})(?![a-z0-9])" if words else _QUOTED, re.IGNORECASE
+        )
         self._styles = [
             (n, re.compile("|".join(rf"(?<![a-z0-9]){re.escape(w)}(?![a-z0-9])" for w in called), re.IGNORECASE))
             for n, called in enumerate(lexicon.styles.values())
@@ -280,7 +282,9 @@ class LexiconEncoder(PreTrainedModel):
         real = attention_mask.bool()
         number = ((~is_row) & real).cumsum(1) - 1  # of a word among the words; of a row: of the word it belongs to
         number = number.clamp(0, MAX_WORDS - 1)
-        most = int(number.max()) + 1 if self.training else MAX_WORDS  # one length: a text is computed alike in any company
+        most = (
+            int(number.max()) + 1 if self.training else MAX_WORDS
+        )  # one length: a text is computed alike in any company
         packed = input_ids.new_zeros(len(input_ids), most + 1)  # the last column takes what is no word
         packed = packed.scatter(1, torch.where(is_row | ~real, most, number), input_ids)[:, :most]
         lengths = ((~is_row) & real).sum(1, keepdim=True)
@@ -304,7 +308,9 @@ class LexiconEncoder(PreTrainedModel):
         spelt = self.letters(letter // _MARKS) + self.marks(letter % _MARKS)
         is_name = (packed >= ids.names) & (packed < ids.letters)
         words = self.read(self.pieces(packed.clamp(max=ids.names - 1)))
-        words = torch.where(is_name[..., None], self.names((packed - ids.names).clamp(0, self.config.num_names - 1)), words)
+        words = torch.where(
+            is_name[..., None], self.names((packed - ids.names).clamp(0, self.config.num_names - 1)), words
+        )
         words = torch.where(is_letter[..., None], spelt, words) + self.order[: packed.shape[1]]
         bias = torch.zeros(real.shape, device=real.device).masked_fill(~real, -1e4)[:, None, None]
         for layer in self.layers:
@@ -320,8 +326,12 @@ class LexiconEncoder(PreTrainedModel):
         cell, half = of_name % CELLS, of_letter % HALVES
         names = self.table(of_name) + self.cell[cell] + self.style[of_name // CELLS % self.config.num_styles]
         found = torch.where(spells[:, None], self.halves(of_letter) + self.cell[CELLS + half], names)
-        before = input_ids.gather(1, (torch.arange(input_ids.shape[1], device=rows.device) - 1).clamp(min=0).expand_as(input_ids))
-        previous = torch.where(before >= ids.rows, before.roll(1, 1), before)[is_row]  # a letter's token stands one or two before
+        before = input_ids.gather(
+            1, (torch.arange(input_ids.shape[1], device=rows.device) - 1).clamp(min=0).expand_as(input_ids)
+        )
+        previous = torch.where(before >= ids.rows, before.roll(1, 1), before)[
+            is_row
+        ]  # a letter's token stands one or two before
         index = ((previous - ids.letters).clamp(0, len(LETTERS) * _MARKS - 1) % _MARKS) // (LONGEST + 1)
         line = torch.where(spells, half, cell // SIDE)
         column = torch.where(spells, index, cell % SIDE)

@@ -24,9 +24,7 @@ def rotary_table(positions: Tensor, head_dim: int, rotary: Rotary = Rotary()) ->
     Returns (T, 1, head_dim / 2) complex64. Angles are computed in float64, as the published tables are."""
     angles = []
     for axis, width in enumerate(axis_widths(head_dim)):
-        frequencies = rotary.theta ** (
-            -torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
-        )
+        frequencies = rotary.theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width)
         angles.append(positions[:, axis, None].double() * (rotary.scale * frequencies))
     angle = torch.cat(angles, dim=1)  # (T, head_dim / 2)
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).unsqueeze(1)

@@ -36,7 +36,8 @@ class RequestFrames:
     (L_k, text_channels), the target's first. source: latents (C, h, w) of the image being edited, for models with
     `source_on_channels`; None for text to image. indicators: rows of the indicator table, the target's first; empty =
     that after the last image, and the images in order. kept: (T_0,) the target's tokens that are computed, for training
-    on a part of them; None = all."""
+    on a part of them; None = all. frame: number of the target among the frames, 0; of an image that is computed as a
+    target is (`frames.py`), its own."""
 
     size: tuple[int, int]
     texts: tuple[Tensor, ...]
@@ -46,6 +47,7 @@ class RequestFrames:
     source: Tensor | None = None
     indicators: tuple[int, ...] = ()
     kept: Tensor | None = None
+    frame: int = 0
 
     def __post_init__(self) -> None:
         if not self.indicators:
@@ -57,6 +59,18 @@ class RequestFrames:
             )
         if max(self.indicators) >= MAX_INDICATORS:
             raise ShapeError(f"{max(self.indicators)} images, at most {MAX_INDICATORS - 1} have an indicator")
+
+    def alone(self) -> RequestFrames:
+        """The target without its image frames."""
+        return replace(self, texts=self.texts[:1], images=(), image_masks=(), indicators=self.indicators[:1])
+
+    def image_frames(self) -> list[RequestFrames]:
+        """Every image frame as a request of its own, without a source."""
+        own = zip(self.images, self.image_masks, self.texts[1:], self.indicators[1:], strict=True)
+        return [
+            RequestFrames(tuple(image.shape[-2:]), (text,), mask, indicators=(row,), frame=row + 1)  # pyright: ignore[reportArgumentType]
+            for image, mask, text, row in own
+        ]
 
     def without_source(self, index: int) -> RequestFrames:
         """The same without the frame `index` of the edited image, which the target's own channels show; the others keep
@@ -256,15 +270,24 @@ class _Segments:
         self.query_lengths.append(sum(len(p) for p in positions))
         self.key_lengths.append(num_keys)
 
-    def token_set(self, head_dim: int, rotary: Rotary) -> TokenSet:
+    def token_set(self, head_dim: int, rotary: Rotary, before: Sequence[int] = ()) -> TokenSet:
+        """before: per request, keys of earlier frames that it also sees; they follow all requests' own."""
         lengths, positions = self.query_lengths, torch.cat(self.positions)
+        plan = plan_attention(
+            lengths, [own + n for own, n in zip(self.key_lengths, before or [0] * len(lengths), strict=True)]
+        )
+        if any(before):
+            own = torch.arange(sum(self.key_lengths)).split(self.key_lengths)
+            earlier = (torch.arange(sum(before)) + sum(self.key_lengths)).split(list(before))
+            rows = torch.cat([part for pair in zip(own, earlier, strict=True) for part in pair])
+            plan = replace(plan, key_rows=rows)
         text = _plan_texts(self.frame_lengths, self.texts)
         has_rows = any(len(w) < len(t) for w, t in zip(self.words, self.texts, strict=True))
         return TokenSet(
             num_requests=len(lengths),
             request_index=torch.repeat_interleave(torch.tensor(lengths)),
             rotary=rotary_table(positions, head_dim, rotary),
-            self_plan=plan_attention(lengths, self.key_lengths),
+            self_plan=plan,
             text=text,
             uniform_length=lengths[0] if len(set(lengths)) == 1 else 0,
             positions=positions,
@@ -299,10 +322,12 @@ def make_layout(
     repeats: Sequence[bool] = (),
     rotary: Rotary = Rotary(),
     has_rows: bool = False,
+    before: Sequence[int] = (),
 ) -> Layout:
     """Lay a batch of requests out as packed sequences, on the CPU.
 
     rotary: the model's. has_rows: texts are a `LexiconEncoder`'s states, some of them rows of its tables.
+    before: per request, tokens of image frames that were computed before it and that it sees; empty = none.
     repeats: per request, True if it shows the same frames as the one before it at the same timestep, with other texts
     (a second guidance branch); empty = none does. Raises ShapeError if a side is no multiple of the patch, or if a
     repeat is of other sizes."""
@@ -323,7 +348,7 @@ def make_layout(
             rows, cols = h // patch_size, w // patch_size
             row = request.indicators[number]
             place = torch.cartesian_prod(
-                torch.tensor([row + 1 if number else 0]), torch.arange(rows), torch.arange(cols)
+                torch.tensor([row + 1 if number else request.frame]), torch.arange(rows), torch.arange(cols)
             )
             positions.append(place if number or request.kept is None else place[request.kept])
             if not repeat:
@@ -345,11 +370,11 @@ def make_layout(
         sizes.append((frames[0][0] // patch_size, frames[0][1] // patch_size))
         targets.append(torch.arange(start, start + len(positions[0])))
         start += length
-    tokens = everything.token_set(head_dim, rotary)
+    tokens = everything.token_set(head_dim, rotary, before)
     return Layout(
         entering=entering.token_set(head_dim, rotary) if any(repeats) else tokens,
         tokens=tokens,
-        targets=only_targets.token_set(head_dim, rotary),
+        targets=only_targets.token_set(head_dim, rotary, before),
         repeated=torch.cat(repeated) if any(repeats) else None,
         owners=torch.tensor(owners) if any(repeats) else None,
         indicator=torch.cat(indicator),

@@ -41,6 +41,10 @@ MIN_ROWS = 16  # products of fewer rows round differently on CPUs: requests alon
 BlockText = tuple[Tensor, Tensor, Tensor]
 
 
+# per block: keys and values (T, heads, d) of image frames that are computed once
+FrameKeysValues = tuple[tuple[Tensor, Tensor], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class TextKeysValues:
     """What a model reads of the texts of its requests, the same at every step.
@@ -95,6 +99,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         rotary_theta: float = 10000.0,
         rotary_scale: float = 1.0,
         memory_blocks: tuple[int, ...] = (),
+        frames_once: bool = False,
     ) -> None:
         super().__init__()
         self.sizes = ACEConfig(
@@ -118,6 +123,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             rotary_theta,
             rotary_scale,
             memory_blocks,
+            frames_once,
         )
         cells = patch_size**2
         self.patch_embed = nn.Linear(self.sizes.in_channels * cells, hidden_size)
@@ -183,17 +189,55 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         layout: Layout,
         texts: Tensor | None = None,
         text_keys_values: TextKeysValues | None = None,
+        before: FrameKeysValues | None = None,
     ) -> Tensor:
         """Predict the noise (or v, or the clean latents, as trained) of every target token.
 
         patches: (T_entering, in_channels · p · p) from `pack_latents`; timestep: (B_entering,), 0 = clean end; texts:
-        (L, text_channels) or text_keys_values from `encode_text`. Returns (T_target, p · p · out_channels)."""
+        (L, text_channels) or text_keys_values from `encode_text`; before: of the image frames that the layout says are
+        seen besides (`frames.py`). Returns (T_target, p · p · out_channels)."""
         if texts is not None and text_keys_values is None:
             text_keys_values = self.encode_text(texts, layout)
         elif texts is not None or text_keys_values is None:
             raise ConfigError("give either texts or text_keys_values")
-        indicators = self._indicators(patches.dtype)  # (10, D)
+        tokens, modulation, time = self._enter(patches, timestep, layout, text_keys_values)
+        for number, (stage, block, text) in enumerate(
+            zip(layout.stages(len(self.blocks)), self.blocks, text_keys_values.blocks, strict=True)
+        ):
+            more = number in self.sizes.memory_blocks, None if before is None else before[number]
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, modulation, text, stage, *more, use_reentrant=False)
+            else:
+                tokens = block(tokens, modulation, text, stage, *more)
+            if stage.owners is not None:
+                modulation, time = modulation[stage.owners], time[stage.owners]
+        out = self.final(tokens, time, layout.targets)
+        return out + self._source(patches, layout) if self.sizes.predict_change else out
 
+    @apply_forward_hook
+    def encode_frames(
+        self, patches: Tensor, layout: Layout, texts: Tensor, before: FrameKeysValues | None = None
+    ) -> FrameKeysValues:
+        """Keys and values of image frames in every block, once for all steps (`frames_once`): each frame is a request of
+        the layout, clean, at timestep 0, and sees itself and what came before it. Arguments as of `forward`."""
+        text_keys_values = self.encode_text(texts, layout)
+        timestep = torch.zeros(len(layout.target_sizes), device=patches.device)
+        tokens, modulation, _ = self._enter(patches, timestep, layout, text_keys_values)
+        read = []
+        for number, (stage, block, text) in enumerate(
+            zip(layout.stages(len(self.blocks)), self.blocks, text_keys_values.blocks, strict=True)
+        ):
+            read.append(block.self_keys_values(tokens, modulation, stage))
+            if number < len(self.blocks) - 1:
+                earlier = None if before is None else before[number]
+                tokens = block(tokens, modulation, text, stage, number in self.sizes.memory_blocks, earlier)
+        return tuple(read)
+
+    def _enter(
+        self, patches: Tensor, timestep: Tensor, layout: Layout, text_keys_values: TextKeysValues
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The first tokens, (T, D) or (B, T / B, D), and of every entering request modulation, (B, 6, D), and time."""
+        indicators = self._indicators(patches.dtype)  # (10, D)
         tokens = self.patch_embed(patches)  # (T_entering, D)
         tokens = tokens + F.embedding(layout.indicator, indicators)  # equation 4
         if self.sizes.absolute_positions:
@@ -205,19 +249,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             pooled = text_keys_values.pooled
             time = time + F.pad(pooled, (0, 0, 0, len(padded) - len(pooled)))
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))[: len(timestep)]  # (B, 6, D)
-        time = time[: len(timestep)]
-        for number, (stage, block, text) in enumerate(
-            zip(layout.stages(len(self.blocks)), self.blocks, text_keys_values.blocks, strict=True)
-        ):
-            reads_rows = number in self.sizes.memory_blocks
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, modulation, text, stage, reads_rows, use_reentrant=False)
-            else:
-                tokens = block(tokens, modulation, text, stage, reads_rows)
-            if stage.owners is not None:
-                modulation, time = modulation[stage.owners], time[stage.owners]
-        out = self.final(tokens, time, layout.targets)
-        return out + self._source(patches, layout) if self.sizes.predict_change else out
+        return tokens, modulation, time[: len(timestep)]
 
     def _source(self, patches: Tensor, layout: Layout) -> Tensor:
         """The source's latents of every target token, with features ordered as the output's: (row, col, C)."""
@@ -274,14 +306,21 @@ class ACEBlock(nn.Module):
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), hidden_size, gelu)
 
     def forward(
-        self, tokens: Tensor, modulation: Tensor, text: BlockText, stage: Stage, reads_rows: bool = False
+        self,
+        tokens: Tensor,
+        modulation: Tensor,
+        text: BlockText,
+        stage: Stage,
+        reads_rows: bool = False,
+        before: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """tokens: those that enter, (T, D) or (B, T / B, D); modulation: (B, 6, D). Returns those that leave."""
+        """tokens: those that enter, (T, D) or (B, T / B, D); modulation: (B, 6, D); reads_rows: `text` has rows of
+        tables; before: keys and values of frames seen besides. Returns the tokens that leave."""
         rows = (self.modulation + modulation).to(tokens.dtype)  # (B, 6, D)
         shift, scale = (stage.entering.spread(rows[:, n]) for n in (0, 1))
         normed = modulate(tokens, shift, scale)
         own, tokens = (choose(x, stage.narrowed, stage.computed) for x in (normed, tokens))
-        mixed = self.self_attn.among(own, normed, stage.computed, stage.entering)
+        mixed = self.self_attn.among(own, normed, stage.computed, stage.entering, before)
         tokens = torch.addcmul(tokens, stage.computed.spread(rows[:, 2]), mixed)
         tokens = choose(tokens, stage.repeated, stage.leaving)
         rows = rows if stage.owners is None else rows[stage.owners]
@@ -290,6 +329,12 @@ class ACEBlock(nn.Module):
         tokens = tokens + self.cross_attn.to_text(tokens, text, plan, place)  # equation 5
         shift, scale, gate = (stage.leaving.spread(rows[:, n]) for n in (3, 4, 5))
         return torch.addcmul(tokens, gate, self.mlp(modulate(tokens, shift, scale)))
+
+    def self_keys_values(self, tokens: Tensor, modulation: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+        """Keys and values of self-attention of the tokens that enter, (T, heads, d) each."""
+        rows = (self.modulation + modulation).to(tokens.dtype)  # (B, 6, D)
+        shift, scale = (stage.entering.spread(rows[:, n]) for n in (0, 1))
+        return self.self_attn.keys_values(modulate(tokens, shift, scale), stage.entering)
 
 
 class Attention(nn.Module):
@@ -304,12 +349,26 @@ class Attention(nn.Module):
         self.to_out = Linear(hidden_size, hidden_size)
         self.norm_qk = RMSNorm(hidden_size) if qk_norm else nn.Identity()  # upstream normalises keys with norm_q
 
-    def among(self, wanted: Tensor, tokens: Tensor, queries: TokenSet, keys: TokenSet) -> Tensor:
-        """Self-attention within each request, of the wanted tokens (the set `queries`) to all (the set `keys`)."""
+    def among(
+        self,
+        wanted: Tensor,
+        tokens: Tensor,
+        queries: TokenSet,
+        keys: TokenSet,
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Self-attention within each request, of the wanted tokens (the set `queries`) to all (the set `keys`) and to
+        frames that were computed before."""
         query = apply_rotary(self._split(self.norm_qk(self.to_q(wanted))), queries.rotary)
-        key = apply_rotary(self._split(self.norm_qk(self.to_k(tokens))), keys.rotary)
-        out = attend(query, key, self._split(self.to_v(tokens)), queries.self_plan)  # (T, heads, d)
+        key, value = self.keys_values(tokens, keys)
+        if before is not None:
+            key, value = torch.cat([key, before[0]]), torch.cat([value, before[1]])
+        out = attend(query, key, value, queries.self_plan)  # (T, heads, d)
         return self.to_out(out.flatten(1).view(wanted.shape))
+
+    def keys_values(self, tokens: Tensor, keys: TokenSet) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens, (T, heads, d) each."""
+        return apply_rotary(self._split(self.norm_qk(self.to_k(tokens))), keys.rotary), self._split(self.to_v(tokens))
 
     def to_text(self, tokens: Tensor, text: BlockText, plan: TextPlan, place: Tensor | None = None) -> Tensor:
         """Cross-attention of each frame to its own text segment. place: rotary table that turns the queries by where

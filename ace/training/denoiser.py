@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ace.diffusion import add_noise, diffusion_losses
 from ace.diffusion.flow import flow_losses, flow_noise, sample_sigma
 from ace.inference.latents import Autoencoder, encode_pictures, scale_factor
+from ace.model.frames import encode_all, joined, num_tokens
 from ace.model.text import encode, encode_texts
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents, patchify
 from ace.model.transformer import ACETransformer
@@ -106,7 +107,15 @@ class Denoiser(nn.Module):
         """level: (B,) in (0, 1), how far each sample is on its way to noise."""
         recipe, sizes = self.recipe, self.transformer.sizes
         has_rows = bool(sizes.memory_blocks)
-        layout = make_layout(requests, sizes.patch_size, sizes.head_dim, (), sizes.rotary, has_rows).to(level.device)
+        before = None
+        lengths: list[int] = []
+        if sizes.frames_once:
+            frames = encode_all(self.transformer, requests)
+            lengths, before = [num_tokens(own) for own in frames], joined(frames)
+            requests = [request.alone() for request in requests]
+        layout = make_layout(requests, sizes.patch_size, sizes.head_dim, (), sizes.rotary, has_rows, lengths).to(
+            level.device
+        )
         source_channels = sizes.latent_channels if sizes.source_on_channels else 0
         conditions = [condition_patches(r, sizes.patch_size, source_channels) for r in requests]
         flow = recipe.prediction_type == "flow"
@@ -120,7 +129,7 @@ class Denoiser(nn.Module):
             ]
         patches = pack_latents(noisy, conditions, sizes.patch_size)
         texts = torch.cat([text for request in requests for text in request.texts])
-        predicted = self.transformer(patches, timestep, layout, texts=texts)
+        predicted = self.transformer(patches, timestep, layout, texts=texts, before=before)
         if sizes.learned_sigma:  # features are (row, column, channel); the channels' second half is not trained
             kept = predicted.unflatten(-1, (sizes.patch_size**2, sizes.out_channels))[..., : sizes.latent_channels]
             predicted = kept.transpose(1, 2).flatten(1)  # as `patchify`: (channel, row, column)

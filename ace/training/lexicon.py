@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from ace.conditions.prompt import IMAGE_NAMES
 from ace.data.wordings import ALIASES
 from ace.data.world.levels import DEFAULT_STYLE
-from ace.data.world.scene import text_layer
-from ace.data.world.scene import GRID_FONT, TextObject
+from ace.data.world.scene import GRID_FONT, TextObject, text_layer
 from ace.data.world.sprites import HELD_OUT_STYLE, STYLE_NAMES, STYLES, SpriteLibrary
 from ace.model.lexicon import CELLS, HALVES, LETTERS, SIDE, Lexicon, LexiconConfig, LexiconEncoder, LexiconTokenizer
 
@@ -30,9 +29,7 @@ CELL_PX = 16
 OWN_WORDS = 0.5  # power of the spread that components keep: 1 = as they are, 0 = all alike
 
 
-def start_lexicon(
-    folder: Path, width: int, heads: int, with_tables: bool
-) -> tuple[LexiconTokenizer, LexiconEncoder]:
+def start_lexicon(folder: Path, width: int, heads: int, with_tables: bool) -> tuple[LexiconTokenizer, LexiconEncoder]:
     """A fresh tokenizer and encoder.
 
     folder: of a BERT encoder, whose word pieces and their embeddings are taken. with_tables: tables start as the drawings' components, else at random."""
@@ -70,7 +67,7 @@ def components(rows: Tensor, width: int) -> Tensor:
     centred = rows - rows.mean(0)
     u, size, _ = torch.linalg.svd(centred.double(), full_matrices=False)
     kept = min(width, int((size > 1e-6 * size[0]).sum()))
-    made = (u * size ** OWN_WORDS)[:, :kept]
+    made = (u * size**OWN_WORDS)[:, :kept]
     made = made / made.square().mean().sqrt() * (kept / width) ** -0.5
     return torch.nn.functional.pad(made, (0, width - kept)).float()
 

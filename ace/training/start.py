@@ -21,8 +21,8 @@ from ace.diffusion import ACEDDIMScheduler
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError
 from ace.extract.weights import BY_NAME, sha256_of
 from ace.inference.latents import Autoencoder
-from ace.inference.pixels import Pixels
 from ace.inference.pipeline import ACEPipeline
+from ace.inference.pixels import Pixels
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.convert import from_pixart, from_published
 from ace.model.lexicon import LexiconEncoder
