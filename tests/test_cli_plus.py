@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ace.cli import app
-from ace.conversation import recipe as recipes
-from ace.conversation.session import Session
-from ace.families.plus_edit import CONTROLS, ReferenceFile, draw_control
-from tests.plus.test_sources import adapter_file
+from ace.inference import recipe as recipes
+from ace.inference.plus_edit import CONTROLS, ReferenceFile, draw_control
+from ace.inference.session import Session
+from tests.inference.test_plus_sources import adapter_file
 from tests.random_flux import SMALL_FFT, published_state, random_plus
 
 
@@ -120,7 +120,7 @@ def test_a_picture_is_made_again_from_the_weights_in_the_bits_that_made_it(model
 
 
 def test_a_replay_says_when_the_weights_are_held_otherwise(here):
-    from ace.families.plus_recipe import changed_settings
+    from ace.inference.plus_recipe import changed_settings
 
     ace("edit", "photo.png", "a hat", "--model", "ace-plus-fft", "--quantize", "fp8", "-o", "a.png", "--seed", 1)
     ace("edit", "photo.png", "a hat", "--model", "ace-plus-fft", "-o", "b.png", "--seed", 1)
@@ -219,7 +219,7 @@ def test_a_wrong_request_ends_with_one_line_and_code_2_before_anything_is_loaded
     def load_plus(*arguments, **settings):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("ace.plus.load.load_plus", load_plus)
+    monkeypatch.setattr("ace.inference.plus_load.load_plus", load_plus)
     monkeypatch.delenv("LOCAL_MODEL_PATH", raising=False)
     (here / "fft.safetensors").symlink_to(models / "fft.safetensors")
     save_file({"lora_unet_down_blocks_0_attn.lora_down.weight": torch.zeros(2, 4)}, here / "sdxl.safetensors")
@@ -231,7 +231,7 @@ def test_a_wrong_request_ends_with_one_line_and_code_2_before_anything_is_loaded
 
 
 def test_a_control_without_its_weights_says_so_before_anything_is_loaded(here, monkeypatch):
-    monkeypatch.setattr("ace.plus.load.load_plus", lambda *arguments, **settings: pytest.fail("loaded"))
+    monkeypatch.setattr("ace.inference.plus_load.load_plus", lambda *arguments, **settings: pytest.fail("loaded"))
     for name in ("depth", "contour"):
         said = ace("edit", "photo.png", "x", "--model", "ace-plus-fft", "--control", name, "-o", "a.png", code=1)
         assert "ace data setup" in said and len(said.strip().splitlines()) == 1

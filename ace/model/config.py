@@ -96,6 +96,7 @@ class ACEConfig:
         return self.latent_channels * (2 if self.learned_sigma else 1)
 
 
+PUBLISHED_ROTARY = Rotary()
 PRESETS: dict[str, ACEConfig] = {
     "tiny": ACEConfig(
         patch_size=1,

@@ -2,7 +2,7 @@
 
 With `frames_once` a frame sees itself and the frames before it, at timestep 0, with its own text. What it says depends
 on nothing that comes later: it is the same at every step, for every guidance branch with the same texts, and in every
-later turn of a conversation. Frames of one request are computed one after the other, so that a kept one changes nothing.
+later turn of a conversation. Frames of a request are computed one after the other, so that a kept one changes nothing.
 
 Not here: which frames a request has.
 """

@@ -1,9 +1,9 @@
-"""The small model's text encoder: words bound together by a few layers, and a memory of what every known thing looks like.
+"""The small model's text encoder: layers that bind words together, and a memory of what every known thing looks like.
 
 Facts are what a small model lacks room and time for, so they lie in a table. Every name that the tokenizer knows is one
-token, followed by the rows of its table: one for each cell of a drawing of 4 x 4 cells, in the style that the text names
+token, followed by its rows of the table: one for each of the 4 x 4 cells of a drawing, in the style that the text names
 or in all of them. A row is read where it is wanted: its state says where in the drawing the cell lies, and the
-transformer's cross-attention turns keys by that place and queries by their own (`text_places`), so that "where is the
+transformer's cross-attention turns keys by that place and queries by their own (`memory_blocks`), so that "where is the
 thing" is learnt once for all its cells. Letters of quoted words are tokens with their index and the word's length, and
 two rows each, upper and lower half. All other words are word pieces with pretrained embeddings, so that a wording never
 seen in training still means something.
@@ -136,7 +136,7 @@ class LexiconTokenizer(PreTrainedTokenizerFast):
         folder = Path(folder, settings.get("subfolder") or "")
         try:
             pieces = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises nothing more special
+        except Exception as error:  # noqa: BLE001  (the library raises nothing more special)
             raise ConfigError(f"{folder.name}/tokenizer.json cannot be read ({error}): copy the model again") from None
         return cls(pieces, Lexicon.read(folder / "lexicon.json"))
 
@@ -171,16 +171,17 @@ class LexiconTokenizer(PreTrainedTokenizerFast):
     def ids_of(self, text: str) -> list[int]:
         """The ids of one text: [CLS], its words, and after every name and letter its rows."""
         styles = [n for n, pattern in self._styles if pattern.search(text)] or range(len(self._styles))
-        ids, words, named, position = [self.cls_token_id], 1, 0, 0
+        ids: list[int] = [self.backend_tokenizer.token_to_id(str(self.cls_token))]
+        words, named, position = 1, 0, 0
 
         def plain(part: str) -> list[int]:
             return self.backend_tokenizer.encode(part, add_special_tokens=False).ids if part.strip() else []
 
         for match in self._pattern.finditer(text):
-            ids += (before := plain(text[position : match.start()]))
+            ids += (before := plain(text[position : match.start()])[: MAX_WORDS - words])
             position = match.end()
             words += len(before) + 1
-            if words >= MAX_WORDS:
+            if words > MAX_WORDS - LONGEST:
                 break
             if match.lastindex == 1:
                 own = self._letters(match[1].upper())
@@ -190,7 +191,7 @@ class LexiconTokenizer(PreTrainedTokenizerFast):
                 named += 1
             ids += own
         else:
-            ids += plain(text[position:])[: max(0, MAX_WORDS - words)]
+            ids += plain(text[position:])[: MAX_WORDS - words]
         return ids
 
     def _letters(self, word: str) -> list[int]:
@@ -234,8 +235,8 @@ class LexiconConfig(PretrainedConfig):
 
 
 class LexiconEncoder(PreTrainedModel):
-    """Ids of a `LexiconTokenizer` → states (N, L, D + 3): the state itself, whether it is a row of a table (0 or 1), and
-    the row and column of its cell in the drawing (0 for words)."""
+    """Ids of a `LexiconTokenizer` → states (N, L, D + 3): the state itself, whether it is a row of a table (0 or 1),
+    and the row and column of its cell in the drawing (0 for words)."""
 
     config_class = LexiconConfig
     config: LexiconConfig  # pyright: ignore[reportIncompatibleVariableOverride]

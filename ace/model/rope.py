@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ace.model.config import Rotary
+from ace.model.config import PUBLISHED_ROTARY, Rotary
 
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
@@ -18,7 +18,7 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 4 * s, 2 * s, 2 * s
 
 
-def rotary_table(positions: Tensor, head_dim: int, rotary: Rotary = Rotary()) -> Tensor:
+def rotary_table(positions: Tensor, head_dim: int, rotary: Rotary = PUBLISHED_ROTARY) -> Tensor:
     """Rotation of every token as unit complex numbers. positions: (T, 3) (frame, row, column).
 
     Returns (T, 1, head_dim / 2) complex64. Angles are computed in float64, as the published tables are."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ace.errors import ShapeError
 from ace.model.attention import AttentionPlan, plan_attention
-from ace.model.config import ROW_CHANNELS, Rotary
+from ace.model.config import PUBLISHED_ROTARY, ROW_CHANNELS, Rotary
 from ace.model.rope import rotary_table
 
 MAX_INDICATORS = 10
@@ -320,7 +320,7 @@ def make_layout(
     patch_size: int,
     head_dim: int,
     repeats: Sequence[bool] = (),
-    rotary: Rotary = Rotary(),
+    rotary: Rotary = PUBLISHED_ROTARY,
     has_rows: bool = False,
     before: Sequence[int] = (),
 ) -> Layout:

@@ -218,8 +218,10 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
     def encode_frames(
         self, patches: Tensor, layout: Layout, texts: Tensor, before: FrameKeysValues | None = None
     ) -> FrameKeysValues:
-        """Keys and values of image frames in every block, once for all steps (`frames_once`): each frame is a request of
-        the layout, clean, at timestep 0, and sees itself and what came before it. Arguments as of `forward`."""
+        """Keys and values of image frames in every block, once for all steps (`frames_once`).
+
+        Each frame is a request of the layout, clean, at timestep 0, and sees itself and what came before it. Arguments
+        as of `forward`."""
         text_keys_values = self.encode_text(texts, layout)
         timestep = torch.zeros(len(layout.target_sizes), device=patches.device)
         tokens, modulation, _ = self._enter(patches, timestep, layout, text_keys_values)
@@ -274,7 +276,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         for module in self.modules():
             if isinstance(module, ACEBlock):
                 nn.init.zeros_(module.cross_attn.to_out.weight)
-        embedded = [*self.text_embed.children()] if isinstance(self.text_embed, Mlp) else []
+        embedded = [self.text_embed.up, self.text_embed.down] if isinstance(self.text_embed, Mlp) else []
         for linear in (*self.time_embed.linears(), self.time_modulation, *embedded):
             nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(self.final.linear.weight)
@@ -288,6 +290,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         nn.init.normal_(self.time_modulation.weight, std=0.01)
         nn.init.zeros_(self.final.modulation)
         for block in self.blocks:
+            assert isinstance(block, ACEBlock)
             nn.init.zeros_(block.modulation)
             block.modulation.data[[2, 5]] = 1.0
             nn.init.xavier_uniform_(block.cross_attn.to_out.weight)

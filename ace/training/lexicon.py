@@ -1,5 +1,5 @@
-"""What a model with a memory starts from: the vocabulary of the procedural world, pretrained word pieces, and tables that
-hold the principal components of the drawings themselves.
+"""What a model with a memory starts from: the vocabulary of the procedural world, pretrained word pieces, and tables of
+the principal components of the drawings themselves.
 
 A row of a table then says from the first step how its cell looks; what is left to learn is where things stand, how they
 lie over what is behind them, and all that is no drawing. The components are a least-squares fit to training pictures,
@@ -32,7 +32,8 @@ OWN_WORDS = 0.5  # power of the spread that components keep: 1 = as they are, 0 
 def start_lexicon(folder: Path, width: int, heads: int, with_tables: bool) -> tuple[LexiconTokenizer, LexiconEncoder]:
     """A fresh tokenizer and encoder.
 
-    folder: of a BERT encoder, whose word pieces and their embeddings are taken. with_tables: tables start as the drawings' components, else at random."""
+    folder: of a BERT encoder, whose word pieces and their embeddings are taken. with_tables: tables start as the
+    drawings' components, else at random."""
     library = SpriteLibrary()
     concepts = [concept for concept in library.concepts if concept.core]
     styles = [DEFAULT_STYLE, *(s for s in STYLES if s not in (DEFAULT_STYLE, HELD_OUT_STYLE))]

@@ -20,7 +20,7 @@ from ace.model.frames import encode_all, num_tokens
 from ace.model.lexicon import CELLS, SIDE, Lexicon, LexiconConfig, LexiconEncoder, LexiconTokenizer
 from ace.model.text import encode_indicators, encode_texts
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents
-from ace.model.transformer import ACETransformer
+from ace.model.transformer import ACETransformer, FrameKeysValues
 from ace.weights.sources import SHIPPED_MODEL, ModelFiles, load_pipeline
 from tests.random_models import randomise
 
@@ -269,11 +269,13 @@ def test_an_earlier_frame_changes_the_answer_and_a_later_one_no_earlier_frame(pi
         (text,) = encode_texts(["a cat"], pipeline.tokenizer, pipeline.text_encoder, 200, False)
     images = tuple(torch.randn(3, 16, 16) for _ in range(3))
 
-    def chain(*chosen: int):
+    def chain(*chosen: int) -> FrameKeysValues:
         own = tuple(images[n] for n in chosen)
         request = RequestFrames((16, 16), (text,) * (len(own) + 1), images=own, image_masks=(None,) * len(own))
         with torch.no_grad():
-            return encode_all(pipeline.transformer, [request])[0]
+            (frames,) = encode_all(pipeline.transformer, [request])
+        assert frames is not None
+        return frames
 
     both, first, other = chain(0, 1), chain(0), chain(2, 1)
     count = len(first[0][0])
