@@ -1,6 +1,6 @@
 """A plain run of the published order of computation, on published weights: what our transformer is measured against.
 
-Written from the description of the published models (PUBLISHED_MODELS 1): the time embedding and its six rows for every
+Written from the description of the published models: the time embedding and its six rows for every
 token, rotary turns in complex128 in every call, the text MLP and its keys and values in every call, attention sample by
 sample and frame by frame, the final layer over all frames. Attention is torch's own, in float32, where the original
 wants flash-attention. `check` compares it with the recorded numbers of the published code.

@@ -1,12 +1,17 @@
-"""Write the generated part of the docs: `docs/cli.md`, the help of every verb of the command line.
+"""Write the generated parts of the docs.
 
-python docs/generate.py           write it
-python docs/generate.py --check   say whether it is current; exit code 1 if not
+`cli.md` is the help of every verb; `images/rooms.svg` is the rooms of `ace/` with their imports; the table in `index.md`
+counts what is in each room.
+
+python docs/generate.py           write them
+python docs/generate.py --check   say whether they are current; exit code 1 if not
 """
 
 import os
 import sys
 from pathlib import Path
+
+import house
 
 # Read when typer and rich are imported: the same text on every terminal.
 os.environ |= {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
@@ -16,7 +21,7 @@ from typer.testing import CliRunner
 
 from ace.cli import app
 
-PAGE = Path(__file__).parent / "cli.md"
+DOCS = Path(__file__).parent
 INTRODUCTION = """# The command line
 
 **Enters:** arguments. **Leaves:** one call of one door. `app` is the typer application, `main` the `ace` command.
@@ -44,16 +49,29 @@ def render() -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def index() -> str:
+    """`index.md` with its table of rooms as they are now."""
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- generated -->\n")
+    _, _, after = rest.partition("<!-- end -->")
+    return f"{before}<!-- generated -->\n{house.table()}<!-- end -->{after}"
+
+
 def main() -> int:
-    """Write the page, or with `--check` compare it."""
-    page = render()
-    if "--check" in sys.argv[1:]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
-            return 0
-        print("docs/cli.md is not what `ace --help` says: run `make docs`")
+    """Write the pages, or with `--check` compare them."""
+    pages = {"cli.md": render(), "images/rooms.svg": house.picture(), "index.md": index()}
+    stale = []
+    for name, text in pages.items():
+        path = DOCS / name
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {name}")
+    if stale and "--check" in sys.argv[1:]:
+        print(f"{', '.join(stale)}: not what the code says; run `make docs`")
         return 1
-    PAGE.write_text(page, encoding="utf-8")
-    print(f"wrote {PAGE.name}")
     return 0
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from ace import load_tiny
 from ace.conditions.images import prepare_image
 from ace.data.world import SpriteLibrary
-from ace.data.world.chance import Chance, Vocabulary
+from ace.data.world.chance import Chance, Material
 from ace.data.world.scene import LOOKS, apply_look, draw
 from ace.data.world.sprites import SHIPPED_PACK
 from ace.evaluation.styles import SIDE_PX, STYLES, WEIGHTS, StyleClassifier, StyleNetwork
@@ -35,19 +35,19 @@ PER_STYLE, PER_STYLE_HELD_OUT = 2400, 100
 EPOCHS, BATCH, LEARNING_RATE = 14, 64, 3e-3
 
 
-def draw_picture(vocabulary: Vocabulary, style: str, number: int, held_out: bool) -> Image.Image:
+def draw_picture(material: Material, style: str, number: int, held_out: bool) -> Image.Image:
     """Scene `number` in a style or look; its concepts come from one side of the world's split."""
-    chance = Chance(vocabulary, "train", random.Random(f"styles:{held_out}:{style}:{number}"), SIDE_PX)
+    chance = Chance(material, "train", random.Random(f"styles:{held_out}:{style}:{number}"), SIDE_PX)
     chance.held_out_concept = held_out
     drawn = chance.style() if style in LOOKS else style
     scene, _ = chance.scene(style=drawn)
-    picture = draw(scene, vocabulary.library, SIDE_PX)
+    picture = draw(scene, material.library, SIDE_PX)
     return Image.fromarray(apply_look(picture, style) if style in LOOKS else picture)
 
 
-def draw_set(vocabulary: Vocabulary, per_style: int, held_out: bool) -> tuple[list[Image.Image], Tensor]:
+def draw_set(material: Material, per_style: int, held_out: bool) -> tuple[list[Image.Image], Tensor]:
     """Pictures of all styles, and their labels."""
-    pictures = [draw_picture(vocabulary, style, n, held_out) for style in STYLES for n in range(per_style)]
+    pictures = [draw_picture(material, style, n, held_out) for style in STYLES for n in range(per_style)]
     return pictures, torch.arange(len(STYLES)).repeat_interleave(per_style)
 
 
@@ -112,15 +112,15 @@ def measure(pictures: list[Image.Image], labels: Tensor, what: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="only measure the weights that are there")
-    vocabulary = Vocabulary(SpriteLibrary(SHIPPED_PACK))
+    material = Material(SpriteLibrary(SHIPPED_PACK))
     if not parser.parse_args().measure:
-        pictures, labels = draw_set(vocabulary, PER_STYLE, held_out=False)
+        pictures, labels = draw_set(material, PER_STYLE, held_out=False)
         inputs = torch.stack([torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) for picture in pictures])
         weights = train(inputs, labels).state_dict()
         save_file(
             {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, WEIGHTS
         )
-    pictures, labels = draw_set(vocabulary, PER_STYLE_HELD_OUT, held_out=True)
+    pictures, labels = draw_set(material, PER_STYLE_HELD_OUT, held_out=True)
     measure(pictures, labels, "held-out concepts")
     measure(through_autoencoder(pictures), labels, "the same through ace-tiny's autoencoder")
 

@@ -144,7 +144,7 @@ BAD_INPUT = {
     "empty instruction": (["edit", "photo.png", " ", "-o", "out.png"], "the instruction is empty"),
     "empty instruction to create": (["generate", "", "-o", "out.png"], "the instruction is empty"),
     "no instruction": (["edit", "photo.png", "-o", "out.png"], "the instruction is missing"),
-    "no picture": (["edit", "make it blue", "-o", "out.png"], "there is no picture to edit"),
+    "no picture": (["edit", "make it blue", "-o", "out.png"], "there is no image to edit"),
     "unknown model": (
         ["edit", "photo.png", "make it blue", "-m", "ace-huge", "-o", "out.png"],
         "unknown model 'ace-huge'",
@@ -175,10 +175,10 @@ BAD_INPUT = {
     ),
     "size between cells": (["edit", "photo.png", "make it blue", "--size", "30x32", "-o", "out.png"], "use 32x32"),
     "size in words": (["generate", "a cat", "--size", "large", "-o", "out.png"], "write width x height"),
-    "0 pictures": (["edit", "photo.png", "blue", "--count", "0", "--out-dir", "out"], "0 pictures: use 1 to 10000"),
+    "0 pictures": (["edit", "photo.png", "blue", "--count", "0", "--out-dir", "out"], "0 images: use 1 to 10000"),
     "data that is not there": (["data", "show", "nosuch"], "there is no nosuch"),
     "0 steps": (["generate", "a cat", "--steps", "0", "-o", "out.png"], "0 steps: use 1 to 1000"),
-    "negative seed": (["generate", "a cat", "--seed", "-1", "-o", "out.png"], "seed -1"),
+    "negative seed": (["generate", "a cat", "--seed", "-2", "-o", "out.png"], "seed -2"),
     "node without session": (["edit", "make it blue", "--from", "0001", "-o", "out.png"], "needs a session"),
     "session that is something else": (["edit", "photo.png", "x", "--session", "other-model"], "holds other files"),
     "node of no session": (
@@ -188,7 +188,7 @@ BAD_INPUT = {
     "replay of a picture without recipe": (["replay", "photo.png"], "photo.png carries no recipe"),
     "replay by a model that is not here": (
         ["replay", "made.png"],
-        "the picture was made by lost; unknown model .lost.*--model",
+        "the image was made by .lost.*--model",
     ),
     "unknown task": (["data", "show", "--task", "cooking"], "unknown task cooking"),
     "recipe that is missing": (["train", "nope.toml", "--output", "run"], "cannot read the recipe nope.toml"),

@@ -10,10 +10,12 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ace.cli import app
-from ace.inference import recipe as recipes
-from ace.inference.plus_edit import CONTROLS, ReferenceFile, draw_control
-from ace.inference.session import Session
-from tests.inference.test_plus_sources import adapter_file
+from ace.cli.edit import _read_reference
+from ace.conversation import recipe as recipes
+from ace.conversation.session import Session
+from ace.families.plus import read_placement
+from ace.plus.controls import CONTROLS, draw_control
+from tests.plus.test_sources import adapter_file
 from tests.random_flux import SMALL_FFT, published_state, random_plus
 
 
@@ -120,12 +122,10 @@ def test_a_picture_is_made_again_from_the_weights_in_the_bits_that_made_it(model
 
 
 def test_a_replay_says_when_the_weights_are_held_otherwise(here):
-    from ace.inference.plus_recipe import changed_settings
-
     ace("edit", "photo.png", "a hat", "--model", "ace-plus-fft", "--quantize", "fp8", "-o", "a.png", "--seed", 1)
     ace("edit", "photo.png", "a hat", "--model", "ace-plus-fft", "-o", "b.png", "--seed", 1)
-    lines = changed_settings(recipes.read("a.png"), recipes.read("b.png"))
-    assert lines == ["quantize: fp8 then, none now", "quantize_text: fp8 then, none now"]
+    lines = recipes.changed_settings(recipes.read("a.png"), recipes.read("b.png"))
+    assert lines == ("quantize: fp8 then, none now", "quantize text: fp8 then, none now")
 
 
 def test_a_session_is_a_tree_of_edits_whichever_model_makes_them(here):
@@ -145,8 +145,11 @@ def test_a_session_is_a_tree_of_edits_whichever_model_makes_them(here):
     outside = np.asarray(Image.open("mask.png")) == 0
     np.testing.assert_array_equal(before[outside], after[outside])
     assert "a frame around it" in ace("session", "talk")
-    said = ace("replay", "talk/nodes/0003/image.png", "--image", "mask.png")
-    assert "the same to the byte" in said
+    assert "the same to the byte" in ace("replay", "talk/nodes/0003/image.png")
+    said = ace("replay", "talk")
+    assert "5 of 5 edits made again" in said and said.count("the same to the byte") == 5
+    ace("session", "export", "talk", "talk.zip")
+    assert "5 of 5 edits made again" in ace("replay", "talk.zip")
 
 
 def test_variants_of_a_request_are_made_together_and_each_is_as_if_alone(here):
@@ -156,7 +159,7 @@ def test_variants_of_a_request_are_made_together_and_each_is_as_if_alone(here):
     assert sorted(path.name for path in (here / "o").iterdir()) == names
     made = [recipes.read(f"o/{name}") for name in names]
     assert [recipe.seed for recipe in made] == [7, 8, 7, 8]
-    assert {recipe.settings["batch_size"] for recipe in made} == {4}
+    assert not any("batch_size" in recipe.settings for recipe in made)
     ace("edit", "photo.png", "a hat", *on, "--seed", 8, "-o", "alone.png")
     together, alone = (np.asarray(Image.open(name), dtype=np.int16) for name in ("o/photo-002.png", "alone.png"))
     assert np.abs(together - alone).max() <= 1
@@ -209,7 +212,10 @@ def test_several_photos_go_to_a_folder_with_one_model_load(here):
         (["photo.png", "x", "--model", "ace-plus-subject", "--transformer", "gone.gguf"], "gone.gguf"),
         (["x", "--model", "ace-plus-subject"], "nothing to work on"),
         (["photo.png", "x", "--model", "ace-plus-local"], "hub"),
-        (["photo.png", "x", "--reference", "logo.png"], "only for ACE++ models"),
+        (["photo.png", "x", "--reference", "logo.png@right"], "ace-tiny does not take places of references"),
+        (["photo.png", "x", "--quantize", "fp8"], "ace-tiny does not take quantised weights"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--avoid", "hands"], "does not take a negative instruction"),
+        (["photo.png", "x", "--model", "ace-plus-subject", "--refine", "no/such"], "does not take a refiner"),
         (["photo.png", "x", "--model", "ace-plus-subject", "-o", "photo.png"], "one of the inputs"),
     ],
 )
@@ -219,7 +225,7 @@ def test_a_wrong_request_ends_with_one_line_and_code_2_before_anything_is_loaded
     def load_plus(*arguments, **settings):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("ace.inference.plus_load.load_plus", load_plus)
+    monkeypatch.setattr("ace.plus.load.load_plus", load_plus)
     monkeypatch.delenv("LOCAL_MODEL_PATH", raising=False)
     (here / "fft.safetensors").symlink_to(models / "fft.safetensors")
     save_file({"lora_unet_down_blocks_0_attn.lora_down.weight": torch.zeros(2, 4)}, here / "sdxl.safetensors")
@@ -231,14 +237,14 @@ def test_a_wrong_request_ends_with_one_line_and_code_2_before_anything_is_loaded
 
 
 def test_a_control_without_its_weights_says_so_before_anything_is_loaded(here, monkeypatch):
-    monkeypatch.setattr("ace.inference.plus_load.load_plus", lambda *arguments, **settings: pytest.fail("loaded"))
+    monkeypatch.setattr("ace.plus.load.load_plus", lambda *arguments, **settings: pytest.fail("loaded"))
     for name in ("depth", "contour"):
         said = ace("edit", "photo.png", "x", "--model", "ace-plus-fft", "--control", name, "-o", "a.png", code=1)
         assert "ace data setup" in said and len(said.strip().splitlines()) == 1
 
 
 def test_an_eight_bit_checkpoint_comes_with_its_error_per_layer_and_on_a_picture(here, models, monkeypatch):
-    monkeypatch.setattr("ace.cli.plus.PICTURE_PX", 64)
+    monkeypatch.setattr("ace.cli.convert_fp8.PICTURE_PX", 64)
     said = ace("convert", models / "fft.safetensors", "--fp8", "-o", "small.safetensors", "--picture", "ace-plus-fft")
     assert "error of the weights" in said and "the published cast" in said and "error of a picture" in said
     report = json.loads((here / "small.report.json").read_text())
@@ -250,7 +256,8 @@ def test_an_eight_bit_checkpoint_comes_with_its_error_per_layer_and_on_a_picture
 
 
 def test_other_verbs_say_where_these_models_work(here):
-    assert "for `ace edit`" in ace("generate", "a cat", "--model", "ace-plus-subject", code=2)
+    said = ace("generate", "a cat", "--model", "ace-plus-subject", code=2)
+    assert "ace-plus-subject makes nothing from words alone" in said
 
 
 def test_models_lists_them():
@@ -259,9 +266,10 @@ def test_models_lists_them():
 
 
 def test_references_are_read_as_they_are_written():
-    reference = ReferenceFile.parse("a@b/c.png@above,keep=0.3")
-    assert (str(reference.path), reference.place, reference.fit, reference.rate) == ("a@b/c.png", "above", "keep", 0.3)
-    assert str(ReferenceFile.parse("me@home/c.png").path) == "me@home/c.png"
+    path, place = _read_reference("a@b/c.png@above,keep=0.3")
+    assert str(path) == "a@b/c.png" and read_placement(place) == ("above", "keep=0.3")
+    path, place = _read_reference("me@home/c.png")
+    assert str(path) == "me@home/c.png" and read_placement(place) == ("left", "align")
 
 
 @pytest.mark.parametrize("name", ["canny", "mosaic", "gray"])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ace.cli import app
-from tests.inference.test_plus_sources import adapter_file
+from tests.plus.test_sources import adapter_file
 from tests.random_flux import SMALL_FFT, published_state, random_plus
 
 PAGE = Path(__file__).parents[1] / "docs" / "plus-examples.md"

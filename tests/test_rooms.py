@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "inference": ("conditions", "model", "diffusion", "extract", "files"),
     "plus": ("conditions", "model", "diffusion", "extract", "inference", "files"),
     "weights": ("conditions", "model", "inference", "plus", "files"),
-    "conversation": ("conditions", "inference", "weights", "files"),
+    "conversation": ("conditions", "inference", "files"),
     "families": ("conditions", "extract", "diffusion", "inference", "plus", "weights", "conversation", "files"),
     "tiny": ("inference", "weights"),
     "data": ("conditions", "extract"),

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli import about, again, chat, data, evaluate, pictures, serve, sessions, signals, training, weights, workshop
+from ace.cli import about, chat, convert, data, edit, evaluate, extract, quantize, replay, serve, sessions, train
 from ace.cli.terminal import STOPPED, Verbs, hush_torchao
 
 __all__ = ["app", "main"]
@@ -22,19 +22,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(pictures.generate)
-app.command()(pictures.edit)
+app.command()(edit.generate)
+app.command()(edit.edit)
 app.command()(chat.chat)
-app.command()(signals.extract)
-app.command()(again.replay)
+app.command()(extract.extract)
+app.command()(replay.replay)
 app.command()(about.demo)
 app.command()(about.models)
 app.command()(about.doctor)
 app.command("serve")(serve.serve)
 app.command("mcp")(serve.mcp)
-app.command()(workshop.convert)
-app.command()(weights.quantize)
-app.command()(training.train)
+app.command()(convert.convert)
+app.command()(quantize.quantize)
+app.command()(train.train)
 app.add_typer(sessions.session, name="session")
 app.add_typer(data.data, name="data")
 app.add_typer(evaluate.evaluate, name="eval")

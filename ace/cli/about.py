@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers, read_seed
+from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers
 from ace.cli.terminal import Output, count_of, load, short
+
+if TYPE_CHECKING:
+    from ace.weights.sources import ModelFiles
 
 # extra -> the packages that it brings, as they are imported
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -23,16 +27,26 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 
 
-def models(json: Json = False) -> None:
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Say what this one has learnt to draw from words.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
     """List the models that have a name, and say which are on this machine.
 
     \b
     ace models
+    ace models ace-tiny
     """
     from ace.plus.models import BASE_VARIABLE, PLUS_MODELS
-    from ace.weights.sources import DEFAULT_MODEL, known_models
+    from ace.weights.sources import DEFAULT_MODEL, find_model, known_models
 
     output = Output(json)
+    if name is not None:
+        _learnt(find_model(name), output)
+        return
     known = known_models()
     default = os.environ.get("ACE_MODEL") or DEFAULT_MODEL
     rows = [
@@ -58,6 +72,28 @@ def models(json: Json = False) -> None:
     output.say(f"\nOn FLUX.1-Fill-dev, from the hub or where {BASE_VARIABLE} and the models' own variables point:")
     for model in PLUS_MODELS.values():
         output.say(f"{model.name:<{width}}  {model.description} ({model.variable})")
+
+
+def _learnt(model: ModelFiles, output: Output) -> None:
+    """Say what a model can draw from words."""
+    known = model.vocabulary
+    output.data(
+        {"name": model.name, "folder": str(model.folder), "vocabulary": None if known is None else asdict(known)}
+    )
+    if known is None:
+        output.say(f"{model.name} has no list of what it has learnt ({model.folder})")
+        return
+    things = ", ".join(f"{name} ({', '.join(others)})" if others else name for name, others in known.concepts.items())
+    styles = "; ".join(", ".join(ways) for ways in known.styles.values())
+    for title, text in (
+        (f"{len(known.concepts)} things that {model.name} can draw from their names", things),
+        ("Styles", styles),
+        ("Places", ", ".join(known.places)),
+        ("Backgrounds", ", ".join(known.grounds)),
+        ("Colours", ", ".join(known.colours)),
+        ("Words in pictures", f'"{known.letters}", up to {known.longest_word} characters'),
+    ):
+        output.say(f"{title}: {text}")
 
 
 def doctor(json: Json = False) -> None:
@@ -139,6 +175,8 @@ def demo(
     began = time.monotonic()
     output = Output(json, quiet)
     check_numbers(steps, None)
+    from ace.conversation.seeds import read_seed
+
     seed = 0 if seed is None else read_seed(seed)
     files = find_model(model)
     try:

@@ -82,6 +82,7 @@ def world(
         f"{short(folder / 'report.md')}  {report.count} samples{_lacking(report)}; better than copying the input: "
         f"{yes} of {len(report.families)} families"
     )
+    Output(quiet=quiet).say((folder / "gates.md").read_text(encoding="utf-8"))
 
 
 @evaluate.command("ace-bench")

@@ -1,92 +1,169 @@
-"""From checked plans to written pictures: what `ace generate` and `ace edit` share.
+"""From checked plans to written images: what `ace generate` and `ace edit` share.
 
-One model load for all pictures, packed passes of a sensible size; with several pictures, one that fails does not stop
-the rest. A picture is written whole or not at all.
+The model is loaded once for all images, which go through it in packed passes of a sensible size; with several images,
+one that fails does not stop the rest. An image is written whole or not at all.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import typer
 
-from ace.cli.options import check_numbers, read_size
-from ace.cli.terminal import FAILED, Output, Tell, complain, count_of, load, load_refiner, short
+from ace.cli.options import (
+    Avoid,
+    Compile,
+    Control,
+    Count,
+    Device,
+    Fast,
+    Feather,
+    Guidance,
+    Json,
+    Lora,
+    MaxSeqLength,
+    Memory,
+    Model,
+    NoMetadata,
+    NumberType,
+    Out,
+    OutDir,
+    Quantize,
+    Quiet,
+    Refine,
+    RefineStrength,
+    Repaint,
+    Rescale,
+    Seed,
+    SessionFolder,
+    Size,
+    Steps,
+    Transformer,
+    check_fast,
+    check_numbers,
+    read_size,
+)
+from ace.cli.terminal import FAILED, Output, Tell, complain, count_of, quiet_libraries, short
 from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
-    from ace.conditions.units import ConditionUnit
-    from ace.conversation.edit import Job, Made
-    from ace.conversation.session import Node, Session
-    from ace.families.plus_edit import PlusMade
-    from ace.inference.pipeline import ACEPipeline
-    from ace.weights.adapters import AdapterChoice
-    from ace.weights.sources import ModelFiles
-
-
-J = TypeVar("J")  # an opened request
-M = TypeVar("M")  # a picture that was made of it
-Maker = Callable[[list[J], Callable[[int, int], None]], list[M]]  # told steps done, and in all
+    from ace.conversation import Family, Job, Loading, Made, Node, Progress, Session, Settings
 
 
 @dataclass(frozen=True)
-class Plan(Generic[J]):
-    """One picture to make: its name in messages, how its request is opened, where it goes (None: the session only)."""
+class Asked:
+    """What `ace generate` and `ace edit` are asked for alike: each field is an option of both."""
+
+    out: Out = None
+    out_dir: OutDir = None
+    count: Count = 1
+    session: SessionFolder = None
+    seed: Seed = None
+    steps: Steps = None
+    guidance: Guidance = None
+    rescale: Rescale = None
+    avoid: Avoid = ""
+    size: Size = None
+    feather: Feather = None
+    model: Model = None
+    lora: Lora = None
+    refine: Refine = None
+    refine_strength: RefineStrength = None
+    device: Device = "auto"
+    dtype: NumberType = "auto"
+    memory: Memory = "auto"
+    fast: Fast = None
+    compile_network: Compile = False
+    no_metadata: NoMetadata = False
+    json: Json = False
+    quiet: Quiet = False
+    repaint: Repaint = None
+    control: Control = None
+    max_seq_length: MaxSeqLength = None
+    quantize: Quantize = None
+    transformer: Transformer = None
+
+    def output(self) -> Output:
+        """Where this call speaks."""
+        return Output(self.json, self.quiet)
+
+    def loading(self) -> Loading:
+        """How the model is loaded. Raises ConfigError."""
+        from ace.conversation import Loading
+
+        check_fast(self.fast)
+        if self.refine_strength is not None and self.refine is None:
+            raise ConfigError("--refine-strength belongs to --refine: name the refiner's model")
+        return Loading(
+            device=self.device,
+            dtype=self.dtype,
+            memory=self.memory,
+            adapters=tuple(self.lora or ()),
+            transformer=self.transformer,
+            quantize=self.quantize,
+            max_tokens=self.max_seq_length,
+            fast=self.fast,
+            compile=self.compile_network,
+            refine=self.refine,
+            refine_strength=self.refine_strength,
+        )
+
+    def settings(self) -> list[Settings]:
+        """How each of the `count` images is made, with consecutive seeds. Raises ConfigError."""
+        from ace.conversation import Settings
+        from ace.conversation.seeds import read_seed, seeds_of
+
+        check_numbers(self.steps, self.guidance)
+        own = {"repainting_scale": self.repaint, "control": self.control, "max_seq_length": self.max_seq_length}
+        first = Settings(
+            seed=read_seed(self.seed),
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            guidance_rescale=self.rescale,
+            negative_instruction=self.avoid,
+            size=read_size(self.size),
+            feather_px=self.feather,
+            options={name: value for name, value in own.items() if value is not None},
+        )
+        return [replace(first, seed=seed) for seed in seeds_of(first.seed, self.count)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One image to make: its name in messages, how its request is opened, where it goes (None: the session only)."""
 
     name: str
-    open: Callable[[], J]
+    open: Callable[[], Job]
     out: Path | None
 
 
-@dataclass(frozen=True)
-class Run:
-    """What all pictures of one call share."""
+def find_asked_family(asked: Asked) -> tuple[Family, Loading]:
+    """The model asked for and how it is loaded, checked against each other. Raises InputError."""
+    from ace.families import find_family
 
-    model: ModelFiles
-    output: Output
-    device: str
-    dtype: str
-    metadata: bool
-    session_folder: Path | None = None
-    memory: str = "auto"
-    adapters: tuple[AdapterChoice, ...] = ()
-    refine: str | None = None
-    refine_strength: float = 0.2
-    fast: str | None = None
-    compile_network: bool = False
-
-
-def find_model_files(model: str | None, steps: int | None, guidance: float | None, size: str | None) -> ModelFiles:
-    """The model's files, after checking the numbers against them. Raises ConfigError or ModelNotFoundError."""
-    from ace.weights.sources import find_model
-
-    check_numbers(steps, guidance)
-    files = find_model(model)
-    wanted = read_size(size)
-    if wanted is not None:
-        files.check_size(wanted)
-    return files
+    loading = asked.loading()
+    return find_family(asked.model, loading), loading
 
 
 def check_count(count: int, out: Path | None, out_dir: Path | None, session: Path | None) -> None:
-    """Raise ConfigError for a number of pictures that does not fit where they should go."""
+    """Raise ConfigError for a number of images that does not fit where they should go."""
     if not 1 <= count <= 10_000:
-        raise ConfigError(f"{count} pictures: use 1 to 10000")
+        raise ConfigError(f"{count} images: use 1 to 10000")
     if out is not None and out_dir is not None:
-        raise ConfigError("both --out and --out-dir: use --out for one picture, --out-dir for several")
+        raise ConfigError("both --out and --out-dir: use --out for one image, --out-dir for several")
     if count > 1 and out_dir is None:
-        raise ConfigError(f"{count} pictures need a folder: use --out-dir")
+        raise ConfigError(f"{count} images need a folder: use --out-dir")
     if out_dir is not None and session is not None:
-        raise ConfigError("both --out-dir and --session: a session takes one picture at a time")
+        raise ConfigError("both --out-dir and --session: a session takes one image at a time")
 
 
 def check_session(folder: Path | None, start: str | None = None) -> Session | None:
     """The session, None if there is none yet; nothing is made. Raises SessionError or OutputError."""
-    from ace.conversation.session import Session
+    from ace.conversation import Session
 
     if folder is None:
         if start is not None:
@@ -106,10 +183,18 @@ def check_session(folder: Path | None, start: str | None = None) -> Session | No
     return None
 
 
-def output_of(out: Path | None, name: str, session: Path | None) -> Path | None:
-    """Where one picture goes: as asked, else (without a session) the first free name in the current folder."""
-    if out is not None or session is not None:
-        return out
+def out_of(asked: Asked, photo: Path | None, new: str, number: int | None) -> Path | None:
+    """Where an image goes; None = into the session only. photo: what it is an edit of; new: its name without one;
+    number: which of several variants, from 0."""
+    if asked.out_dir is None:
+        name = new if photo is None else f"{photo.stem}-edited.png"
+        return asked.out if asked.out is not None or asked.session is not None else _free_name(name)
+    name = Path(new if photo is None else _name_in_folder(photo))
+    return asked.out_dir / (name if number is None else f"{name.stem}-{number + 1:03d}{name.suffix}")
+
+
+def _free_name(name: str) -> Path:
+    """The first free name in the current folder."""
     path, number = Path(name), 2
     while path.exists():
         path = Path(f"{Path(name).stem}-{number}.png")
@@ -117,21 +202,11 @@ def output_of(out: Path | None, name: str, session: Path | None) -> Path | None:
     return path
 
 
-def name_in_folder(photo: Path) -> str:
+def _name_in_folder(photo: Path) -> str:
     """What the result of editing a file is called in another folder: the same, in a format that can be written."""
     from ace.conversation.recipe import FORMATS
 
     return photo.name if photo.suffix.lower() in FORMATS else f"{photo.stem}.png"
-
-
-def out_of(
-    photo: Path | None, new: str, number: int | None, out: Path | None, out_dir: Path | None, session: Path | None
-) -> Path | None:
-    """Where what becomes of a photo goes. new: its name without a photo; number: which of several variants, from 0."""
-    if out_dir is None:
-        return output_of(out, new if photo is None else f"{photo.stem}-edited.png", session)
-    name = Path(new if photo is None else name_in_folder(photo))
-    return out_dir / (name if number is None else f"{name.stem}-{number + 1:03d}{name.suffix}")
 
 
 def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path | None) -> None:
@@ -164,143 +239,107 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
             raise OutputError(f"{path.name} is one of the inputs: write the result somewhere else")
 
 
-def make_all(plans: Sequence[Plan[Job]], run: Run, session: Session | None = None) -> None:
-    """Open, make and write every picture with an ACE model; see `make_plans`."""
-    from ace.conversation.edit import in_batches, make
-    from ace.weights.sources import choose_memory
-
-    def start(tell: Tell) -> Maker[Job, Made]:
-        refiner = load_refiner(run.refine, run.device, run.refine_strength) if run.refine else None
-        memory = choose_memory(run.model, device=run.device, dtype=run.dtype, memory=run.memory)
-        if not memory.plain:
-            run.output.say(f"memory: {memory}")
-        pipeline = load(run.model, run.device, run.dtype, memory, run.adapters)
-        _speed_up(pipeline, run)
-        return lambda jobs, progress: make(pipeline, run.model, jobs, progress, refiner)
-
-    def write(plan: Plan[Job], made: Made) -> dict:
-        return _write(plan, made, run, session)
-
-    make_plans(plans, in_batches(len(plans), run.model), start, write, run.output, f"loading {run.model.name}")
+def load_family(family: Family, loading: Loading, output: Output, tell: Tell) -> None:
+    """Load a model without what the libraries print; its notes and its progress are told. Raises as `Family.load`."""
+    with quiet_libraries():
+        family.load(loading, output.say, lambda done, total: tell(done, total, "loading weights"))
 
 
-def make_plans(
-    plans: Sequence[Plan[J]],
-    batches: Iterable[range],
-    start: Callable[[Tell], Maker[J, M]],
-    write: Callable[[Plan[J], M], dict],
-    output: Output,
-    title: str,
-) -> None:
-    """Open, make and write every picture, in batches of plans; with several, one that fails does not stop the rest.
+class Maker:
+    """Makes all images of one call, in packed passes, and writes them.
 
-    start: loads the model, once the first request is open, and returns what makes pictures of opened requests. write:
-    stores one and returns what `--json` says of it. Raises InputError for the only picture."""
-    make: Maker[J, M] | None = None
-    results: list[dict] = []
-    failures: list[dict] = []
+    session: the one that exists already, None if it is still to be made in `asked.session`."""
 
-    def failed(plan: Plan[J], error: InputError) -> None:
-        if len(plans) == 1:
+    def __init__(self, family: Family, loading: Loading, asked: Asked, session: Session | None = None) -> None:
+        self.family, self.loading, self.asked, self.session = family, loading, asked, session
+        self.output = asked.output()
+        self.results: list[dict] = []
+        self.failures: list[dict] = []
+
+    def make(self, plans: Sequence[Plan]) -> None:
+        """Open, make and write every image. Raises InputError for the only one; exits with 1 if some of several
+        failed."""
+        loaded = False
+        with self.output.progress(f"loading {self.family.name}") as tell:
+            done = 0
+            for batch in self._opened(plans):
+                if not loaded:
+                    load_family(self.family, self.loading, self.output, tell)
+                    loaded = True
+                for plan, made in self._make_each(batch, self._steps(tell, done, len(batch), len(plans)), len(plans)):
+                    try:
+                        self.results.append(self._write(plan, made))
+                    except InputError as error:
+                        self._failed(plan, error, len(plans))
+                done += len(batch)
+        self.output.data({"pictures": self.results, "failures": self.failures})
+        if self.failures:
+            complain(f"{len(self.results)} of {len(plans)} images made, {len(self.failures)} failed")
+            raise typer.Exit(FAILED)
+
+    def _opened(self, plans: Sequence[Plan]) -> Iterator[list[tuple[Plan, Job]]]:
+        """The plans opened, as many at a time as one pass holds."""
+        from ace.conversation.run import MOST_TOGETHER
+
+        batch: list[tuple[Plan, Job]] = []
+        for plan in plans:
+            try:
+                batch.append((plan, plan.open()))
+            except InputError as error:
+                self._failed(plan, error, len(plans))
+                continue
+            if len(batch) >= min(MOST_TOGETHER, self.family.most_together(batch[0][1])):
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    @staticmethod
+    def _steps(tell: Tell, before: int, here: int, count: int) -> Callable[[Progress], None]:
+        return lambda now: tell(before * now.total + here * now.step, now.total * count, "denoising")
+
+    def _make_each(
+        self, batch: list[tuple[Plan, Job]], on_progress: Callable[[Progress], None], count: int
+    ) -> list[tuple[Plan, Made]]:
+        """All together; if a request is refused, each by itself, so that only the wrong one fails."""
+        from ace.conversation import make
+
+        try:
+            made = make(self.family, [job for _, job in batch], on_progress)
+            return [(plan, one) for (plan, _), one in zip(batch, made, strict=True)]
+        except InputError as error:
+            if len(batch) == 1:
+                self._failed(batch[0][0], error, count)
+                return []
+        return [pair for one in batch for pair in self._make_each([one], on_progress, count)]
+
+    def _failed(self, plan: Plan, error: InputError, count: int) -> None:
+        if count == 1:
             raise error
-        failures.append({"input": plan.name, "error": str(error)})
+        self.failures.append({"input": plan.name, "error": str(error)})
         complain(str(error) if plan.name in str(error) else f"{plan.name}: {error}")
 
-    with output.progress(title) as tell:
-        for numbers in batches:
-            ready: list[tuple[Plan[J], J]] = []
-            for plan in (plans[number] for number in numbers):
-                try:
-                    ready.append((plan, plan.open()))
-                except InputError as error:
-                    failed(plan, error)
-            if not ready:
-                continue
-            make = make or start(tell)
+    def _write(self, plan: Plan, made: Made) -> dict:
+        """Write an image to its file and its session; returns what `--json` says of it."""
+        from ace.conversation import Session, keep
+        from ace.conversation.recipe import embed
 
-            def steps(done: int, total: int, first: int = numbers.start, here: int = len(numbers)) -> None:
-                tell(first * total + here * done, total * len(plans), "denoising")
-
-            for plan, made in _make_each(make, ready, steps, failed):
-                try:
-                    results.append(write(plan, made))
-                except InputError as error:
-                    failed(plan, error)
-    output.data({"pictures": results, "failures": failures})
-    if failures:
-        complain(f"{len(results)} of {len(plans)} pictures made, {len(failures)} failed")
-        raise typer.Exit(FAILED)
+        if plan.out is not None:
+            try:
+                plan.out.parent.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
+            embed(made.image, plan.out, None if self.asked.no_metadata else made.recipe)
+        node = None
+        if self.asked.session is not None:
+            self.session = self.session or Session.open_or_create(self.asked.session)
+            node = keep(self.session, made)
+        return _report(plan, made, node, self.output)
 
 
-def _speed_up(pipeline: ACEPipeline, run: Run) -> None:
-    """Set what `--fast` and `--compile` ask for, and say what the first costs in exactness."""
-    from ace.files import cache_folder
-    from ace.inference.accelerate import compile_blocks, fast_by_name
-    from ace.inference.fast_error import known_error
-
-    if run.compile_network:
-        compile_blocks(pipeline.transformer)
-    if run.fast is not None:
-        pipeline.fast = fast_by_name(run.fast)
-        error = known_error(pipeline, run.model.sha256, cache_folder() / "fast")
-        run.output.say(f"--fast {run.fast} is approximate: {error.line()}")
-
-
-def _make_each(
-    make: Maker[J, M],
-    ready: list[tuple[Plan[J], J]],
-    progress: Callable[[int, int], None],
-    failed: Callable[[Plan[J], InputError], None],
-) -> list[tuple[Plan[J], M]]:
-    """All together; if a request is refused, each by itself, so that only the wrong one fails."""
-    try:
-        made = make([job for _, job in ready], progress)
-        return [(plan, one) for (plan, _), one in zip(ready, made, strict=True)]
-    except InputError as error:
-        if len(ready) == 1:
-            failed(ready[0][0], error)
-            return []
-    return [pair for one in ready for pair in _make_each(make, [one], progress, failed)]
-
-
-def _write(plan: Plan[Job], made: Made, run: Run, session: Session | None) -> dict:
-    """Write a finished picture to its file and its session; returns what `--json` says of it."""
-    job = made.job
-    node = keep(plan, made, lambda: job.unit.current, run.metadata, run.session_folder, session)
-    return report(plan, made, node, run.output) | {
-        "num_dropped_rounds": job.unit.num_dropped_rounds,
-        "converted": None if job.source is None else job.source.converted,
-    }
-
-
-def keep(
-    plan: Plan,
-    made: Made | PlusMade,
-    unit: Callable[[], ConditionUnit],
-    metadata: bool,
-    folder: Path | None,
-    session: Session | None,
-) -> Node | None:
-    """Write a picture to its file, if the plan has one, with its recipe or without, and to the session in `folder`, if
-    there is one (None as `session`: it is to be made), as the answer to what `unit` gives; returns its node there."""
-    from ace.conversation.recipe import embed
-    from ace.conversation.session import Session
-
-    if plan.out is not None:
-        try:
-            plan.out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
-        embed(made.image, plan.out, made.recipe if metadata else None)
-    if folder is None:
-        return None
-    session = session or Session.open_or_create(folder)
-    return session.add_node(unit(), made.image, made.recipe, parents=made.job.parents, source=made.job.source)
-
-
-def report(plan: Plan, made: Made | PlusMade, node: Node | None, output: Output) -> dict:
-    """Say where a picture is and what came of it; returns what `--json` says of every picture."""
-    recipe = made.recipe
+def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
+    """Say where an image is and what came of it; returns what `--json` says of it."""
+    recipe, job = made.recipe, made.job
     size = f"{made.image.width}x{made.image.height} px"
     where = short(node.image_path if plan.out is None and node is not None else plan.out or Path())
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
@@ -308,6 +347,7 @@ def report(plan: Plan, made: Made | PlusMade, node: Node | None, output: Output)
         output.say(f"  session {short(node.folder.parent.parent)}, node {node.id}")
     for note in (*made.notes, *([str(made.drift)] if made.drift is not None else [])):
         output.say(f"  {note}")
+    canvas = recipe.settings.get("canvas_cells")
     return {
         "input": plan.name,
         "file": None if plan.out is None else str(plan.out),
@@ -320,4 +360,8 @@ def report(plan: Plan, made: Made | PlusMade, node: Node | None, output: Output)
         "session": None if node is None else str(node.folder.parent.parent),
         "node": None if node is None else node.id,
         "drift": None if made.drift is None else made.drift.as_dict(),
+        "notes": list(made.notes),
+        "num_dropped_rounds": job.unit.num_dropped_rounds,
+        "converted": None if job.source is None else job.source.converted,
+        **({} if canvas is None else {"canvas_cells": canvas}),
     }

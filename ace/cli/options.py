@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -20,13 +19,13 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME|FOLDER",
-        help="Model to use; `ace models` lists them. Default: $ACE_MODEL, else ace-tiny.",
+        help="Model name or folder; `ace models` lists the names. Default: $ACE_MODEL, else ace-tiny.",
     ),
 ]
 Seed = Annotated[
     int | None,
     typer.Option(
-        "--seed", "-s", help="Seed of the noise. Default: a random one, printed and recorded.", show_default=False
+        "--seed", "-s", help="Random seed, 0 to 2^64 - 1. Default, and -1: a random one, printed.", show_default=False
     ),
 ]
 Steps = Annotated[
@@ -36,21 +35,17 @@ Guidance = Annotated[
     float | None,
     typer.Option(
         "--guidance",
-        help="How closely to follow the instruction; 1 = off. Default: the model's own.",
+        help="Guidance scale; 1 disables it. Default: the model's own.",
         show_default=False,
     ),
 ]
 Avoid = Annotated[
     str,
-    typer.Option(
-        "--avoid", metavar="TEXT", help="What the picture should not be (negative instruction).", show_default=False
-    ),
+    typer.Option("--avoid", metavar="TEXT", help="Negative instruction: what to avoid.", show_default=False),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(
-        "--size", metavar="WxH", help="Size in px that the model works at, for example 128x128.", show_default=False
-    ),
+    typer.Option("--size", metavar="WxH", help="Working size in px, for example 128x128.", show_default=False),
 ]
 Out = Annotated[
     Path | None,
@@ -58,44 +53,44 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="FILE",
-        help="Where to write; the extension (.png .jpg .webp) says the format. Default: a new name here.",
+        help="Output file; its extension (.png, .jpg, .webp) sets the format. Default: a free name in this folder.",
         show_default=False,
     ),
 ]
 OutDir = Annotated[
     Path | None,
     typer.Option(
-        "--out-dir", metavar="FOLDER", help="Folder for several results; made if missing.", show_default=False
+        "--out-dir", metavar="FOLDER", help="Output folder for several results; created if missing.", show_default=False
     ),
 ]
-NoMetadata = Annotated[
-    bool, typer.Option("--no-metadata", help="Leave the recipe out of the file (`ace replay` needs it).")
-]
+NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Do not embed the recipe, which `ace replay` needs.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Fast = Annotated[
     str | None,
     typer.Option(
         "--fast",
         metavar="NAME",
-        help="Sample approximately: solver, guidance, cache or all. Says how far that is from exact, measured once per "
-        "model.",
+        help="Approximate sampling: solver, guidance, cache or all. Prints its error, measured once per model.",
         show_default=False,
     ),
 ]
 Compile = Annotated[
     bool,
-    typer.Option("--compile", help="Compile the network first: pays for many pictures of one size (or on a GPU)."),
+    typer.Option("--compile", help="Compile the network first; pays off for many images of one size, or on a GPU."),
 ]
 NumberType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Memory = Annotated[
-    str, typer.Option("--memory", help="auto (says what it takes), full, balanced, 8bit, offload (GPU) or lean.")
+    str,
+    typer.Option(
+        "--memory", help="Memory mode: auto (prints its choice), full, balanced, 8bit, offload (GPU) or lean."
+    ),
 ]
 Lora = Annotated[
     list[str] | None,
     typer.Option(
         "--lora",
         metavar="FILE[:WEIGHT]",
-        help="An adapter (LoRA) to add, with a weight if not 1; may be repeated.",
+        help="LoRA adapter and its strength (default 1); repeatable.",
         show_default=False,
     ),
 ]
@@ -104,11 +99,101 @@ Refine = Annotated[
     typer.Option(
         "--refine",
         metavar="FOLDER|ID",
-        help="Sharpen the result with a FLUX.1-dev model (folder, or hub id in the cache).",
+        help="Refine the result with a FLUX.1-dev model: a folder, or a hub id in the cache.",
         show_default=False,
     ),
 ]
-RefineStrength = Annotated[float, typer.Option("--refine-strength", help="How much the refiner may change, 0 to 1.")]
+RefineStrength = Annotated[
+    float | None,
+    typer.Option("--refine-strength", help="Refiner strength, 0 to 1. Default: 0.2.", show_default=False),
+]
+Count = Annotated[
+    int,
+    typer.Option("--count", "-n", help="Images per input, with consecutive seeds; above 1 needs --out-dir."),
+]
+SessionFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--session",
+        metavar="FOLDER",
+        help="Session folder: the result is kept in it and the next edit continues from it; created if missing.",
+        show_default=False,
+    ),
+]
+Feather = Annotated[
+    int | None,
+    typer.Option(
+        "--feather",
+        metavar="PX",
+        help="Width of the blend inside the mask's edge; 0 = a hard edge.",
+        show_default=False,
+    ),
+]
+Rescale = Annotated[
+    float | None,
+    typer.Option("--rescale", help="Guidance rescale, 0 to 1. Default: the model's own.", show_default=False),
+]
+PANEL = "Options of some models (ACE++)"
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        "--image",
+        "-i",
+        metavar="FILE[@PLACE]",
+        help="Further image, {image1}, {image2}, … in the instruction; repeatable. For ACE++ models @left, "
+        "@right, @above or @below sets its place, and ,keep=0.8 keeps its own size.",
+        show_default=False,
+    ),
+]
+Repaint = Annotated[
+    float | None,
+    typer.Option(
+        "--repaint",
+        help="Share of the original hidden inside the mask: 1 all, 0 nothing. Default: the model's own.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        "--control",
+        metavar="SIGNAL",
+        help="Keep the structure: canny, mosaic, gray, contour, depth, doodle, scribble, pose or segmentation.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+MaxSeqLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-seq-length",
+        help="Tokens of the canvas, 1024 to 5120; fewer need less memory and show less detail.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="fp8|int8|4bit",
+        help="Load the transformer's and T5's weights in fewer bits.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+Transformer = Annotated[
+    str | None,
+    typer.Option(
+        "--transformer",
+        metavar="FILE",
+        help="Use this file as the model's transformer: fp8, GGUF, or your own.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
@@ -138,15 +223,6 @@ def takes_options(options: type) -> Callable[[Callable[..., None]], Callable[...
         return verb
 
     return decorate
-
-
-def read_seed(seed: int | None) -> int:
-    """The seed asked for, or a new random one of 32 bits. Raises ConfigError for one that is out of range."""
-    if seed is None:
-        return secrets.randbelow(2**32)
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed {seed}: use a whole number from 0 to {2**63 - 1}")
-    return seed
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:

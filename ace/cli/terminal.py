@@ -24,7 +24,6 @@ from ace.errors import AceError, InputError
 
 if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline
-    from ace.inference.refine import Refiner
     from ace.weights.adapters import AdapterChoice
     from ace.weights.memory import MemoryPlan
     from ace.weights.sources import ModelFiles
@@ -144,17 +143,6 @@ def silence_libraries() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-
-
-def load_refiner(model: str, device: str = "auto", strength: float | None = None) -> Refiner:
-    """Load the second stage without what the libraries print. Raises as `ace.inference.refine.load_refiner`."""
-    from ace.model.devices import find_device
-
-    with quiet_libraries():
-        from ace.inference.refine import RefineSettings, load_refiner
-
-        settings = RefineSettings() if strength is None else RefineSettings(strength=strength)
-        return load_refiner(model, find_device(device), settings)
 
 
 def short(path: Path) -> str:

@@ -10,6 +10,7 @@ Not here: making the picture again (`ace replay`), session folders.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from typing import Annotated, Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -32,7 +34,13 @@ from ace.conditions.images import open_image, quiet_pillow
 from ace.errors import ImageError, InputError, OutputError
 from ace.files import hash_file, reason_of, write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What is decided by rule and not by the request, each with the number of the rule in force. A recipe records them, and
+# an image made by older rules is made again by those. Format 1 was written before there were numbers: all are 1.
+CURRENT_RULES = {"masks": 1, "blend": 1, "size": 1, "noise_schedule": 1}
+REPLAYED_RULES = frozenset({"masks", "blend", "size"})  # of these the older ones are still known
+FIRST_RULES = dict.fromkeys(CURRENT_RULES, 1)
+OF_THE_WEIGHTS = ("adapters", "fast", "transformer", "quantize", "quantize_text", "tile_px")  # settings that say how
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PACKAGES = ("ace-allround", "diffusers", "numpy", "pillow", "safetensors", "torch", "transformers")
 MAX_RECIPE_BYTES = 1_000_000
@@ -105,22 +113,29 @@ class Environment(_Record):
 
 
 class Round(_Record):
-    """An earlier round of a conversation: its request and its answer, files by name and hash."""
+    """An earlier round of a conversation: its request and its answer, files by name and hash.
+
+    latents: hash of the latents of the answer (`hash_latents`) where the image was made from them; None where it was
+    made from the answer's file."""
 
     instruction: str
     images: tuple[FileRef, ...] = ()
     masks: tuple[FileRef | None, ...] = ()
     answer: FileRef
+    latents: Sha256 | None = None
 
 
 class Recipe(_Record):
-    """What made a picture.
+    """What made an image.
 
+    format_version: 2, or 1 as it was read; it is written again as it was. family: the kind of model; rules: see
+    `CURRENT_RULES`.
     model: the name it was asked for by; model_sha256: see `hash_model`. seed: of this picture's noise. size_px: (width,
     height) the model worked at. images, masks: in order; a mask per image or none at all. history: oldest first.
     settings: further options of the request that change the result (scheduler, paste-back, …)."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
+    family: str = "ace"
     model: str
     model_sha256: Sha256
     instruction: str
@@ -134,7 +149,15 @@ class Recipe(_Record):
     masks: tuple[FileRef | None, ...] = ()
     history: tuple[Round, ...] = ()
     settings: dict[str, Setting] = Field(default_factory=dict)
+    rules: dict[str, int] = Field(default_factory=lambda: dict(CURRENT_RULES))
     environment: Environment
+
+    @model_validator(mode="after")
+    def _of_format_1(self) -> Recipe:
+        if self.format_version == 1:
+            object.__setattr__(self, "family", str(self.settings.get("family", "ace")))
+            object.__setattr__(self, "rules", dict(FIRST_RULES))
+        return self
 
     @model_validator(mode="after")
     def _masks_belong_to_images(self) -> Recipe:
@@ -154,7 +177,18 @@ class Recipe(_Record):
 
     def to_json(self) -> str:
         """One line of ASCII, so that any container and any parser keeps it as it is."""
-        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"))
+        written = self.model_dump(mode="json")
+        if self.format_version == 1:
+            del written["family"], written["rules"]
+            for asked in written["history"]:
+                del asked["latents"]
+        return json.dumps(written, separators=(",", ":"))
+
+    @property
+    def needs_latents(self) -> bool:
+        """Whether the image was made from kept latents, which no picture file holds."""
+        kept = self.settings.get("latents") == "kept"  # format 1
+        return kept or any(asked.latents is not None for asked in self.history)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, name: str = "the recipe") -> Recipe:
@@ -165,9 +199,9 @@ class Recipe(_Record):
             version = _Version.model_validate_json(text).format_version
         except ValidationError:
             raise InputError(f"{name} holds a damaged recipe: use the original file") from None
-        if version != FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             raise InputError(
-                f"{name} holds a recipe of format {version}, this version reads {FORMAT_VERSION}: update ace"
+                f"{name} holds a recipe of format {version}, this version reads 1 to {FORMAT_VERSION}: update ace"
             )
         try:
             return cls.model_validate_json(text)
@@ -193,6 +227,12 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def hash_latents(latents: np.ndarray) -> str:
+    """SHA-256 of latents: their shape and their values as little-endian float32."""
+    values = np.ascontiguousarray(latents, dtype="<f4")
+    return hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest()
 
 
 def match_files(recipe: Recipe, candidates: Iterable[str | Path]) -> dict[str, Path]:
@@ -224,9 +264,21 @@ def compare(recipe: Recipe, now: Environment, *, model_sha256: str | None = None
     note("number type", then.dtype, now.dtype)
     note("threads", then.num_threads, now.num_threads)
     note("python", then.python, now.python)
+    for rule in sorted(CURRENT_RULES.keys() | recipe.rules.keys()):
+        if rule not in REPLAYED_RULES:
+            note(f"rule of the {rule.replace('_', ' ')}", recipe.rules.get(rule, 1), CURRENT_RULES.get(rule, "unknown"))
     for package in sorted(then.packages.keys() | now.packages.keys()):
         note(package, then.packages.get(package, "absent"), now.packages.get(package, "absent"))
     return tuple(differences)
+
+
+def changed_settings(then: Recipe, now: Recipe) -> tuple[str, ...]:
+    """How the weights of an image made again were held otherwise than in its recipe, a line each."""
+    return tuple(
+        f"{name.replace('_', ' ')}: {then.settings.get(name, 'none')} then, {now.settings.get(name, 'none')} now"
+        for name in OF_THE_WEIGHTS
+        if then.settings.get(name) != now.settings.get(name)
+    )
 
 
 # Writing

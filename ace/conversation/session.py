@@ -257,23 +257,29 @@ class Session:
         first = entry.images[0]
         return self.answer(first.node) if isinstance(first, _AnswerOf) else self._picture(node_id, first)
 
+    def chain(self, node_id: str) -> tuple[Node, ...]:
+        """The nodes of the conversation that ends with this one, along first parents, oldest first.
+
+        Raises SessionError."""
+        found: list[Node] = []
+        following: str | None = node_id
+        while following is not None:
+            if any(node.id == following for node in found):
+                raise self._damaged(following, "it is its own ancestor")
+            found.append(self.node(following))
+            following = found[-1].parents[0] if found[-1].parents else None
+        return tuple(reversed(found))
+
     def history(self, node_id: str, *, model_sha256: str | None = None) -> tuple[Turn, ...]:
-        """The conversation that ends with this node: its round and those before it along first parents, oldest first.
+        """The rounds of `chain` as turns, oldest first.
 
         Where a round's first picture is an earlier answer, it is that very object. model_sha256: the model that will go
         on; turns that it made come with the latents that were kept. Raises SessionError."""
         turns: list[Turn] = []
-        seen: set[str] = set()
-        following: str | None = node_id
-        while following is not None:
-            if following in seen:
-                raise self._damaged(following, "it is its own ancestor")
-            seen.add(following)
-            entry = self._entry(following)
-            latents = self.latents(following) if entry.recipe.model_sha256 == model_sha256 else None
-            turns.append(Turn(self._unit(entry), self.answer(following).image, latents))
-            following = entry.parents[0] if entry.parents else None
-        return tuple(reversed(turns))
+        for node in self.chain(node_id):
+            latents = self.latents(node.id) if node.recipe.model_sha256 == model_sha256 else None
+            turns.append(Turn(self._unit(self._entry(node.id)), self.answer(node.id).image, latents))
+        return tuple(turns)
 
     def head(self) -> str | None:
         """The node where `set_head` left off; the newest if it never did. Raises SessionError if that is damaged."""

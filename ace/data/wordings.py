@@ -1,4 +1,4 @@
-"""What people say, read once from `wordings.toml`: words for places, times, looks and faces, and every task's templates.
+"""What people say, read once from `wordings.toml`: words for places, times, looks and faces, and the tasks' templates.
 
 `TEMPLATES[key]` are paraphrases of one request; a key is a task, or a task and a variant
 ("element_editing/object_add#masked"). Not here: which one is taken, and what is filled in.

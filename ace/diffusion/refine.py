@@ -17,7 +17,7 @@ TABLE_STEPS = 1000
 
 
 def refiner_sigmas(num_steps: int = 30, strength: float = 1.0, shift: float = 3.0) -> Tensor:
-    """Noise levels from the first to the last, (at most num_steps + 1,) float32 (PUBLISHED_MODELS 6.1).
+    """Noise levels from the first to the last, (at most num_steps + 1,) float32.
 
     strength: how much noise the picture gets, 1 = nothing of it is left. The published table starts at its first entry,
     so the last level is 0.003, not 0. Raises ConfigError for numbers out of range."""

@@ -18,25 +18,28 @@ from scipy.ndimage import gaussian_filter
 from ace.data.sample import EditSample
 from ace.evaluation.metrics import levels
 from ace.evaluation.styles import STYLES, StyleClassifier
+from ace.evaluation.things import ThingJudge
 from ace.extract.pose import LIMBS
 from ace.extract.segments import PALETTE
-from ace.extract.text import TextReader, same_text
+from ace.extract.text import TextReader
 
 READING_PX = 96  # height to which a line is enlarged before it is read
 SUCCESS_RATIO = 0.5  # an object edit succeeded if the answer is at least twice as near to the target as to the input …
 SUCCESS_MATCH = 0.5  # … and correlates with the target like this where it changes
 _LIMB_COLORS = {color: number for number, (_, _, color) in enumerate(LIMBS)}
 _SEGMENT_COLORS = np.array(list(PALETTE.values()), dtype=np.int16)
+_ALIKE = str.maketrans("01", "OI")
 _STYLE_TASKS = ("semantic_editing/style", "reference_generation/style_reference")
 _OBJECT_TASKS = ("element_editing/object_add", "element_editing/object_replace", "element_editing/object_remove")
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks at hand that read an answer; None = their scores are absent."""
+    """What is at hand to read an answer; None = its scores are absent."""
 
     reader: TextReader | None = None
     styles: StyleClassifier | None = None
+    things: ThingJudge | None = None
 
 
 NO_JUDGES = Judges()
@@ -49,11 +52,13 @@ def task_scores(
 
     given, answer: at the target's size. changed: bool (H, W), the pixels that should change. ssim: 1 = equal.
     iou: mean over classes. depth_error: mean, 0 to 1. limb_distance: of limbs' centres, in sides of the picture, 1 for
-    a limb that is not there. text_read, text_gone, object_success, style_right: 0 or 1. text_similarity: 1 = the same
-    word."""
+    a limb that is not there. thing_right, things_known, all_known: see `ThingJudge`. text_read, text_gone,
+    object_success, style_right: 0 or 1. text_similarity: 1 = the same word."""
     made, target, before = levels(answer), levels(sample.target), levels(given)
     scores = {"ssim": ssim(made, target), "ssim_copy": ssim(before, target)}
     task = sample.task
+    if judges.things is not None:
+        scores |= judges.things.scores(sample, before, made)
     if task == "low_level_analysis/segmentation":
         scores["iou"] = mean_iou(_classes(made), _classes(target))
     elif task == "low_level_analysis/depth":
@@ -74,9 +79,10 @@ def task_scores(
             scores["text_gone"] = float(not any(letter.isalnum() for letter in _read(answer, box, reader)))
         elif word := re.search(r'"([^"]+)"', sample.request.current.instruction):
             read, true = _read(answer, box, reader), _read(sample.target, box, reader)
-            scores["text_read"] = float(same_text(read, word[1]))
-            scores["text_read_true"] = float(same_text(true, word[1]))
-            scores["text_similarity"] = text_similarity(read.casefold(), word[1].casefold())
+            asked = _letters(word[1])
+            scores["text_read"] = float(_letters(read) == asked)
+            scores["text_read_true"] = float(_letters(true) == asked)
+            scores["text_similarity"] = text_similarity(_letters(read), asked)
     return scores
 
 
@@ -147,6 +153,11 @@ def text_similarity(first: str, second: str) -> float:
             row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (a != b)))
         previous = row
     return 1 - previous[-1] / (max(len(first), len(second)) + 1e-5)
+
+
+def _letters(text: str) -> str:
+    """What counts of a word that was read: letters and digits in capitals, O as 0 and I as 1, which look alike."""
+    return "".join(c for c in text.upper() if c.isalnum()).translate(_ALIKE)
 
 
 def _classes(picture: np.ndarray) -> np.ndarray:

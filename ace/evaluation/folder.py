@@ -22,7 +22,7 @@ from ace.evaluation.scores import Answer, Drift, Row, Score, answer_sha256, samp
 from ace.evaluation.systems import png_bytes
 from ace.files import write_atomically
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 TIMINGS = "timings.json"
 
 

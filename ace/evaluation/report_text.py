@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ace.evaluation.metrics import Interval
-from ace.evaluation.summary import QUESTIONS, Comparison, DriftSummary, FactSummary, Group, WorldReport
+from ace.evaluation.summary import (
+    QUESTIONS,
+    Comparison,
+    DriftSummary,
+    FactSummary,
+    Group,
+    SeenGroup,
+    WorldReport,
+)
 from ace.evaluation.turns import BACKGROUND_WORDS, NUM_OTHERS, Identity, RepeatedEdit
 
 
@@ -72,6 +80,7 @@ def markdown(report: WorldReport) -> str:
         whole_table(report.families),
         "## By task",
         family_table(report.tasks),
+        *(["## Seen and unseen", SEEN_TEXT, seen_table(report.by_seen)] if report.by_seen else []),
         "## What the task asks",
         fact_table(report.facts),
         *(["## The same edit ten times", repeated_text(report.repeated)] if report.repeated else []),
@@ -137,12 +146,38 @@ def whole_table(groups: Sequence[Group]) -> str:
 
 def fact_table(facts: Sequence[FactSummary]) -> str:
     """Markdown: the scores of single tasks."""
-    lines = ["| | task | samples | model | true answer |", "|---|---|--:|--:|--:|"]
+    lines = [
+        "| | task | samples | model | of which seen | seen | unseen | true answer |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for fact in facts:
         words, larger = QUESTIONS[fact.name]
         true = "" if fact.true is None else f"{fact.true.mean:.3f}"
         arrow = "↑" if larger else "↓"
-        lines.append(f"| {words} {arrow} | {title(fact.task)} | {fact.model.count} | {fact.model} | {true} |")
+        seen, unseen = ("–" if part is None else str(part) for part in (fact.seen, fact.unseen))
+        lines.append(
+            f"| {words} {arrow} | {title(fact.task)} | {fact.model.count} | {fact.model} "
+            f"| {0 if fact.seen is None else fact.seen.count} | {seen} | {unseen} | {true} |"
+        )
+    return "\n".join(lines)
+
+
+SEEN_TEXT = (
+    "Seen: all that has to be drawn from words is vocabulary that training drew, here in new scenes and new wordings. "
+    "Unseen: some thing or style has to be drawn that training never drew. Error where it should change:"
+)
+
+
+def seen_table(groups: Sequence[SeenGroup]) -> str:
+    """Markdown: the pixels that should change, seen beside unseen."""
+    lines = ["| | seen | model | copy | unseen | model | copy |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for group in groups:
+        cells = []
+        for side in (group.seen, group.unseen):
+            changed = None if side is None else side.l1_changed
+            figures = ["–", "–"] if changed is None else [str(changed.model), f"{changed.copy.mean:.3f}"]
+            cells += [str(0 if side is None else side.count), *figures]
+        lines.append(f"| {title(group.name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -228,6 +263,8 @@ def method_text(report: WorldReport) -> str:
         "Mean colour: a constant picture of the target's own mean colour.",
         "- The model's answers are those a user gets: with a mask, the pixels outside it are the input's. "
         f"{wording(report).method}",
+        "- Things: template match at their place, against every known thing in the same style (`things.py`).",
+        "- Words: OCR; only letters and digits count, O as 0 and I as 1.",
         "- Style: a small classifier that ships with the package; its own reading of the true answers stands beside.",
         "- LPIPS: AlexNet, version 0.1, at the pictures' own size (smaller than 64 px: enlarged to 64 px).",
         "- “Within chance”: the interval of the difference includes zero.",

@@ -60,6 +60,7 @@ class Row:
     """Everything measured on one sample.
 
     number: place in its task's held-out list. held_out: which kinds of material it shows that training never saw.
+    unseen: the answer has to draw something from words that training never drew.
     changed_share: share of the pixels that should change. resized: the answer was not of the target's size. model,
     copy, mean_colour: the answer, the edited input as it was (mid-grey without one), a constant picture of the target's
     mean colour. drift, unpreserved_drift: masked edits only. facts: scores of the task's own (`facts.py`)."""
@@ -78,6 +79,7 @@ class Row:
     drift: Drift | None
     unpreserved_drift: Drift | None
     facts: dict[str, float]
+    unseen: bool = False
 
     @property
     def family(self) -> str:
@@ -165,6 +167,7 @@ def score_chunk(
                     name: round(value, DIGITS)
                     for name, value in task_scores(sample, given, candidates[0], changed, judges).items()
                 },
+                unseen=bool(sample.provenance.get("unseen")),
             )
         )
     return rows

@@ -79,6 +79,9 @@ QUESTIONS: dict[str, tuple[str, bool]] = {
     "iou": ("segmentation: mean IoU of the classes", True),
     "depth_error": ("depth: mean error, 0 to 1", False),
     "limb_distance": ("pose: distance of limbs, in sides of the picture (missing = 1)", False),
+    "thing_right": ("the thing asked for is there: nearest of all known things (template match)", True),
+    "things_known": ("things known among sixteen (template match)", True),
+    "all_known": ("each thing known among sixteen (template match)", True),
     "object_success": ("the right thing is there, or gone (template match)", True),
     "style_right": ("the style that was asked for (classifier)", True),
     "text_read": ("the word can be read (OCR)", True),
@@ -90,12 +93,24 @@ QUESTIONS: dict[str, tuple[str, bool]] = {
 @dataclass(frozen=True)
 class FactSummary:
     """One score of a task's own over that task's samples. true: what the true answer scores, where that is not
-    perfect by definition."""
+    perfect by definition. seen, unseen: over the samples that ask for nothing, or for something, that training never
+    drew."""
 
     name: str
     task: str
     model: Interval
     true: Interval | None
+    seen: Interval | None = None
+    unseen: Interval | None = None
+
+
+@dataclass(frozen=True)
+class SeenGroup:
+    """A task's samples by whether something that training never drew has to be drawn from words. None: no such ones."""
+
+    name: str
+    seen: Group | None
+    unseen: Group | None
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,8 @@ class WorldReport:
     list_sha256: of all samples, so that it shows whether two reports are of the same list. count: samples scored;
     num_resized: answers that were not of their target's size. kinds: samples by what a benchmark tells apart, such as
     material that training never saw; a sample may be of several. facts: scores of single tasks; ssim: family, model,
-    copied input; repeated, identity: what many turns do. num_unlisted: samples that are not those of the frozen list.
+    copied input; repeated, identity: what many turns do; by_seen: tasks with unseen
+    samples. num_unlisted: samples that are not those of the frozen list.
     missing: samples without an answer. absent_metrics, absent_tasks: what could not be measured, and why."""
 
     model_name: str
@@ -127,6 +143,7 @@ class WorldReport:
     autoencoder_psnr: Interval | None
     absent_metrics: tuple[str, ...]
     absent_tasks: tuple[str, ...]
+    by_seen: tuple[SeenGroup, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """For JSON, with the verdicts."""
@@ -182,7 +199,16 @@ def make_report(
         autoencoder_psnr=autoencoder_psnr,
         absent_metrics=absent_metrics,
         absent_tasks=absent_tasks,
+        by_seen=_by_seen(rows),
     )
+
+
+def _by_seen(rows: Sequence[Row]) -> tuple[SeenGroup, ...]:
+    found = []
+    for task in dict.fromkeys(row.task for row in rows if row.unseen):
+        sides = [[row for row in rows if row.task == task and row.unseen is unseen] for unseen in (False, True)]
+        found.append(SeenGroup(task, *(_group(task, own) if own else None for own in sides)))
+    return tuple(found)
 
 
 def _groups(names: Iterable[str], rows: Sequence[Row], names_of: KindsOf) -> tuple[Group, ...]:
@@ -194,11 +220,12 @@ def _facts(rows: Sequence[Row]) -> tuple[FactSummary, ...]:
     found = []
     for name in QUESTIONS:
         for task in dict.fromkeys(row.task for row in rows if name in row.facts):
-            own = [row.facts for row in rows if row.task == task and name in row.facts]
-            model = bootstrap([[facts[name] for facts in own]])
-            true = bootstrap([[facts[f"{name}_true"] for facts in own if f"{name}_true" in facts]])
+            own = [row for row in rows if row.task == task and name in row.facts]
+            model = bootstrap([[row.facts[name] for row in own]])
+            true = bootstrap([[row.facts[f"{name}_true"] for row in own if f"{name}_true" in row.facts]])
+            seen, unseen = (bootstrap([[r.facts[name] for r in own if r.unseen is side]]) for side in (False, True))
             if model is not None:
-                found.append(FactSummary(name, task, model, true))
+                found.append(FactSummary(name, task, model, true, seen, unseen))
     return tuple(found)
 
 

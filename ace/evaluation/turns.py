@@ -17,7 +17,7 @@ from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.data.world import World
-from ace.data.world.chance import Chance, Vocabulary
+from ace.data.world.chance import Chance, Material
 from ace.data.world.scene import Scene, SpriteObject, draw, object_alpha
 from ace.data.world.tasks.chain import edits_around
 from ace.evaluation.metrics import changed_pixels, l1_error, l1_error_where, levels
@@ -38,12 +38,14 @@ class RepeatedEdit:
     """The same instruction again and again, each turn on the answer before it: an ideal editor stops changing.
 
     unchanged: per turn, mean L1 to the first input where nothing should change; target: to the true answer, all pixels;
-    copy: of the input left alone to the true answer. count: chains."""
+    copy: of the input left alone to the true answer. count: chains; first, last: of each, target at both ends."""
 
     unchanged: tuple[float, ...]
     target: tuple[float, ...]
     copy: float
     count: int
+    first: tuple[float, ...]
+    last: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class Identity:
 
     known: share of answers in which it is taken for itself and not for one of `NUM_OTHERS` others (by chance 1 in 16);
     error: mean L1 on its own pixels to the true picture; from_first: to the answer of the first turn. with_history: the
-    system was given the conversation; else only its last answer."""
+    system was given the conversation; else only its last answer. kept: of each conversation, known at its end."""
 
     known: tuple[float, ...]
     error: tuple[float, ...]
     from_first: tuple[float, ...]
     count: int
     with_history: bool
+    kept: tuple[float, ...]
 
 
 def repeat_edits(
@@ -70,7 +73,8 @@ def repeat_edits(
     targets = [levels(sample.target) for sample in samples]
     still = [~changed_pixels(a, b) for a, b in zip(first, targets, strict=True)]
     shown = [sample.request.current.images[0] for sample in samples]
-    unchanged, to_target = [], []
+    unchanged: list[float] = []
+    to_target: list[tuple[float, ...]] = []
     for turn in over(range(turns)):
         units = [
             LongContextConditionUnit(ConditionUnit(sample.request.current.instruction, (image,)))
@@ -80,9 +84,9 @@ def repeat_edits(
         made = [levels(_fitted(answer, s.target.size)) for answer, s in zip(shown, samples, strict=True)]
         kept = [l1_error_where(m, f, where) for m, f, where in zip(made, first, still, strict=True)]
         unchanged.append(_mean([value for value in kept if value is not None]))
-        to_target.append(_mean([l1_error(m, t) for m, t in zip(made, targets, strict=True)]))
+        to_target.append(tuple(round(l1_error(m, t), DIGITS) for m, t in zip(made, targets, strict=True)))
     copy = _mean([l1_error(f, t) for f, t in zip(first, targets, strict=True)])
-    return RepeatedEdit(tuple(unchanged), tuple(to_target), copy, count)
+    return RepeatedEdit(tuple(unchanged), tuple(map(_mean, to_target)), copy, count, to_target[0], to_target[-1])
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,11 @@ def follow_things(
     """Hold `count` conversations of `turns` turns and look at the thing that none of them is about.
 
     with_history: give the system the whole conversation; False = its last answer alone, for those that take no more."""
-    vocabulary = Vocabulary(world.library)
-    talks = [_conversation(vocabulary, world.size_px, number, turns) for number in range(count)]
+    material = Material(world.library)
+    talks = [_conversation(material, world.size_px, number, turns) for number in range(count)]
     answers: list[list[Image.Image]] = [[] for _ in talks]
     known, error, from_first = [], [], []
+    kept: tuple[float, ...] = ()
     for turn in over(range(turns)):
         units = [_unit(talk, own, with_history) for talk, own in zip(talks, answers, strict=True)]
         seeds = [answer_seed(seed, f"{IDENTITY_TASK}:identity:{turn}", number) for number in range(count)]
@@ -120,17 +125,18 @@ def follow_things(
         found = [_looked_at(talk, turn, own, world) for talk, own in zip(talks, answers, strict=True)]
         for values, column in zip((known, error, from_first), zip(*found, strict=True), strict=True):
             values.append(_mean(column))
-    return Identity(tuple(known), tuple(error), tuple(from_first), count, with_history)
+        kept = tuple(values[0] for values in found)
+    return Identity(tuple(known), tuple(error), tuple(from_first), count, with_history, kept)
 
 
-def _conversation(vocabulary: Vocabulary, size_px: int, number: int, turns: int) -> _Conversation:
-    chance = Chance(vocabulary, "held_out", random.Random(f"identity:{number}"), size_px)
+def _conversation(material: Material, size_px: int, number: int, turns: int) -> _Conversation:
+    chance = Chance(material, "held_out", random.Random(f"identity:{number}"), size_px)
     scene, steps = edits_around(chance, turns)
     thing = scene.objects[0]
     assert isinstance(thing, SpriteObject)
-    drawn = [c.slug for c in vocabulary.library.concepts if thing.style in vocabulary.library.styles_of(c.slug)]
+    drawn = [c.slug for c in material.library.concepts if thing.style in material.library.styles_of(c.slug)]
     others = chance.rng.sample([slug for slug in drawn if slug != thing.slug], NUM_OTHERS)
-    first = Image.fromarray(draw(scene, vocabulary.library, size_px))
+    first = Image.fromarray(draw(scene, material.library, size_px))
     return _Conversation(first, tuple(s.words for s in steps), tuple(s.state.scene for s in steps), tuple(others))
 
 

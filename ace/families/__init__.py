@@ -1,4 +1,9 @@
-"""MODEL FAMILIES. Imports: conditions, extract, diffusion, inference, plus, weights, conversation, files, errors.
+"""NAME → FAMILY. Imports: conditions, extract, diffusion, inference, plus, weights, conversation, files, errors.
 
-What a conversation asks of a model, for each kind of model.
+The leaves of `ace.conversation.family.Family`: ACE, ACE++. In: a model's name or a recipe. Out: the family that checks
+requests, loads and makes images.
 """
+
+from ace.families.find import family_of_recipe, find_family
+
+__all__ = ["family_of_recipe", "find_family"]

@@ -1,7 +1,7 @@
 """What the original did, its bugs included: the steps that `ACEPipeline(published=True)` runs in place of its own.
 
 For comparison with published results only; every function here is a step that our pipeline does differently on purpose
-(PUBLISHED_MODELS 4, 5.4, 6 and 15): geometry with its crops and blanked areas, the oldest picture as the target, image
+(docs/published-model-traps.md): geometry with its crops and blanked areas, the oldest picture as the target, image
 names counted by rounds, an instruction that is lost without guidance, posteriors sampled from torch's global generator,
 statistics over padding, grey levels cut off instead of rounded, attention of float32 models in float16.
 

@@ -1,6 +1,6 @@
 """A second stage that sharpens finished pictures: FLUX.1-dev adds detail to what ACE made, and changes little else.
 
-The published one of the 1024 px model (PUBLISHED_MODELS 6.1): the picture is enlarged to about 1024x1024 px, noised
+The published one of the 1024 px model: the picture is enlarged to about 1024x1024 px, noised
 (sigma 0.43) and led back in six steps. Different on purpose: the autoencoder's mean is taken, not a sample; noise is
 float32 and drawn on the CPU, so that it is the same everywhere; ACE always makes the picture that is refined, where
 the original leaves text to image to FLUX alone.

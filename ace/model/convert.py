@@ -73,7 +73,7 @@ def from_published(state: Mapping[str, Tensor], config: ACEConfig) -> dict[str, 
 
 
 def from_pixart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """PixArt-alpha names and shapes as published ACE's (PUBLISHED_MODELS 2.1); other checkpoints pass unchanged."""
+    """PixArt-alpha names and shapes as published ACE's; other checkpoints pass unchanged."""
     converted: dict[str, Tensor] = {}
     for name, value in state.items():
         if name in ("pos_embed", "y_embedder.y_embedding"):
@@ -131,7 +131,7 @@ def vae_from_published(state: Mapping[str, Tensor], like: nn.Module) -> dict[str
     """The weights of an autoencoder in LDM names (bare or under `first_stage_model.`) or diffusers' names, as
     diffusers'.
 
-    like: an `AutoencoderKL` of the expected sizes (PUBLISHED_MODELS 2.2; levels of the decoder are counted the other
+    like: an `AutoencoderKL` of the expected sizes (levels of the decoder are counted the other
     way round there). Raises CheckpointError naming every missing, unknown or misshapen key."""
     expected = like.state_dict()
     state = {name.removeprefix("first_stage_model."): value for name, value in state.items()}

@@ -118,6 +118,7 @@ class LexiconTokenizer(PreTrainedTokenizerFast):
         pieces.no_truncation()
         super().__init__(tokenizer_object=pieces, cls_token="[CLS]", pad_token="[PAD]", unk_token="[UNK]")
         self.lexicon = lexicon
+        self._first: int = pieces.token_to_id("[CLS]") or 0
         self.layout = Ids(pieces.get_vocab_size(), len(lexicon.names), len(lexicon.styles))
         known = enumerate(lexicon.names.items())
         self._names = {word.lower(): n for n, (name, others) in known for word in (name, *others)}
@@ -171,7 +172,7 @@ class LexiconTokenizer(PreTrainedTokenizerFast):
     def ids_of(self, text: str) -> list[int]:
         """The ids of one text: [CLS], its words, and after every name and letter its rows."""
         styles = [n for n, pattern in self._styles if pattern.search(text)] or range(len(self._styles))
-        ids: list[int] = [self.backend_tokenizer.token_to_id(str(self.cls_token))]
+        ids = [self._first]
         words, named, position = 1, 0, 0
 
         def plain(part: str) -> list[int]:

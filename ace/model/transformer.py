@@ -268,7 +268,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         return embedded + F.embedding(layout.text_indicator, self._indicators(texts.dtype))  # equation 3
 
     def initialise(self) -> None:
-        """Initial weights of the published training code (PUBLISHED_MODELS 1.8)."""
+        """Initial weights of the published training code."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

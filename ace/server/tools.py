@@ -76,6 +76,8 @@ class _Tools:
         drift = await to_thread.run_sync(self.chat.drift, node.id)
         if drift is not None:
             described["drift"] = str(drift)
+        if notes := await to_thread.run_sync(self.chat.notes, node.id):
+            described["notes"] = notes
         return [Image(data=node.image_path.read_bytes(), format="png"), json.dumps(described)]
 
     def describe(self, node: Node) -> dict[str, object]:

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
+from ace.conditions.vocabulary import Vocabulary
+from ace.data.world.vocabulary import vocabulary_of
 from ace.inference.inputs import Geometry
 from ace.inference.latents import scale_factor
 from ace.inference.pipeline import ACEPipeline
@@ -27,9 +29,10 @@ from ace.training.denoiser import Denoiser
 from ace.training.loop import Task, train
 from ace.training.previews import draw_previews
 from ace.training.report import write_report
-from ace.training.sources import Mixture, Records, open_records
+from ace.training.sources import Mixture, Records, WorldRecords, open_records
 from ace.training.start import start_pipeline
 from ace.training.stream import Item
+from ace.weights.sources import find_model
 
 WORLD = (Source("world", "world"),)
 _SETTINGS = (
@@ -61,6 +64,8 @@ def train_model(
     else:
         done.to(torch.float16).save_pretrained(folder / "model")  # half the size; computed in float32 once loaded
         done.to(torch.float32)
+        if (vocabulary := run.vocabulary()) is not None:
+            vocabulary.save(folder / "model")
     write_report(folder, recipe)
     return done
 
@@ -123,6 +128,13 @@ class _ModelRun:
         if key not in self.opened:
             self.opened[key] = open_records(source, self.recipe.size_px, stage)
         return self.opened[key]
+
+    def vocabulary(self) -> Vocabulary | None:
+        """What the model can draw from words: what the world teaches, else what it knew before."""
+        worlds = [records.world for records in self.opened.values() if isinstance(records, WorldRecords)]
+        if worlds:
+            return vocabulary_of(worlds[-1].library)
+        return find_model(self.recipe.init).vocabulary if self.recipe.init else None
 
     def dataset(self, stage: Stage) -> Dataset:
         return Samples(self.mixture(stage), self.geometry(stage), self.recipe.text_dropout, stage.max_images)

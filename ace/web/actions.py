@@ -486,13 +486,14 @@ def _described(studio: Studio, node_id: str) -> dict:
 
 
 def _drift_along(studio: Studio, head: str | None) -> dict[str, str]:
-    """The drift reports of the conversation that ends at the head."""
+    """The notes and drift reports of the conversation that ends at the head."""
     found: dict[str, str] = {}
     while head is not None and head in studio.described and head not in found:
         if head not in studio.drifts:
             try:
                 report = studio.chat.drift(head)
-                studio.drifts[head] = "" if report is None else str(report)
+                lines = (*([] if report is None else [str(report)]), *studio.chat.notes(head))
+                studio.drifts[head] = " · ".join(lines)
             except InputError:  # a damaged node before it
                 studio.drifts[head] = ""
         found[head] = studio.drifts[head]

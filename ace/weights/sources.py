@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ace.conditions.vocabulary import Vocabulary
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
 from ace.files import cache_folder, hash_model
 from ace.model.devices import find_device
@@ -78,6 +79,11 @@ class ModelFiles:
     def sha256(self) -> str:
         """Hash of the model's files, see `hash_model`; those that a conversion wrote down are not read again."""
         return hash_model(self.folder, _written_hashes(self.folder))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """What the model has learnt to draw from words, None if its folder does not say. Raises CheckpointError."""
+        return Vocabulary.load(self.folder)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise ConfigError if this model cannot work at (width, height) px."""

@@ -157,7 +157,7 @@ def paint_image(background: Background, size_px: int, window: Window = UNIT) -> 
 
 @lru_cache(maxsize=256)
 def paint(background: Background, size_px: int, window: Window = UNIT) -> Painted:
-    """The window of a background, size_px x size_px, with its classes and depth. Raises ConfigError for unknown kinds."""
+    """The window of a background with its classes and depth. Raises ConfigError for unknown kinds."""
     half = _SAMPLES // 2
     if background.kind in PATTERNS:
         classes = np.full((size_px, size_px), BACKDROP, np.uint8)

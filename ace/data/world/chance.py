@@ -117,12 +117,19 @@ class Material:
 class Chance:
     """One sample's dice, and everything that is drawn with them from one side of the split.
 
-    rng: the sample's own; split, level: as in `World`. held_out_concept, held_out_style: whether such material is
-    wanted; used: what was shown of it; unseen: what of it has to be drawn without having been seen. free: things that a
-    picture or a mask places stand off the grid. drawn: what had to be drawn from its name."""
+    rng: the sample's own; split, level, seen_only: as in `World`. held_out_concept, held_out_style: whether such
+    material is wanted; used: what was shown of it; unseen: what of it has to be drawn without having been seen. free:
+    things that a picture or a mask places stand off the grid. drawn: what had to be drawn from its name."""
 
     def __init__(
-        self, material: Material, split: Split, rng: random.Random, size_px: int, level: Level = LEVELS["all"]
+        self,
+        material: Material,
+        split: Split,
+        rng: random.Random,
+        size_px: int,
+        level: Level = LEVELS["all"],
+        *,
+        seen_only: bool = False,
     ):
         self.material = material
         self.library = material.library
@@ -130,8 +137,9 @@ class Chance:
         self.rng = rng
         self.size_px = size_px
         self.level = level
-        self.held_out_concept = split == "held_out" and rng.random() < 0.3
-        self.held_out_style = split == "held_out" and rng.random() < 0.15
+        unseen = split == "held_out" and not seen_only
+        self.held_out_concept = unseen and rng.random() < 0.2
+        self.held_out_style = unseen and rng.random() < 0.1
         self.free = rng.random() < level.free_share
         self.used: set[str] = set()  # "concept", "style", "face"
         self.unseen: set[str] = set()

@@ -57,7 +57,8 @@ class World:
     size_px: side of every picture. split: "train" never draws held-out concepts, style or templates; "held_out" uses
     held-out templates and dice throughout, and some held-out concepts and the held-out style (provenance says which).
     library: None = the best pack at hand. level: how much of the world is shown, one of `LEVELS`. free_share: of the
-    samples in which things stand off the grid where a picture or a mask places them; None = the level's own.
+    samples in which things stand off the grid where a picture or a mask places them; None = the level's own. seen_only:
+    of the held-out side take seeds and templates, but nothing that training never drew.
     Raises ConfigError for a size below 16 px, an unknown split or level, or a share outside 0 to 1."""
 
     def __init__(
@@ -67,6 +68,7 @@ class World:
         library: SpriteLibrary | None = None,
         level: str = "all",
         free_share: float | None = None,
+        seen_only: bool = False,
     ):
         if size_px < 16:
             raise ConfigError(f"size_px is {size_px}: pictures of the world need at least 16 px")
@@ -82,13 +84,13 @@ class World:
         self.level: Level = LEVELS[level]
         if free_share is not None:
             self.level = replace(self.level, free_share=free_share)
-        self._options = (level, free_share)
+        self._options = (level, free_share, seen_only)
         self._material = Material(self.library)
 
-    def __getstate__(self) -> tuple[int, Split, SpriteLibrary, str, float | None]:
+    def __getstate__(self) -> tuple[int, Split, SpriteLibrary, str, float | None, bool]:
         return self.size_px, self.split, self.library, *self._options
 
-    def __setstate__(self, state: tuple[int, Split, SpriteLibrary, str, float | None]) -> None:
+    def __setstate__(self, state: tuple[int, Split, SpriteLibrary, str, float | None, bool]) -> None:
         self.__init__(*state)
 
     def sample(self, seed: int, task: str | None = None) -> EditSample:
@@ -110,7 +112,8 @@ class World:
                 f"the sprite pack in {self.library.pack} has nothing for {task}: build it with `ace data assets`"
             )
         rng = random.Random(f"{self.split}:{seed}:{task}")
-        chance = Chance(self._material, self.split, rng, self.size_px, self.level)
+        level, _, seen_only = self._options
+        chance = Chance(self._material, self.split, rng, self.size_px, self.level, seen_only=seen_only)
         made = MAKERS[task](chance)
         provenance: dict[str, str | int | float] = {
             "source": "world",
@@ -119,6 +122,9 @@ class World:
             "seed": seed,
             "num_concepts": len(self.library.concepts),  # packs differ, and with them what a seed draws
             **{f"held_out_{kind}": int(kind in chance.used) for kind in ("concept", "style", "face")},
+            "level": level,
+            "free_share": self.level.free_share,
+            "seen_only": int(seen_only),
             "unseen": int(bool(chance.unseen)),  # something has to be drawn that training never showed
         }
         return replace(made, provenance={**provenance, **made.provenance}), chance

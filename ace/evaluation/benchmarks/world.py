@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
@@ -27,6 +28,7 @@ from ace.data.world.sprites import SHIPPED_PACK
 from ace.errors import ConfigError, DataError, MissingDependencyError
 from ace.evaluation.facts import Judges
 from ace.evaluation.folder import RunFolder
+from ace.evaluation.gates import as_json, gates, markdown
 from ace.evaluation.lpips import HOW_TO_GET, find_lpips
 from ace.evaluation.metrics import Interval, bootstrap, levels, psnr
 from ace.evaluation.report import write_report
@@ -35,15 +37,20 @@ from ace.evaluation.scores import sample_sha256
 from ace.evaluation.styles import StyleClassifier
 from ace.evaluation.summary import WorldReport, make_report
 from ace.evaluation.systems import Contestant
+from ace.evaluation.things import ThingJudge
+from ace.evaluation.timing import Times, summary, time_requests
 from ace.evaluation.turns import IDENTITY_TASK, REPEATED_TASK, Identity, Over, RepeatedEdit, follow_things, repeat_edits
 from ace.extract.text import TextReader
 from ace.inference.latents import decode_latents, encode_pictures
 
-NUM_PICTURES = 256  # of the autoencoder's score
-NUM_TALKS = 24
+# What is measured beside the list grows with the samples that are asked for, up to this:
+NUM_PICTURES, PICTURES_PER_SAMPLE = 256, 8  # of the autoencoder's score
+NUM_TALKS = 24  # conversations for the identity of things
+NUM_CHAINS = 8  # of one edit ten times
+NUM_TIMED, TIMED_FROM = 3, 4  # requests of each kind that are timed, from so many samples of a task
 LIST_FILE = Path(__file__).with_name("ace_world.json")
 LIST_COUNT = 48  # of each of the 42 tasks: 2,016 samples
-LIST_SIZES_PX = (64, 128)
+LIST_SIZES_PX = (128,)
 
 
 def evaluate_world(
@@ -57,17 +64,17 @@ def evaluate_world(
     results: Path | None = None,
     size_px: int | None = None,
     tasks: Sequence[str] = TASKS,
-    num_pictures: int = NUM_PICTURES,
-    num_talks: int = NUM_TALKS,
+    num_pictures: int | None = None,
+    num_talks: int | None = None,
 ) -> WorldReport:
     """Answer and score the first `limit` held-out samples of every task; run again on the same folder, it goes on.
 
     contestant: see `our_contestant`. output: folder; gets inputs/, answers/, rows.jsonl, cases.jsonl, report.json,
-    report.md, report.html, grid.png, timings.json. seed: of all noise. batch: requests in one packed pass of a model of
-    ours. results: finished pictures, for a contestant without an editor. size_px: of the pictures; None = the model's
-    own size, 128 for any other system. tasks: of `TASKS`. num_pictures: for the autoencoder's PSNR; num_talks:
-    conversations for the identity of things. Raises ConfigError for an impossible setting, or a folder with another
-    run; OutputError for one that cannot be used."""
+    report.md, report.html, grid.png, gates.md, gates.json, timings.json. seed: of all noise. batch: requests in one
+    packed pass of a model of ours. results: finished pictures, for a contestant without an editor. size_px: of the
+    pictures; None = the model's own size, 128 for any other system. tasks: of `TASKS`. num_pictures: for the
+    autoencoder's PSNR; num_talks: conversations for the identity of things; None = as many as suit the limit. Raises
+    ConfigError for an impossible setting, or a folder with another run; OutputError for one that cannot be used."""
     if limit < 1 or batch < 1:
         raise ConfigError(f"limit is {limit} and batch is {batch}: both must be at least 1")
     if not tasks:
@@ -81,7 +88,11 @@ def evaluate_world(
     batch = batch if contestant.answer else 1
     settings = {"benchmark": "world", "size_px": world.size_px, **run_settings(contestant, seed, batch)}
     folder = RunFolder(output, settings)
-    lpips, judges = find_lpips(), find_judges()
+    lpips, judges = find_lpips(), replace(find_judges(), things=ThingJudge(world.library))
+    if num_pictures is None:
+        num_pictures = min(NUM_PICTURES, PICTURES_PER_SAMPLE * limit)
+    num_talks = min(NUM_TALKS, limit) if num_talks is None else num_talks
+    num_chains = min(NUM_CHAINS, limit)
     chunks = make_chunks(shown, limit, batch)
     finished = run(chunks, lambda t, n: world.sample(n, t), system, folder, seed, lpips, judges, quiet, results=results)
     check_answered(finished, folder, results)
@@ -92,7 +103,9 @@ def evaluate_world(
         absent_tasks=tuple(task for task in wanted if task not in shown),
         absent_metrics=absent_metrics(lpips is not None, judges),
         autoencoder_psnr=_kept_psnr(folder, contestant, world, num_pictures),
-        repeated=_kept_repeated(folder, contestant, world, seed, quiet) if REPEATED_TASK in shown else None,
+        repeated=(
+            _kept_repeated(folder, contestant, world, seed, num_chains, quiet) if REPEATED_TASK in shown else None
+        ),
         identity=(
             _kept_identity(folder, contestant, world, seed, num_talks, quiet) if IDENTITY_TASK in shown else None
         ),
@@ -100,6 +113,10 @@ def evaluate_world(
         missing=finished.missing,
     )
     write_report(report, finished.rows, folder, lambda task, number: world.sample(number, task))
+    times = _kept_times(folder, contestant, world, seed) if limit >= TIMED_FROM and shown == list(TASKS) else None
+    found = gates(report, finished.rows, times)
+    folder.write("gates.json", as_json(found).encode())
+    folder.write("gates.md", markdown(found, report).encode())
     return report
 
 
@@ -206,29 +223,40 @@ def _kept_psnr(folder: RunFolder, contestant: Contestant, world: World, count: i
 
 
 def _kept_repeated(
-    folder: RunFolder, contestant: Contestant, world: World, seed: int, quiet: bool
+    folder: RunFolder, contestant: Contestant, world: World, seed: int, count: int, quiet: bool
 ) -> RepeatedEdit | None:
-    """Drift over turns, computed once per folder; None for a folder of finished pictures."""
+    """Drift over turns, computed once per folder and count; None for a folder of finished pictures."""
     edit = contestant.edit
     if edit is None:
         return None
     bar = _bar("one edit, ten turns", quiet)
-    kept = _kept(folder, "repeated.json", lambda: asdict(repeat_edits(edit, world, seed, over=bar)))
-    return RepeatedEdit(tuple(kept["unchanged"]), tuple(kept["target"]), kept["copy"], kept["count"])
+    kept = _kept(folder, f"repeated-{count}.json", lambda: asdict(repeat_edits(edit, world, seed, count, over=bar)))
+    return RepeatedEdit(**_with_tuples(kept))
 
 
 def _kept_identity(
     folder: RunFolder, contestant: Contestant, world: World, seed: int, count: int, quiet: bool
 ) -> Identity | None:
-    """How things keep over turns, computed once per folder; None for a folder of finished pictures."""
+    """How things keep over turns, computed once per folder and count; None for a folder of finished pictures."""
     edit, ours = contestant.edit, contestant.pipeline is not None
     if edit is None:
         return None
     name = f"identity-{count}.json"
     bar = _bar(f"{count} conversations", quiet)
     kept = _kept(folder, name, lambda: asdict(follow_things(edit, world, seed, count, with_history=ours, over=bar)))
-    per_turn = (tuple(kept[name]) for name in ("known", "error", "from_first"))
-    return Identity(*per_turn, count=kept["count"], with_history=kept["with_history"])
+    return Identity(**_with_tuples(kept))
+
+
+def _with_tuples(kept: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+
+
+def _kept_times(folder: RunFolder, contestant: Contestant, world: World, seed: int) -> Times | None:
+    """How long requests take, measured once per folder; None for a system that is not ours."""
+    edit = contestant.edit
+    if edit is None or contestant.pipeline is None:
+        return None
+    return summary(_kept(folder, "requests.json", lambda: time_requests(edit, world, seed, NUM_TIMED)))
 
 
 def _bar(title: str, quiet: bool) -> Over:

@@ -53,7 +53,7 @@ def convert(
     ace convert ace_plus_fft.safetensors --fp8 --output ace_plus_fft_fp8.safetensors
     """
     if fp8:
-        from ace.cli.plus import convert_to_fp8
+        from ace.cli.convert_fp8 import convert_to_fp8
 
         convert_to_fp8(Path(source).expanduser(), folder, plain, picture, Output(json, quiet))
         return

@@ -1,0 +1,208 @@
+"""`Family`: what a conversation needs of a model, and the one interface to every kind of model.
+
+A family is found from files alone and says what it can do (`traits`), so that a request is refused before anything is
+loaded: `open` checks one request. `load` brings the weights into memory. Then `prepare → step → … → finish` makes
+images over per-request states, in any mixture and each at its own step, so that requests join and leave between steps,
+and cancelling, progress and previews are the caller's (`run.py`, `ace/server/engine.py`). `describe` is for people.
+
+A class is this interface or a leaf; nothing in between. The leaves are in `ace/families`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ace.conditions.units import MAX_IMAGES
+from ace.conditions.vocabulary import Vocabulary
+from ace.conversation.job import OPTIONAL_SETTINGS, Job
+from ace.conversation.recipe import Recipe, Setting
+from ace.errors import ConditionError, ConfigError, MaskError
+
+
+class State(Protocol):
+    """A request on its way through a family."""
+
+    @property
+    def step_index(self) -> int:
+        """Steps done."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """True when there is nothing left but `finish`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is held in memory and what is added to it, as it was asked for; see `ace/cli/options.py`.
+
+    adapters: "FILE" or "FILE:STRENGTH" each; transformer: another file for the weights; quantize: bits of the
+    transformer's weights; max_tokens: the largest request that must fit into memory; fast: an approximation by name;
+    refine: a folder or hub id of a second stage. like: a recipe whose weights are held in memory as they were."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    memory: str = "auto"
+    adapters: tuple[str, ...] = ()
+    transformer: str | None = None
+    quantize: str | None = None
+    max_tokens: int | None = None
+    fast: str | None = None
+    compile: bool = False
+    refine: str | None = None
+    refine_strength: float | None = None
+    like: Recipe | None = None
+
+    def asked(self) -> tuple[str, ...]:
+        """The names of what was asked for beyond the defaults."""
+        return tuple(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+
+
+# Of `Loading`, what every family takes, and what the rest are called in messages.
+COMMON_LOADING = frozenset({"device", "dtype", "memory", "max_tokens", "like"})
+LOADING_NAMES = {
+    "adapters": "adapters (LoRA)",
+    "transformer": "another transformer file",
+    "quantize": "quantised weights",
+    "fast": "approximate sampling",
+    "compile": "compilation",
+    "refine": "a refiner",
+    "refine_strength": "a refiner's strength",
+}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a model can do, known before it is loaded.
+
+    masks: it takes one; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
+    before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
+    none of which is edited. vocabulary: what it has learnt to draw from words, None if nobody says. options: of `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+
+    masks: bool = True
+    max_images: int = MAX_IMAGES
+    history: bool = True
+    text_to_image: bool = True
+    references_apart: bool = False
+    vocabulary: Vocabulary | None = None
+    options: frozenset[str] = frozenset()
+    loading: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a family made of a request, before anything is pasted back.
+
+    image: the model's own; with a source of the whole scene, at any size. latents: (C, h, w) to go on from, or None.
+    size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale: as they were used.
+    settings: whatever else of the model or the request changes the image, for the recipe. device, dtype: where and in
+    what numbers it was computed."""
+
+    image: Image.Image
+    size_px: tuple[int, int]
+    num_steps: int
+    guidance_scale: float
+    guidance_rescale: float = 0.0
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    latents: np.ndarray | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+OnNote = Callable[[str], None]  # told what people should know, a line each
+OnLoaded = Callable[[int, int], None]  # parts of the weights loaded, and in all
+
+
+class Family(ABC):
+    """One model of one kind. `kind` is its name in recipes."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The model as recipes name it."""
+
+    @property
+    @abstractmethod
+    def sha256(self) -> str:
+        """Hash of everything that makes its images. May read large files, once."""
+
+    @property
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What it can do."""
+
+    @abstractmethod
+    def open(self, job: Job) -> Job:
+        """Check a request against this model, without its weights. Returns the request as it will be made.
+
+        Use `open_job`, which checks the traits first. Raises InputError."""
+
+    @abstractmethod
+    def load(
+        self,
+        loading: Loading,
+        on_note: OnNote = lambda line: None,
+        on_loaded: OnLoaded = lambda done, total: None,
+    ) -> None:
+        """Bring the weights into memory. Raises InputError, CheckpointError or MissingDependencyError."""
+
+    @abstractmethod
+    def prepare(self, jobs: Sequence[Job]) -> list[Any]:
+        """One `State` per request: texts and images encoded, noise drawn. Raises InputError."""
+
+    @abstractmethod
+    def step(self, states: Sequence[Any]) -> None:
+        """One denoising step of every state, whatever mixture they are; none may be done."""
+
+    @abstractmethod
+    def preview(self, state: Any) -> Image.Image:
+        """What a state's image is going to look like, RGB, small and cheap."""
+
+    @abstractmethod
+    def finish(self, states: Sequence[Any]) -> list[Answer]:
+        """The answers of finished states."""
+
+    @abstractmethod
+    def most_together(self, job: Job) -> int:
+        """How many such requests one step should hold at most."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What this model is: for `ace models`, `/v1/models` and the studio. Values are plain JSON."""
+
+
+def open_job(family: Family, job: Job) -> Job:
+    """Check a request against a family, before it is loaded. Raises InputError, one line saying what it cannot do."""
+    traits, unit = family.traits, job.unit
+    if job.mask is not None and not traits.masks:
+        raise MaskError(f"{family.name} takes no mask: leave it out")
+    if len(unit.current.images) > traits.max_images:
+        most = "one image" if traits.max_images == 1 else f"{traits.max_images} images"
+        raise ConditionError(f"{family.name} takes {most}, {len(unit.current.images)} given: leave some out")
+    if not unit.current.images and not unit.history and not traits.text_to_image:
+        raise ConditionError(f"{family.name} makes nothing from words alone: name an image to work on")
+    for name in job.settings.optional():
+        if name not in traits.options:
+            raise ConfigError(f"{family.name} does not take {OPTIONAL_SETTINGS.get(name, name)}: leave it out")
+    return family.open(job)
+
+
+def check_loading(family: Family, loading: Loading) -> None:
+    """Raise ConfigError for something asked of loading that a family does not take."""
+    for name in loading.asked():
+        if name not in COMMON_LOADING | family.traits.loading:
+            raise ConfigError(f"{family.name} does not take {LOADING_NAMES.get(name, name)}: leave it out")

@@ -1,0 +1,148 @@
+"""What travels through a model family: a `Job`, one image to make, and `Made`, the image with its recipe.
+
+A job is checked and opened; it holds pixels and where they came from. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ace.conditions.images import OpenedImage
+from ace.conditions.units import LongContextConditionUnit
+from ace.conversation.recipe import CURRENT_RULES, FileRef, Recipe, Round, Setting
+from ace.conversation.seeds import seeds_of
+from ace.errors import ConfigError
+from ace.inference.preserve import DriftReport
+
+MAX_VARIANTS = 16
+
+# Settings that not every family takes -> their names in messages.
+OPTIONAL_SETTINGS = {
+    "negative_instruction": "a negative instruction",
+    "guidance_rescale": "guidance rescale",
+    "control": "a control",
+    "fits": "size rules of references",
+    "max_seq_length": "a canvas size (max_seq_length)",
+    "places": "places of references",
+    "repainting_scale": "a repainting scale",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an image is made. None = the model's default.
+
+    seed: 0 to 2^64 - 1. size: (width, height) in px that the model works at; None = the edited image's aspect.
+    feather_px: width of the blend inside a mask's edge, see `paste_back`. options: of some families only, by name (see
+    `OPTIONAL_SETTINGS`). rules: of an older recipe that is made again, see `Recipe.rules`."""
+
+    seed: int
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    negative_instruction: str = ""
+    size: tuple[int, int] | None = None
+    feather_px: int | None = None
+    options: Mapping[str, Setting] = field(default_factory=dict)
+    rules: Mapping[str, int] = field(default_factory=lambda: CURRENT_RULES)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Settings:
+        """The settings that a recipe records."""
+        recorded = recipe.settings
+        feather_px = recorded.get("feather_px")
+        return cls(
+            seed=recipe.seed,
+            num_inference_steps=recipe.num_inference_steps,
+            guidance_scale=recipe.guidance_scale,
+            guidance_rescale=recipe.guidance_rescale,
+            negative_instruction=recipe.negative_instruction,
+            size=recipe.size_px if recorded.get("size") == "chosen" or recorded.get("edits") is False else None,
+            feather_px=None if feather_px is None else int(feather_px),
+            options={name: recorded[name] for name in OPTIONAL_SETTINGS if name in recorded},
+            rules=recipe.rules,
+        )
+
+    def optional(self) -> dict[str, Setting]:
+        """The settings asked for that not every family takes."""
+        given: dict[str, Any] = {
+            "negative_instruction": self.negative_instruction or None,
+            "guidance_rescale": self.guidance_rescale,
+            **self.options,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make: a checked request, and the files that it comes from.
+
+    unit: the request with its history; source: the image being edited, with its alpha and colour profile, or None.
+    images, masks, rounds: the same request as file names and hashes. parents: nodes of the session that it
+    continues. shown: the edited image as the model is shown it, where that is another (a control drawn on it)."""
+
+    unit: LongContextConditionUnit
+    settings: Settings
+    source: OpenedImage | None = None
+    images: tuple[FileRef, ...] = ()
+    masks: tuple[FileRef | None, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    parents: tuple[str, ...] = ()
+    shown: Image.Image | None = None
+
+    @property
+    def instruction(self) -> str:
+        """What is asked."""
+        return self.unit.current.instruction
+
+    @property
+    def mask(self) -> Image.Image | None:
+        """The mask of the image that is edited, which is the request's first one; None = no mask."""
+        return self.unit.current.masks[0] if self.source is not None and self.unit.current.images else None
+
+    def with_seed(self, seed: int) -> Job:
+        """The same job with another seed."""
+        return replace(self, settings=replace(self.settings, seed=seed))
+
+    def held_bytes(self) -> int:
+        """Memory that the images of this job hold while it waits and runs."""
+        frames = self.unit.frames()
+        pixels = {id(frame.image): frame.image.width * frame.image.height for frame in frames}
+        masks = {id(frame.mask): frame.mask.width * frame.mask.height for frame in frames if frame.mask is not None}
+        return 4 * sum(pixels.values()) + sum(masks.values())
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished job. drift: what changed where it should not have (without a mask: everywhere), None without a
+    source. latents: (C, h, w) of the answer, for the next round to go on from."""
+
+    job: Job
+    image: Image.Image
+    recipe: Recipe
+    drift: DriftReport | None = None
+    notes: tuple[str, ...] = ()
+    latents: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the answers are. step, total: denoising steps of all of them; eta_s: remaining seconds, None before the
+    first step; previews: RGB, one per answer in the making, empty if they were not asked for."""
+
+    step: int
+    total: int
+    eta_s: float | None
+    previews: tuple[Image.Image, ...] = ()
+
+
+def variants(job: Job, count: int, most: int = MAX_VARIANTS) -> list[Job]:
+    """The job with its seed and the following ones. Raises ConfigError for a count that is not 1 to `most`."""
+    if not 1 <= count <= most:
+        raise ConfigError(f"{count} variants: use 1 to {most}")
+    return [job.with_seed(seed) for seed in seeds_of(job.settings.seed, count)]

@@ -1,0 +1,134 @@
+"""The one denoising loop: jobs in, progress after every step, finished images out.
+
+`run` makes any number of jobs with a loaded family in packed passes of a sensible size; `make` is the same for callers
+that want the results only. `conclude` is what every answer goes through: pasted back where a mask keeps the original,
+measured, described in a recipe.
+
+Not here: writing files, loading models, many clients at once (`ace/server/engine.py`, which steps a family itself).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from PIL import Image
+
+from ace.conversation.family import Answer, Family
+from ace.conversation.job import Job, Made, Progress
+from ace.conversation.recipe import Environment, Recipe, Setting
+from ace.inference.preserve import DriftReport, drift_report, paste_back
+
+MOST_TOGETHER = 16
+
+OnProgress = Callable[[Progress], None]
+
+
+def run(
+    family: Family,
+    jobs: Sequence[Job],
+    *,
+    previews: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress | Made]:
+    """Make the images of all jobs: progress after every step, and each image when its pass is finished, in order.
+
+    previews: with every progress one image per answer in the making. cancelled: asked before every step; once it is
+    true nothing more is made. Raises InputError."""
+    started, done, total = time.monotonic(), 0, 0
+    for batch in batches(family, jobs):
+        if cancelled():
+            return
+        states = family.prepare(batch)
+        here = max(state.num_steps for state in states)
+        total = total or here * -(-len(jobs) // len(batch))
+        yield Progress(done, total, None)
+        while running := [state for state in states if not state.done]:
+            if cancelled():
+                return
+            family.step(running)
+            done += 1
+            shown = tuple(family.preview(state) for state in states) if previews and done < total else ()
+            each = (time.monotonic() - started) / done
+            yield Progress(done, total, each * max(total - done, 0), shown)
+        for job, answer in zip(batch, family.finish(states), strict=True):
+            yield conclude(family, job, answer)
+
+
+def make(family: Family, jobs: Sequence[Job], on_progress: OnProgress = lambda progress: None) -> list[Made]:
+    """The images of all jobs, in order. Raises InputError."""
+    finished: list[Made] = []
+    for one in run(family, jobs):
+        if isinstance(one, Progress):
+            on_progress(one)
+        else:
+            finished.append(one)
+    return finished
+
+
+def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """The jobs in runs of as many as one pass of this family should hold."""
+    first = 0
+    while first < len(jobs):
+        size = max(1, min(MOST_TOGETHER, family.most_together(jobs[first])))
+        yield jobs[first : first + size]
+        first += size
+
+
+def conclude(family: Family, job: Job, answer: Answer) -> Made:
+    """A family's answer as a result. Runs no model, so any thread may do it."""
+    image, mask = answer.image, job.mask
+    if job.source is not None and mask is not None:
+        image = paste_back(job.source, image, mask, feather_px=job.settings.feather_px)
+    elif job.source is not None and job.source.icc_profile is not None:
+        image.info["icc_profile"] = job.source.icc_profile
+    return Made(job, image, _recipe(family, job, answer), drift_of(job, image), notes_on(family, job), answer.latents)
+
+
+def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
+    """How far the image made moved from the one that was edited, outside its mask; None if nothing was edited."""
+    if job.source is None:
+        return None
+    mask = job.mask
+    before = job.source.image if mask is None else job.source.stored  # what the model saw, or what is kept
+    return drift_report(before, image.convert("RGB"), mask)
+
+
+def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
+    settings: dict[str, Setting] = {name: value for name, value in answer.settings.items() if value not in ("", None)}
+    if job.settings.size is not None:
+        settings["size"] = "chosen"
+    if job.settings.feather_px is not None:
+        settings["feather_px"] = job.settings.feather_px
+    return Recipe(
+        family=family.kind,
+        model=family.name,
+        model_sha256=family.sha256,
+        instruction=job.instruction,
+        negative_instruction=job.settings.negative_instruction,
+        seed=job.settings.seed,
+        num_inference_steps=answer.num_steps,
+        guidance_scale=answer.guidance_scale,
+        guidance_rescale=answer.guidance_rescale,
+        size_px=answer.size_px,
+        images=job.images,
+        masks=job.masks,
+        history=job.rounds,
+        settings=settings,
+        rules=dict(job.settings.rules),
+        environment=Environment.here(device=answer.device, dtype=answer.dtype),
+    )
+
+
+def notes_on(family: Family, job: Job) -> tuple[str, ...]:
+    """What the user should know of a request: what happened to it on the way, and what the model cannot draw."""
+    notes = []
+    if job.source is not None and job.source.converted:
+        notes.append(f"{job.source.name}: {job.source.converted}")
+    dropped = job.unit.num_dropped_rounds
+    if dropped:
+        rounds = "1 earlier round was" if dropped == 1 else f"{dropped} earlier rounds were"
+        notes.append(f"{rounds} left out: at most {job.unit.max_history} rounds and nine images fit")
+    vocabulary = family.traits.vocabulary
+    unlearnt = None if vocabulary is None else vocabulary.note(family.name, job.instruction)
+    return tuple(notes) if unlearnt is None else (*notes, unlearnt)
