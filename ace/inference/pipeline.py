@@ -415,7 +415,9 @@ class ACEPipeline(DiffusionPipeline):
         if preserve and mask is not None and source is not None:
             cells = F.avg_pool2d(torch.from_numpy(prepare_mask(mask, state.inputs.size)), self.geometry.latent_px)
             changed = cells.to(latents)
-            latents = torch.lerp(state.branches[0].frames.images[source].to(latents), latents, changed)
+            kept = state.branches[0].frames.source
+            assert kept is not None  # what is edited is shown on the target's channels, or could be
+            latents = torch.lerp(kept.to(latents), latents, changed)
         return Turn(unit.current, answer, latents.cpu().numpy())
 
     def _finish(self, state: RequestState, picture: Tensor, preserve: bool) -> Image.Image:

@@ -193,7 +193,8 @@ class ModelRecipe(Run):
     noise_share: of them that are nothing but noise, where words alone decide. kept_tokens: of a target that are trained
     on, those that change first; 0 = all. A preset with a memory begins without a trained autoencoder or encoder
     (autoencoder = "pixels"): text_encoder then gives the word pieces; memory_lr_scale: factor on the learning rate of
-    its tables; memory_start: they begin as principal components of the world's own drawings.
+    its tables; memory_start: they begin as principal components of the world's own drawings; place_lessons: samples on
+    which its text encoder first learns where things are wanted, without pictures (`places.py`).
     min_snr_gamma: weights of min-SNR, 0 = none. published_noise: the published code's noising with its defect, for
     comparison only. cache: folder where latents and texts of frozen encoders are kept, empty = none."""
 
@@ -219,6 +220,7 @@ class ModelRecipe(Run):
     kept_tokens: int = 0
     memory_lr_scale: float = 1.0
     memory_start: bool = True
+    place_lessons: int = 0
     published_noise: bool = False
     source_on_channels: bool = True
     cache: str = ""
@@ -232,6 +234,8 @@ class ModelRecipe(Run):
         super().__post_init__()
         _check_choice("prediction_type", self.prediction_type, Target)
         _check_choice("timestep_sampling", self.timestep_sampling, TimestepSampling)
+        if self.place_lessons and self.init:
+            raise ConfigError("place_lessons are for a text encoder from scratch: leave them out with init")
         if self.lora and not self.init:
             raise ConfigError("a lora adapts a trained model: name it with init")
         if self.prediction_type == "flow" and (self.min_snr_gamma or self.published_noise):

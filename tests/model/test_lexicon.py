@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -302,3 +303,11 @@ def test_frames_of_several_requests_together_are_as_alone(pipeline):
             assert num_tokens(alone) == num_tokens(frames) == 12 * len(request.images)
             for own, other in zip(alone or (), frames or (), strict=True):
                 assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(own, other, strict=True))
+
+
+def test_outside_a_mask_a_turn_keeps_the_edited_picture(pipeline):
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (0, 0, 8, 16))
+    made = pipeline("add a cat", picture(1), mask, generator=seeded_generator(3))
+    before = torch.tensor(np.asarray(picture(1))).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(torch.from_numpy(made.turns[0].latents)[:, :, 8:], before[:, :, 8:], atol=1e-6)
