@@ -342,7 +342,7 @@ def test_several_inputs_go_to_a_folder_and_one_failure_does_not_stop_the_rest(he
     )
     assert result.exit_code == 1
     assert "note.png is not a picture" in result.stderr
-    assert "2 of 3 pictures made, 1 failed" in result.stderr
+    assert "2 of 3 images made, 1 failed" in result.stderr
     told = json.loads(result.stdout)
     assert [one["input"] for one in told["pictures"]] == ["photo.png", "b.jpg"]
     assert [one["input"] for one in told["failures"]] == ["note.png"]
@@ -443,8 +443,21 @@ def test_replay_of_a_conversation_makes_the_same_bytes(here):
     ace("edit", "photo.png", "make it blue", "--session", "talk")
     ace("edit", "now add a hat", "--session", "talk")
     ace("edit", "make {image} red like {image1}", "--image", "photo.png", "--session", "talk", "-o", "out.png")
-    said = ace("replay", "out.png", "--image", "talk/nodes/0001", "--image", "talk/nodes/0002")
-    assert "the same to the byte" in said
+    assert "the same to the byte" in ace("replay", "out.png", "--image", "talk")
+    assert "3 of 3 edits made again" in ace("replay", "talk")
+    said = ace("replay", "out.png", "--image", "talk/nodes/0001", "--image", "talk/nodes/0002", "-i", ".", code=2)
+    assert "latents that its session keeps" in said
+
+
+def test_a_session_goes_on_from_kept_latents_and_not_from_the_picture(here):
+    for folder in ("one", "two"):
+        ace("edit", "photo.png", "make it blue", "--session", folder, "--seed", 1)
+        ace("edit", "now add a hat", "--session", folder, "--seed", 2)
+    first, second = (Path(folder) / "nodes/0002/image.png" for folder in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
+    assert recipes.read(first).history[0].latents is not None
+    (Path("two") / "nodes/0001/latents.safetensors").write_bytes(b"damaged")
+    assert "0001 is damaged" in ace("edit", "now add a hat", "--session", "two", "--from", "0001", code=2)
 
 
 def test_replay_says_what_differs(here, tmp_path_factory):

@@ -199,7 +199,7 @@ def test_several_photos_go_to_a_folder_with_one_model_load(here):
         (["photo.png", "x", "--model", "ace-plus-subject", "--quantize", "2bit"], "use fp8, int8, 4bit"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--repaint", "2"], "repainting_scale 2"),
         (["photo.png", "{image2}", "--model", "ace-plus-subject"], "{image2}"),
-        (["x", "--model", "ace-plus-subject", "--session", "talk"], "nothing to work on"),
+        (["x", "--model", "ace-plus-subject", "--session", "talk"], "makes nothing from words alone"),
         (["x", "--model", "ace-plus-subject", "--from", "0001"], "needs a session"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--count", "2"], "use --out-dir"),
         (
@@ -210,7 +210,7 @@ def test_several_photos_go_to_a_folder_with_one_model_load(here):
         (["photo.png", "x", "--model", "ace-plus-subject", "--lora", "sdxl.safetensors"], "made for an SD or SDXL"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--transformer", "fft.safetensors"], "give FLUX.1-Fill-dev"),
         (["photo.png", "x", "--model", "ace-plus-subject", "--transformer", "gone.gguf"], "gone.gguf"),
-        (["x", "--model", "ace-plus-subject"], "nothing to work on"),
+        (["x", "--model", "ace-plus-subject"], "makes nothing from words alone"),
         (["photo.png", "x", "--model", "ace-plus-local"], "hub"),
         (["photo.png", "x", "--reference", "logo.png@right"], "ace-tiny does not take places of references"),
         (["photo.png", "x", "--quantize", "fp8"], "ace-tiny does not take quantised weights"),

@@ -53,7 +53,7 @@ def replay(
             "--image",
             "-i",
             metavar="FILE|FOLDER",
-            help="Where its inputs are now, by any name; repeatable. Its own folder is searched too.",
+            help="Where its inputs are now, by any name, or its session; repeatable. Its own folder is searched too.",
             show_default=False,
         ),
     ] = None,
@@ -102,6 +102,7 @@ def replay(
     \b
     ace replay out.png
     ace replay out.png --image photo.png --image mask.png
+    ace replay out.png --image talk     # made in this session
     ace replay talk                     # every edit of a session
     ace replay talk/nodes/0002/image.png
     """
@@ -122,17 +123,15 @@ def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: A
     written = recipes.read(picture)
     family, make_it = _maker(written, asked, output)
     inputs: list[Path] = []
-    session = _session_of(picture)
-    if session is not None and given:
-        raise ConfigError("the image lies in its session, which keeps its inputs: leave --image out")
-    if session is None:
+    at = _node_of(picture, written, given)
+    if at is None:
         files = recipes.match_files(written, _candidates(written, picture, given))
         inputs = list(files.values())
         job = _job_of(written, files, family)
     else:
         from ace.conversation.replay import job_of_node
 
-        job = job_of_node(session, picture.absolute().parent.name, family.sha256)
+        job = job_of_node(*at, family.sha256)
     if out is not None:
         recipes.check_output(out)
         refuse_inputs([out], [picture, *inputs])
@@ -251,14 +250,23 @@ def _session_at(path: Path) -> Iterator[Session]:
         yield session
 
 
-def _session_of(picture: Path) -> Session | None:
-    """The session whose answer a file is, or None."""
+def _node_of(picture: Path, recipe: Recipe, given: Sequence[Path]) -> tuple[Session, str] | None:
+    """The session and the node that an image is the answer of: it lies there, or the session is among the given
+    folders. Raises ConfigError for inputs that the session does not need."""
     from ace.conversation import Session
 
     folder = picture.absolute().parent
-    if picture.name != "image.png" or folder.parent.name != "nodes" or not (folder / "node.json").is_file():
-        return None
-    return Session.open(folder.parent.parent)
+    if picture.name == "image.png" and folder.parent.name == "nodes" and (folder / "node.json").is_file():
+        if given:
+            raise ConfigError("the image lies in its session, which keeps its inputs: leave --image out")
+        return Session.open(folder.parent.parent), folder.name
+    for path in given:
+        if (path / "session.json").is_file():
+            session = Session.open(path)
+            for node_id in session.node_ids():
+                if session.node(node_id).recipe == recipe:
+                    return session, node_id
+    return None
 
 
 @dataclass(frozen=True)

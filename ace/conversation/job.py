@@ -72,7 +72,7 @@ class Settings:
         """The settings asked for that not every family takes."""
         given: dict[str, Any] = {
             "negative_instruction": self.negative_instruction or None,
-            "guidance_rescale": self.guidance_rescale,
+            "guidance_rescale": self.guidance_rescale or None,  # 0 is none
             **self.options,
         }
         return {name: value for name, value in given.items() if value is not None}

@@ -59,7 +59,7 @@ def job_of_recipe(
     def turn(asked: Round) -> Turn:
         if asked.latents is not None and asked.latents not in kept:
             raise InputError(
-                "the image went on from latents that its session keeps: replay it from its session folder or archive"
+                "the image went on from latents that its session keeps: name the session's folder, or replay it in there"
             )
         unit = open_unit(asked.instruction, asked.images, asked.masks)
         return Turn(unit, picture(asked.answer).image, kept.get(asked.latents or ""))
