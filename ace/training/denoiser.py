@@ -19,6 +19,7 @@ from ace.diffusion import add_noise, diffusion_losses
 from ace.diffusion.flow import flow_losses, flow_noise, sample_sigma
 from ace.inference.latents import Autoencoder, encode_pictures, scale_factor
 from ace.model.frames import encode_all, joined, num_tokens
+from ace.model.lexicon import LexiconEncoder
 from ace.model.text import encode, encode_texts
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents, patchify
 from ace.model.transformer import ACETransformer
@@ -45,6 +46,8 @@ class Denoiser(nn.Module):
         self.transformer = transformer
         if recipe.text_lr_scale and not recipe.lora:
             self.text_encoder = text_encoder
+        if isinstance(text_encoder, LexiconEncoder):
+            text_encoder.train()  # it has no dropout; in training it pads words to the batch's longest text only
         self._frozen = (autoencoder, text_encoder)  # in a tuple: neither trained nor saved with the checkpoint
         self.trains_text = "text_encoder" in self._modules
         self.recipe = recipe

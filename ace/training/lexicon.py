@@ -26,7 +26,7 @@ from ace.data.world.sprites import HELD_OUT_STYLE, STYLE_NAMES, STYLES, SpriteLi
 from ace.model.lexicon import CELLS, HALVES, LETTERS, SIDE, Lexicon, LexiconConfig, LexiconEncoder, LexiconTokenizer
 
 CELL_PX = 16
-OWN_WORDS = 0.5  # power of the spread that components keep: 1 = as they are, 0 = all alike
+KEPT_SPREAD = 0.5  # power of the spread that components keep: 1 = as they are, 0 = all alike
 
 
 def start_lexicon(folder: Path, width: int, heads: int, with_tables: bool) -> tuple[LexiconTokenizer, LexiconEncoder]:
@@ -65,10 +65,11 @@ def start_lexicon(folder: Path, width: int, heads: int, with_tables: bool) -> tu
 def components(rows: Tensor, width: int) -> Tensor:
     """Rows (R, F) in their first principal components, (R, width), of unit size on the whole; small components are
     raised, but stay smaller. Components that the rows do not have are zero."""
-    centred = rows - rows.mean(0)
-    u, size, _ = torch.linalg.svd(centred.double(), full_matrices=False)
-    kept = min(width, int((size > 1e-6 * size[0]).sum()))
-    made = (u * size**OWN_WORDS)[:, :kept]
+    centred = (rows - rows.mean(0)).double()
+    spread, axes = torch.linalg.eigh(centred.T @ centred)  # much smaller than the rows
+    spread, axes = spread.flip(0).clamp(min=0).sqrt(), axes.flip(1)
+    kept = min(width, int((spread > 1e-6 * spread[0]).sum()))
+    made = centred @ axes[:, :kept] * spread[:kept] ** (KEPT_SPREAD - 1)
     made = made / made.square().mean().sqrt() * (kept / width) ** -0.5
     return torch.nn.functional.pad(made, (0, width - kept)).float()
 
