@@ -91,14 +91,11 @@ def _loss(
         rng = torch.Generator().manual_seed(number)
         task = list(TASKS)[int(torch.multinomial(torch.tensor(list(TASKS.values())), 1, generator=rng))]
         text = world.sample(number, task).request.instruction
-        row = [
-            i for i in tokenizer.ids_of(text) if i < tokenizer.layout.rows
-        ]  # words alone: rows cost, and say nothing
+        row = [i for i in tokenizer.ids_of(text) if i < tokenizer.layout.rows]  # rows say nothing here
         for drawn in world.drawn(number, task):
             item = drawn.scene.objects[drawn.index]
-            own = [
-                n for n, i in enumerate(row) if isinstance(item, SpriteObject) and i == _id(tokenizer, names, item.slug)
-            ]
+            wanted = _id(tokenizer, names, item.slug) if isinstance(item, SpriteObject) else -1
+            own = [n for n, i in enumerate(row) if i == wanted]
             if len(own) == 1:
                 column, line = (min(CELLS - 1, max(0, round((c - item.size / 2) * CELLS))) for c in (item.x, item.y))
                 where.append((len(texts), own[0], line * CELLS + column, min(SIZES - 1, round(item.size * CELLS))))
