@@ -1,4 +1,4 @@
-"""What a model with a memory starts from, its lessons, and a run of it that ends in a pipeline and goes on after a kill."""
+"""What a model with a memory starts from, its lessons, and a run that ends in a pipeline and goes on after a kill."""
 
 from __future__ import annotations
 
