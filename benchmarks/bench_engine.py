@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import daft  # noqa: F401 (imported before the clock starts)
 
-from ace.data.engine import Job, Where, run_stage
+from ace.data.engine import DataJob, Where, run_stage
 from ace.data.recipe import Collection, DataRecipe
 from ace.data.sources import read_pictures
 from ace.data.synthesize import synthesize_slice
@@ -43,9 +43,9 @@ def main() -> None:
             draw(seed, (256, 256)).save(folder / "pictures" / f"{seed:04d}.png")
         recipe = DataRecipe(Collection(str(folder / "pictures")))
         names = [{"file": f"{seed:04d}.png"} for seed in range(given.jobs * 4)]
-        sources = [record.facts for record in read_pictures(recipe, Job("0", {"pictures": names}))]
+        sources = [record.facts for record in read_pictures(recipe, DataJob("0", {"pictures": names}))]
         jobs = [
-            Job(f"{n:06d}", {"sources": sources[4 * n : 4 * n + 4], "quota": dict.fromkeys(TASKS, -1)})
+            DataJob(f"{n:06d}", {"sources": sources[4 * n : 4 * n + 4], "quota": dict.fromkeys(TASKS, -1)})
             for n in range(given.jobs)
         ]
         work = partial(synthesize_slice, recipe)

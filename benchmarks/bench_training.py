@@ -31,7 +31,7 @@ from ace.model.cost import step_cost, text_cost
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents
 from ace.model.transformer import ACETransformer
 from ace.training.batches import Samples
-from ace.training.config import ModelRecipe, Source, Stage
+from ace.training.config import DataSource, ModelRecipe, TrainingStage
 from ace.training.model import train_model
 from ace.training.sources import Mixture, WorldRecords
 from ace.training.speed import peak_flops
@@ -51,7 +51,7 @@ class Alone:
 def small_model(steps: int) -> str:
     """The whole loop on ace-tiny, data and optimiser included, after a warm-up of as many steps."""
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage("bench", lr=1e-4, steps=2 * max(20, steps), batch_tokens=4096)
+        stage = TrainingStage("bench", lr=1e-4, steps=2 * max(20, steps), batch_tokens=4096)
         recipe = ModelRecipe((stage,), init="ace-tiny", tracker="none", save_minutes=1e9, num_workers=1)
         train_model(recipe, Path(folder), quiet=True)
         lines = [json.loads(line) for line in (Path(folder) / "speed.jsonl").read_text().splitlines()]
@@ -64,8 +64,8 @@ def small_model(steps: int) -> str:
 
 def loader_alone(seconds: float = 5.0) -> str:
     """Samples of the world, made, prepared and cut into batches by one worker; nothing is trained."""
-    stage = Stage("bench", lr=1.0, steps=1, batch_tokens=4096)
-    mixture = Mixture((Source("world", "world"),), (WorldRecords(64),), stage, 0)
+    stage = TrainingStage("bench", lr=1.0, steps=1, batch_tokens=4096)
+    mixture = Mixture((DataSource("world", "world"),), (WorldRecords(64),), stage, 0)
     dataset = Samples(mixture, Geometry(64, 8, 8, True, True), 0.1)
     batches = global_batches(dataset, stage, 0, 1, Alone())  # type: ignore[arg-type]
     list(itertools.islice(batches, 3))

@@ -15,9 +15,10 @@ import numpy as np
 from draw_canvas import as_picture, panel, sprite
 from PIL import Image, ImageDraw
 
+from ace.conversation import Mask, Message, Picture, Settings, open_message
 from ace.data.world import SpriteLibrary, World
 from ace.extract import exact
-from ace.families.plus_edit import PlusSettings, ReferenceFile, open_plus_job
+from ace.families.plus import PlusFamily, read_placement, references_of
 from ace.plus.canvas import Canvas, arrange
 from ace.plus.models import PLUS_MODELS
 
@@ -61,11 +62,17 @@ def canvas_of(arguments: list[str], folder: Path) -> Canvas:
             options[word] = next(words)
     *photos, instruction = positional
     model = PLUS_MODELS[options["--model"]]
-    references = [ReferenceFile.parse(text) for text in options["--reference"]]
-    inside = [ReferenceFile(folder / r.path, r.place, r.fit, r.rate) for r in references]
-    mask = folder / options["--mask"] if "--mask" in options else None
-    photo = folder / photos[0] if photos else None
-    job = open_plus_job(instruction, PlusSettings(0), photo=photo, mask=mask, references=inside)
+    named = [text.partition("@")[::2] for text in options["--reference"]]
+    placed = [read_placement(place) for _, place in named]
+    places = {"places": ",".join(p for p, _ in placed), "fits": ",".join(fit for _, fit in placed)} if named else {}
+    message = Message(
+        instruction,
+        Settings(0, options=places),
+        Picture.of_file(folder / photos[0]) if photos else None,
+        tuple(Picture.of_file(folder / name) for name, _ in named),
+        Mask.of_file(folder / options["--mask"]) if "--mask" in options else None,
+    )
+    job = open_message(PlusFamily(model.name), message)
     control = options.get("--control")
     repaint = float(options.get("--repaint", model.repainting_scale if control is None else 0.5 * model.is_lora))
     edit = None if job.source is None else job.source.image
@@ -73,7 +80,7 @@ def canvas_of(arguments: list[str], folder: Path) -> Canvas:
         signal = Image.fromarray(CONTROLS.get(control, exact.canny)(np.asarray(edit)))
         edit = signal if job.mask is None else Image.composite(signal, edit, job.mask)
     return arrange(
-        edit, job.mask, job.references, size=(256, 192), repainting_scale=repaint, use_change=not model.is_lora
+        edit, job.mask, references_of(job), size=(256, 192), repainting_scale=repaint, use_change=not model.is_lora
     )
 
 

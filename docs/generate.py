@@ -1,7 +1,7 @@
 """Write the generated parts of the docs.
 
-`cli.md` is the help of every verb; `images/rooms.svg` is the rooms of `ace/` with their imports; the table in `index.md`
-counts what is in each room.
+`cli.md` is the help of every verb; `images/rooms.svg` is the rooms of `ace/` with their imports; the table in
+`index.md` counts what is in each room.
 
 python docs/generate.py           write them
 python docs/generate.py --check   say whether they are current; exit code 1 if not

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,11 @@ def published_state(model: FluxTransformer2DModel) -> dict[str, Tensor]:
     return {source: torch.cat(values).contiguous() for source, values in parts.items()}
 
 
-def flux_with_narrow_mlp(sizes: FluxSizes) -> FluxTransformer2DModel:
-    """diffusers' model with an MLP of another ratio than 4, as the recorded toy networks have."""
+def flux_with_narrow_mlp(sizes: FluxSizes, axes: Sequence[int], theta: int) -> FluxTransformer2DModel:
+    """diffusers' model with an MLP of another ratio than 4 and any rotary axes, as the recorded toy networks have."""
     ratio_4 = FluxSizes(**{**vars(sizes), "mlp_size": 4 * sizes.hidden_size})
-    model = FluxTransformer2DModel(**ratio_4.config()).eval()
+    model = FluxTransformer2DModel(**{**ratio_4.config(), "axes_dims_rope": tuple(axes)}).eval()
+    model.pos_embed.theta = theta
     for block in model.transformer_blocks:
         for feed in (block.ff, block.ff_context):
             feed.net[0].proj = nn.Linear(sizes.hidden_size, sizes.mlp_size)
@@ -51,6 +52,29 @@ def flux_with_narrow_mlp(sizes: FluxSizes) -> FluxTransformer2DModel:
 TOKENIZER = Path(__file__).parent / "parity" / "cases" / "tokenizer_plain"
 SMALL = FluxSizes(384, 64, 64, 32, 1, 1, 64, 24, True, 256)  # rows of at least 64, as 4 bits need
 SMALL_FFT = replace(SMALL, in_channels=448)
+
+
+def random_words(pooled_channels: int, text_channels: int) -> tuple[CLIPTextModel, CLIPTokenizer, T5EncoderModel]:
+    """FLUX's two text encoders, small, with the tokenizer of the first."""
+    letters = [chr(c) for c in range(97, 123)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=77)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=pooled_channels,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    ).eval()
+    text_encoder_2 = T5EncoderModel(
+        T5Config(vocab_size=128, d_model=text_channels, d_kv=32, d_ff=64, num_layers=1, num_heads=2)
+    ).eval()
+    return text_encoder, tokenizer, text_encoder_2
 
 
 def random_plus(sizes: FluxSizes = SMALL, seed: int = 0, **settings: object) -> ACEPlusPipeline:
@@ -70,24 +94,7 @@ def random_plus(sizes: FluxSizes = SMALL, seed: int = 0, **settings: object) -> 
         use_quant_conv=False,
         use_post_quant_conv=False,
     ).eval()
-    letters = [chr(c) for c in range(97, 123)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=77)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=sizes.pooled_channels,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    ).eval()
-    text_encoder_2 = T5EncoderModel(
-        T5Config(vocab_size=128, d_model=sizes.text_channels, d_kv=32, d_ff=64, num_layers=1, num_heads=2)
-    ).eval()
+    text_encoder, tokenizer, text_encoder_2 = random_words(sizes.pooled_channels, sizes.text_channels)
     scheduler = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
     )

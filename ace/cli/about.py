@@ -162,7 +162,8 @@ def demo(
 ) -> None:
     """Show what a model does, on inputs it has never seen: one picture of many tasks and a conversation.
 
-    Inputs are made afresh by the procedural world, from its held-out side; nothing is selected.
+    Inputs are made afresh by the procedural world: what the model has learnt, in scenes and words that it never saw.
+    Nothing is selected.
 
     \b
     ace demo

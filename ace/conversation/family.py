@@ -87,11 +87,14 @@ LOADING_NAMES = {
 class Traits:
     """What a model can do, known before it is loaded.
 
-    masks: it takes one; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
+    masks: a request may have one; sees_masks: the model is shown it, else its image is made without and pasted back
+    inside it; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
-    none of which is edited. vocabulary: what it has learnt to draw from words, None if nobody says. options: of `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+    none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
 
     masks: bool = True
+    sees_masks: bool = True
     max_images: int = MAX_IMAGES
     history: bool = True
     text_to_image: bool = True
@@ -108,7 +111,7 @@ class Answer:
     image: the model's own; with a source of the whole scene, at any size. latents: (C, h, w) to go on from, or None.
     size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale: as they were used.
     settings: whatever else of the model or the request changes the image, for the recipe. device, dtype: where and in
-    what numbers it was computed."""
+    what numbers it was computed. notes: what of the request or the weights was left out, a line each."""
 
     image: Image.Image
     size_px: tuple[int, int]
@@ -119,6 +122,7 @@ class Answer:
     latents: np.ndarray | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    notes: tuple[str, ...] = ()
 
 
 OnNote = Callable[[str], None]  # told what people should know, a line each
@@ -190,6 +194,8 @@ def open_job(family: Family, job: Job) -> Job:
     traits, unit = family.traits, job.unit
     if job.mask is not None and not traits.masks:
         raise MaskError(f"{family.name} takes no mask: leave it out")
+    if unit.kept_history and not traits.history:
+        raise ConditionError(f"{family.name} sees no earlier rounds: leave them out")
     if len(unit.current.images) > traits.max_images:
         most = "one image" if traits.max_images == 1 else f"{traits.max_images} images"
         raise ConditionError(f"{family.name} takes {most}, {len(unit.current.images)} given: leave some out")

@@ -84,7 +84,8 @@ class Job:
 
     unit: the request with its history; source: the image being edited, with its alpha and colour profile, or None.
     images, masks, rounds: the same request as file names and hashes. parents: nodes of the session that it
-    continues. shown: the edited image as the model is shown it, where that is another (a control drawn on it)."""
+    continues. shown: the edited image as the model is shown it, where that is another (a control drawn on it). notes:
+    how its files were read, a line each."""
 
     unit: LongContextConditionUnit
     settings: Settings
@@ -94,6 +95,7 @@ class Job:
     rounds: tuple[Round, ...] = ()
     parents: tuple[str, ...] = ()
     shown: Image.Image | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def instruction(self) -> str:
@@ -120,7 +122,8 @@ class Job:
 @dataclass(frozen=True)
 class Made:
     """A finished job. drift: what changed where it should not have (without a mask: everywhere), None without a
-    source. latents: (C, h, w) of the answer, for the next round to go on from."""
+    source. latents: (C, h, w) of the answer, for the next round to go on from. unpasted: with a mask, the model's own
+    image before it was pasted back."""
 
     job: Job
     image: Image.Image
@@ -128,6 +131,7 @@ class Made:
     drift: DriftReport | None = None
     notes: tuple[str, ...] = ()
     latents: np.ndarray | None = None
+    unpasted: Image.Image | None = None
 
 
 @dataclass(frozen=True)

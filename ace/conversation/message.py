@@ -19,7 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ace.conditions.images import OpenedImage, normalise_mask, open_image, open_mask
+from ace.conditions.images import OpenedImage, open_image
+from ace.conditions.masks import Mask as ReadMask
+from ace.conditions.masks import read_mask
 from ace.conditions.units import DEFAULT_MAX_HISTORY, ConditionUnit, LongContextConditionUnit, Turn
 from ace.conversation.family import Family, open_job
 from ace.conversation.job import Job, Settings
@@ -54,10 +56,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Mask:
-    """The mask of the image that is edited. image: "L" or as painted; file: as recipes name it, None = the hash of the
-    plain mask that it stands for."""
+    """The mask of the image that is edited. image: "L" or as painted, or as it was read; file: as recipes name it, None
+    = the hash of the plain mask that it stands for."""
 
-    image: Image.Image | Path
+    image: Image.Image | Path | ReadMask
     file: FileRef | None = None
 
     @classmethod
@@ -65,13 +67,10 @@ class Mask:
         """A mask file, which is opened when the size of its image is known. Raises InputError if it cannot be read."""
         return cls(path, FileRef.of(path))
 
-    def opened(self, size: tuple[int, int]) -> tuple[Image.Image, FileRef]:
-        """The mask ("L", white = change) and its file. size: of its image. Raises MaskError or ImageError."""
-        if isinstance(self.image, Path):
-            mask = open_mask(self.image, size)
-        else:
-            mask = normalise_mask(self.image, size)
-        return mask, self.file or ref_of(mask, "mask0.png")
+    def opened(self, photo: OpenedImage) -> tuple[ReadMask, FileRef]:
+        """The mask as it was read, and its file. photo: its image. Raises MaskError or ImageError."""
+        mask = self.image if isinstance(self.image, ReadMask) else read_mask(self.image, photo)
+        return mask, self.file or ref_of(mask.image, "mask0.png")
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,12 @@ def open_message(family: Family, message: Message, session: Session | None = Non
         edited = None
     masks: list[Image.Image | None] = [None] * len(pictures)
     mask_files: list[FileRef | None] = [None] * len(pictures)
+    notes: tuple[str, ...] = ()
     if message.mask is not None:
         if edited is None or not pictures:
             raise MaskError(f"a mask needs the image that it belongs to: {_NAMED_PHOTO}")
-        masks[0], mask_files[0] = message.mask.opened(edited.opened.size)
+        read, mask_files[0] = message.mask.opened(edited.opened)
+        masks[0], notes = read.image, (read.note,)
     unit = ConditionUnit(text, tuple(picture.opened.image for picture in pictures), tuple(masks))
     whole = LongContextConditionUnit(unit, history, message.max_history)
     kept = len(whole.kept_history)
@@ -128,6 +129,7 @@ def open_message(family: Family, message: Message, session: Session | None = Non
         masks=tuple(mask_files) if message.mask is not None else (),
         rounds=rounds[len(rounds) - kept :] if kept else (),
         parents=() if start is None else (start,),
+        notes=notes,
     )
     return open_job(family, job)
 

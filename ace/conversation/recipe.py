@@ -31,13 +31,14 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ace.conditions.images import open_image, quiet_pillow
+from ace.conditions.sixteen import encode_png, plain_png
 from ace.errors import ImageError, InputError, OutputError
 from ace.files import hash_file, reason_of, write_atomically
 
 FORMAT_VERSION = 2
 # What is decided by rule and not by the request, each with the number of the rule in force. A recipe records them, and
 # an image made by older rules is made again by those. Format 1 was written before there were numbers: all are 1.
-CURRENT_RULES = {"masks": 1, "blend": 1, "size": 1, "noise_schedule": 1}
+CURRENT_RULES = {"masks": 2, "blend": 2, "size": 1, "noise_schedule": 2}
 REPLAYED_RULES = frozenset({"masks", "blend", "size"})  # of these the older ones are still known
 FIRST_RULES = dict.fromkeys(CURRENT_RULES, 1)
 OF_THE_WEIGHTS = ("adapters", "fast", "transformer", "quantize", "quantize_text", "tile_px")  # settings that say how
@@ -312,8 +313,8 @@ def embed(image: Image.Image, path: str | Path, recipe: Recipe | None = None) ->
     """Write a picture (RGB, RGBA or L), with its recipe if one is given, in the format of the path's extension.
 
     The file appears whole or not at all; a file that was there is replaced. The ICC profile in `image.info` goes
-    along, and nothing else of it. JPEG cannot hold alpha: it is composited over white. Raises OutputError if it cannot
-    be written."""
+    along, in a PNG the 16 bits of `paste_back` too, and nothing else of it. JPEG cannot hold alpha: it is composited
+    over white. Raises OutputError if it cannot be written."""
     data = encode(image, check_output(path), recipe)
     write_atomically(Path(path), data)
 
@@ -330,6 +331,10 @@ def encode(image: Image.Image, file_format: str, recipe: Recipe | None = None) -
     plain.info = {}
     stream = io.BytesIO()
     try:
+        sixteen_bit = image.info.get("sixteen_bit")
+        if file_format == "PNG" and isinstance(sixteen_bit, np.ndarray) and sixteen_bit.shape[1::-1] == image.size:
+            plain_png().save(stream, "PNG", pnginfo=_png_chunks(packet), icc_profile=icc_profile)
+            return encode_png(sixteen_bit, like=stream.getvalue())
         if file_format == "PNG":
             chunks = _png_chunks(packet)
             plain.save(stream, "PNG", pnginfo=chunks, icc_profile=icc_profile, compress_level=4)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-from ace.conditions.images import OpenedImage, open_image, open_mask
+from ace.conditions.images import OpenedImage, open_image
+from ace.conditions.masks import open_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.conversation.job import Job, Settings
 from ace.conversation.recipe import FileRef, Recipe, Round, hash_latents
@@ -51,7 +52,7 @@ def job_of_recipe(
     def open_unit(instruction: str, images: Sequence[FileRef], masks: Sequence[FileRef | None]) -> ConditionUnit:
         pictures = [picture(file) for file in images]
         of_size = [
-            None if mask is None else open_mask(files[mask.sha256], of.size)
+            None if mask is None else open_mask(files[mask.sha256], of, rule=recipe.rules.get("masks", 1))
             for mask, of in zip(masks, pictures, strict=bool(masks))
         ]
         return ConditionUnit(instruction, tuple(of.image for of in pictures), tuple(of_size))
@@ -59,7 +60,7 @@ def job_of_recipe(
     def turn(asked: Round) -> Turn:
         if asked.latents is not None and asked.latents not in kept:
             raise InputError(
-                "the image went on from latents that its session keeps: name the session's folder, or replay it in there"
+                "the image went on from latents that its session keeps: name the session's folder, or replay it there"
             )
         unit = open_unit(asked.instruction, asked.images, asked.masks)
         return Turn(unit, picture(asked.answer).image, kept.get(asked.latents or ""))

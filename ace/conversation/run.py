@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
+from ace.conditions.colour import in_profile_of, to_srgb
+from ace.conditions.images import open_bytes
+from ace.conditions.rules import MOST_PIXELS
 from ace.conversation.family import Answer, Family
 from ace.conversation.job import Job, Made, Progress
 from ace.conversation.recipe import Environment, Recipe, Setting
@@ -77,21 +81,38 @@ def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
 
 def conclude(family: Family, job: Job, answer: Answer) -> Made:
     """A family's answer as a result. Runs no model, so any thread may do it."""
-    image, mask = answer.image, job.mask
+    image, mask, unpasted = answer.image, job.mask, None
     if job.source is not None and mask is not None:
-        image = paste_back(job.source, image, mask, feather_px=job.settings.feather_px)
-    elif job.source is not None and job.source.icc_profile is not None:
-        image.info["icc_profile"] = job.source.icc_profile
-    return Made(job, image, _recipe(family, job, answer), drift_of(job, image), notes_on(family, job), answer.latents)
+        rule = job.settings.rules.get("blend", 1)
+        image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule), image
+    elif job.source is not None:
+        image = in_profile_of(image, job.source.icc_profile)
+    recipe, notes = _recipe(family, job, answer), (*job.notes, *answer.notes, *notes_on(family, job))
+    return Made(job, image, recipe, drift_of(job, image), notes, answer.latents, unpasted)
+
+
+def as_written(made: Made, data: bytes) -> Made:
+    """A result with its drift measured in a written file's bytes: JPEG is lossy, so that no pixel need be the input's.
+
+    Other formats keep every value, and the result stays as it is."""
+    if made.drift is None or not data.startswith(b"\xff\xd8"):
+        return made
+    drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
+    notes = made.notes
+    if made.job.mask is not None:
+        notes += (
+            "JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it exactly",
+        )
+    return replace(made, drift=drift, notes=notes)
 
 
 def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
     """How far the image made moved from the one that was edited, outside its mask; None if nothing was edited."""
     if job.source is None:
         return None
-    mask = job.mask
-    before = job.source.image if mask is None else job.source.stored  # what the model saw, or what is kept
-    return drift_report(before, image.convert("RGB"), mask)
+    if job.mask is not None:  # what is kept, in the file's own values
+        return drift_report(job.source.stored, image.convert("RGB"), job.mask)
+    return drift_report(job.source.image, to_srgb(image.convert("RGB"), job.source.icc_profile))
 
 
 def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
@@ -123,6 +144,8 @@ def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
 def notes_on(family: Family, job: Job) -> tuple[str, ...]:
     """What the user should know of a request: what happened to it on the way, and what the model cannot draw."""
     notes = []
+    if job.mask is not None and not family.traits.sees_masks:
+        notes.append(f"{family.name} does not see masks: what it made was put inside yours, all else is the original")
     if job.source is not None and job.source.converted:
         notes.append(f"{job.source.name}: {job.source.converted}")
     dropped = job.unit.num_dropped_rounds

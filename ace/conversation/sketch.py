@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from PIL import Image, ImageChops
 
-from ace.conditions.images import MASK_THRESHOLD, OpenedImage, normalise_image
+from ace.conditions.colour import from_srgb
+from ace.conditions.images import MASK_THRESHOLD, OpenedImage, over_white, with_values
 from ace.errors import ConfigError, MaskError
 
 MAX_SIDE_RATIO = 2.0  # outpainting: at most twice the picture on each side
@@ -32,10 +31,10 @@ def extend_canvas(
         raise ConfigError("no side grows: say how much to add to at least one")
     size = (width + added[0] + added[2], height + added[1] + added[3])
     canvas = Image.new("RGB", size, EMPTY)
-    canvas.paste(picture.image, (added[0], added[1]))
+    canvas.paste(over_white(picture), (added[0], added[1]))
     mask = Image.new("L", size, 255)
     mask.paste(0, (added[0], added[1], added[0] + width, added[1] + height))
-    return replace(normalise_image(canvas, name=picture.name), icc_profile=picture.icc_profile), mask
+    return with_values(picture, canvas), mask
 
 
 def sketch_over(picture: OpenedImage, strokes: Image.Image) -> tuple[OpenedImage, Image.Image]:
@@ -52,10 +51,10 @@ def sketch_over(picture: OpenedImage, strokes: Image.Image) -> tuple[OpenedImage
     if mask.getbbox() is None:
         raise MaskError("nothing is drawn: paint what should change")
     drawn = picture.stored.copy()
-    drawn.paste(strokes.convert("RGB"), (0, 0), mask)
+    drawn.paste(from_srgb(strokes.convert("RGB"), picture.icc_profile), (0, 0), mask)
     if picture.alpha is not None:
         drawn.putalpha(ImageChops.lighter(picture.alpha, mask))
-    return replace(normalise_image(drawn, name=picture.name), icc_profile=picture.icc_profile), mask
+    return with_values(picture, drawn), mask
 
 
 def hide_under(picture: OpenedImage, mask: Image.Image) -> OpenedImage:
@@ -64,4 +63,4 @@ def hide_under(picture: OpenedImage, mask: Image.Image) -> OpenedImage:
     hidden.paste(EMPTY, (0, 0), mask)
     if picture.alpha is not None:
         hidden.putalpha(picture.alpha)
-    return replace(normalise_image(hidden, name=picture.name), icc_profile=picture.icc_profile)
+    return with_values(picture, hidden)

@@ -1,4 +1,4 @@
-"""Pairs out of many features: K-means, two union-find turns, all pairs, cleaning (section 3.1 of the paper).
+"""Pairs out of many features: K-means, connected components twice, all pairs, cleaning (section 3.1 of the paper).
 
 Works on plain arrays: `mine.py` makes the features and says what became of the pictures. Features may be float16 and
 memory-mapped; they are read in blocks, so a million of 768 numbers need little more memory than the file itself.
@@ -70,7 +70,7 @@ def first_turn(features: np.ndarray, settings: Mining, seed: int = 0) -> list[np
 
 
 def second_turn(members: np.ndarray, score: Score, settings: Mining) -> Iterator[np.ndarray]:
-    """The sets within a set whose scores lie in the bounds, by union-find again."""
+    """The sets within a set whose scores lie in the bounds, joined again."""
     scores = score(members)
     low, high = settings.score_bounds
     inside = np.triu((scores >= low) & (scores < high), 1)
@@ -82,28 +82,20 @@ def second_turn(members: np.ndarray, score: Score, settings: Mining) -> Iterator
 
 
 def union(edges: np.ndarray) -> list[np.ndarray]:
-    """Union-find: the disjoint sets of two or more that edges (E, 2) join, members ascending, sets by first member."""
+    """The disjoint sets of two or more that edges (E, 2) join, members ascending, sets by first member."""
     if not len(edges):
         return []
+    try:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+    except ModuleNotFoundError:
+        raise MissingDependencyError("mining needs scipy: pip install 'ace-allround[data]'") from None
+
     nodes, joined = np.unique(edges, return_inverse=True)
-    joined = joined.reshape(-1, 2)
-    parent = np.arange(len(nodes))
-    # every node takes the smallest name among its neighbours', names are followed to their roots, until nothing moves
-    while True:
-        low = parent[joined].min(axis=1)
-        before = parent.copy()
-        for side in (0, 1):
-            np.minimum.at(parent, before[joined[:, side]], low)
-        while True:
-            up = parent[parent]
-            if (up == parent).all():
-                break
-            parent = up
-        if (parent == before).all():
-            break
-    order = np.argsort(parent, kind="stable")
-    cuts = np.flatnonzero(np.diff(parent[order])) + 1
-    return [nodes[group] for group in np.split(order, cuts)]
+    rows, columns = joined.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(edges), np.bool_), (rows, columns)), shape=(len(nodes), len(nodes)))
+    _, labels = connected_components(graph, directed=False)  # numbered by their first node
+    return [nodes[group] for group in _grouped(labels).values()]
 
 
 def all_pairs(features: np.ndarray, sets: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

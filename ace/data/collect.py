@@ -21,27 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ace.conditions.images import SUFFIXES, normalise_image, open_header
 from ace.data.recipe import Collection
 from ace.data.tasks.source import Rejected
-from ace.errors import DataError, MissingDependencyError
+from ace.errors import DataError, ImageError, MissingDependencyError
+from ace.lists import local_path, numbered_lines
 
 CAPTION_FILES = ("metadata.jsonl", "captions.jsonl")
 CAPTION_COLUMNS = ("text", "caption", "prompt", "txt")
 _BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".toml"}
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"}
-_EXTENSIONS = {
-    "PNG": {".png"},
-    "JPEG": {".jpg", ".jpeg"},
-    "MPO": {".jpg", ".jpeg"},
-    "WEBP": {".webp"},
-    "BMP": {".bmp"},
-    "TIFF": {".tif", ".tiff"},
-    "GIF": {".gif"},
-    "PPM": {".ppm", ".pgm", ".pnm"},
-}
-_DECODERS = [name for name in _EXTENSIONS if name != "MPO"]  # JPEG's opens it
 _MODES = {"RGB", "RGBA", "L", "LA", "P", "PA", "1"}
 
 
@@ -94,7 +84,7 @@ def kind_of(collection: Collection) -> str:
         return collection.kind
     if _is_saved_set(root):
         return "huggingface"
-    if root.is_dir() and any(file.suffix.lower() in _PICTURES for file in root.rglob("*")):
+    if root.is_dir() and any(file.suffix.lower() in SUFFIXES for file in root.rglob("*")):
         return "folder"
     for suffix, kind in ((".parquet", "parquet"), (".tar", "webdataset")):
         if _files(root, {suffix}):
@@ -150,36 +140,28 @@ class PictureReader:
 
 
 def open_picture(data: bytes, name: str, collection: Collection) -> Image.Image | Rejected:
-    """A picture decoded, upright, RGB (transparency over white) and at most max_side_px; or why it is not used.
+    """A picture decoded as everywhere (`conditions/images.py`): upright, sRGB, transparency over white; and at most
+    max_side_px; of an animation the first frame. What it is, its content says. Or why it is not used.
 
-    Rejected: not a picture, broken, animated, of other colours than grey and RGB, too small, too large, with the
-    extension of another format."""
+    Rejected: not a picture, broken, of other colours than grey and RGB, too small, too large."""
     try:
-        with Image.open(BytesIO(data), formats=_DECODERS) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":
-                return Rejected("animated", f"{frames} frames")
+        with open_header(BytesIO(data), name) as image:
             if image.mode not in _MODES:
                 return Rejected("colours that are not RGB", image.mode)
             if image.width * image.height > collection.max_pixels:
                 return Rejected("too large", f"{image.width}x{image.height} px")
             if min(image.size) < collection.min_side_px:
                 return Rejected("too small", f"{image.width}x{image.height} px")
-            suffix = Path(name.rsplit("#", 1)[-1]).suffix.lower()
-            if suffix in _PICTURES and suffix not in _EXTENSIONS[image.format or ""]:
-                return Rejected("wrong extension", f"{image.format} named {suffix}")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+            picture = normalise_image(image, max_pixels=collection.max_pixels, name=name).image
     except Image.DecompressionBombError:
         return Rejected("too large")
+    except MissingDependencyError as error:
+        return Rejected("no decoder here", str(error))
     except UnidentifiedImageError:
         return Rejected("not a picture")
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError) as error:
+    except (ImageError, OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError) as error:
         return Rejected("broken picture", str(error)[:200])
-    if "A" in upright.mode or "transparency" in upright.info:
-        over = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    picture = upright.convert("RGB")
+    picture = picture.copy()
     picture.info.clear()
     if max(picture.size) > collection.max_side_px:
         picture.thumbnail((collection.max_side_px, collection.max_side_px), Image.Resampling.LANCZOS)
@@ -242,13 +224,11 @@ def _captions(root: Path) -> tuple[dict[str, dict[str, Any]], list[Pointer]]:
     known: dict[str, dict[str, Any]] = {}
     damaged = []
     for file in sorted(file for name in CAPTION_FILES for file in root.rglob(name)):
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            if not line.strip():
-                continue
+        for number, line in numbered_lines(file, errors="replace"):
             try:
                 row = json.loads(line)
-                known[(file.parent / row["file_name"]).relative_to(root).as_posix()] = row
-            except (ValueError, KeyError, TypeError):
+                known[(file.parent / local_path(row["file_name"])).relative_to(root).as_posix()] = row
+            except (ValueError, KeyError, TypeError, AttributeError):
                 damaged.append(Pointer(file.relative_to(root).as_posix(), f"line {number}"))
     return known, damaged
 
@@ -308,7 +288,7 @@ def _list_tar(root: Path, file: Path) -> Iterator[Pointer]:
                 if extension.lower() in ("txt", "json"):
                     opened = archive.extractfile(member)
                     captions[key] = _caption_in(opened.read() if opened else b"", extension) or captions.get(key, "")
-                elif f".{extension.lower()}" in _PICTURES:
+                elif f".{extension.lower()}" in SUFFIXES:
                     members[key] = member.name
             whole = _ends_as_it_should(archive)
     except (tarfile.TarError, OSError, EOFError):

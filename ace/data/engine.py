@@ -66,14 +66,14 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Job:
+class DataJob:
     """A piece of work. name: of its part, unique in the stage; payload: JSON, all that decides the outcome."""
 
     name: str
     payload: dict[str, Any]
 
 
-Work = Callable[[Job], Iterable[Record]]
+Work = Callable[[DataJob], Iterable[Record]]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Part:
 
 
 def run_stage(
-    stage: str, jobs: Sequence[Job], work: Work, folder: Path, where: Where, tell: Tell | None = None
+    stage: str, jobs: Sequence[DataJob], work: Work, folder: Path, where: Where, tell: Tell | None = None
 ) -> list[Part]:
     """Do the jobs of a stage that have no part yet; returns all parts, in the order of the jobs.
 
@@ -178,7 +178,7 @@ def report_stage(stage: str, parts: Sequence[Part]) -> StageReport:
     return StageReport(stage, entered, entered - rejected.total(), dict(sorted(rejected.items())), seconds)
 
 
-def do_job(job: Job, work: Work, place: Path) -> str:
+def do_job(job: DataJob, work: Work, place: Path) -> str:
     """Do one job and leave its part; returns why it could not be written, "" if it was.
 
     This is the whole of what the engine runs, here or elsewhere."""
@@ -217,7 +217,7 @@ def _grouped(records: Iterable[Record]) -> Iterator[list[dict[str, Any]]]:
         yield rows
 
 
-def _in_daft(jobs: Sequence[Job], work: Work, place: Path, where: Where) -> Iterator[str]:
+def _in_daft(jobs: Sequence[DataJob], work: Work, place: Path, where: Where) -> Iterator[str]:
     """Run jobs as one Daft plan; yields what `do_job` says, in any order."""
     daft = _daft(where)
     workers = min(where.workers, len(jobs))
@@ -230,7 +230,7 @@ def _in_daft(jobs: Sequence[Job], work: Work, place: Path, where: Where) -> Iter
 
         @daft.method(return_dtype=daft.DataType.string())
         def do(self, name: str, payload: str) -> str:
-            return do_job(Job(name, json.loads(payload)), work, place)
+            return do_job(DataJob(name, json.loads(payload)), work, place)
 
     plan = daft.from_pydict({"name": [j.name for j in jobs], "payload": [json.dumps(j.payload) for j in jobs]})
     if where.ray:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ace.data import collect
-from ace.data.engine import Job, Part, Record, StageReport, report_stage
+from ace.data.engine import DataJob, Part, Record, StageReport, report_stage
 from ace.data.recipe import Collection, DataRecipe, Filtering
 from ace.data.shards import MANIFEST, read_shards, write_atomically
 from ace.data.sources import OF_ONE_PICTURE
@@ -50,7 +50,7 @@ def check_ready(rules: Filtering) -> None:
     load_safety(rules)
 
 
-def judge_part(recipe: DataRecipe, work: str, banned: tuple[int, ...], job: Job) -> Iterator[Record]:
+def judge_part(recipe: DataRecipe, work: str, banned: tuple[int, ...], job: DataJob) -> Iterator[Record]:
     """Look at every accepted sample of a part; facts: its hashes, for `decide`."""
     table = np.array(banned, np.uint64)
     for number, record in enumerate(Part(Path(work) / job.payload["part"]).records()):

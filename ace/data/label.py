@@ -13,7 +13,6 @@ import base64
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit
-from ace.data.engine import Job, Part, Record, Tell, Where, run_stage
+from ace.data.endpoint import check_client, connect
+from ace.data.engine import DataJob, Part, Record, Tell, Where, run_stage
 from ace.data.instruct import (
     Question,
     ask_difference,
@@ -43,9 +43,12 @@ from ace.data.sample import EditSample
 from ace.data.shards import row_id, to_row
 from ace.data.sources import OF_ONE_PICTURE, load_source
 from ace.data.tasks.source import Source
-from ace.errors import ConditionError, MissingDependencyError
+from ace.errors import ConditionError
+from ace.lists import lines_of
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+
     from ace.extract.sentence import SentenceFeatures
 
 SILENT = "the endpoint does not answer"
@@ -73,10 +76,10 @@ class Labeller(Protocol):
 
 
 class Endpoint:
-    """An OpenAI-compatible server: `POST {endpoint}/chat/completions`.
+    """An OpenAI-compatible server, by its chat completions.
 
-    replies: file where answers are kept. Retries with growing pauses on a lost connection, 408, 429 and 5xx; other
-    refusals are final. After three questions in a row without an answer the rest is not asked."""
+    replies: file where answers are kept, so that none is paid for twice. A lost connection, 408, 429 and 5xx are tried
+    again, other refusals are final. After three questions in a row without an answer the rest is not asked."""
 
     def __init__(self, settings: Labelling, replies: Path):
         self.settings = settings
@@ -90,17 +93,15 @@ class Endpoint:
 
     def ask(self, questions: Sequence[Question]) -> list[str | NoAnswer]:
         """The answers, in order; known ones from disk."""
-        httpx2 = _load_httpx()
         key = os.environ.get(self.settings.key_variable, "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         with (
-            httpx2.Client(timeout=self.settings.timeout_s, headers=headers, trust_env=False) as client,
+            connect(self.settings.endpoint, key, self.settings.timeout_s, self.settings.retries) as client,
             ThreadPoolExecutor(self.settings.parallel) as pool,
         ):
             return list(pool.map(partial(self._answer, client), questions))
 
-    def _answer(self, client: Any, question: Question) -> str | NoAnswer:
-        body = {
+    def _answer(self, client: OpenAI, question: Question) -> str | NoAnswer:
+        body: dict[str, Any] = {
             "model": self.settings.model,
             "messages": [{"role": "user", "content": _content(question)}],
             "temperature": self.settings.temperature,
@@ -110,44 +111,37 @@ class Endpoint:
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32]
         if name in self._known:
             return self._known[name][0]
-        told = self._post(client, body)
-        if isinstance(told, NoAnswer):
-            return told
+        if self._unanswered >= _PATIENCE:
+            return NoAnswer(SILENT, f"{_PATIENCE} questions in a row had no answer")
+        if self.settings.budget_tokens and self._spent >= self.settings.budget_tokens:
+            return NoAnswer(SPENT, f"{self._spent} tokens")
+        said = self._post(client, body)
+        if isinstance(said, NoAnswer):
+            return said
         try:
+            told = json.loads(said)
             answer = str(told["choices"][0]["message"]["content"])
             tokens = int((told.get("usage") or {}).get("total_tokens", 0))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            return NoAnswer(FOREIGN, str(told)[:200])
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            return NoAnswer(FOREIGN, said[:200])
         self._keep(name, answer, tokens)
         return answer
 
-    def _post(self, client: Any, body: dict[str, Any]) -> Any:
-        """The server's reply as JSON, asked for again after pauses, or a NoAnswer."""
-        last = ""
-        for attempt in range(self.settings.retries + 1):
-            if self._unanswered >= _PATIENCE:
-                return NoAnswer(SILENT, last)
-            if self.settings.budget_tokens and self._spent >= self.settings.budget_tokens:
-                return NoAnswer(SPENT, f"{self._spent} tokens")
-            if attempt:
-                time.sleep(min(0.25 * 2**attempt, 20))
-            try:
-                reply = client.post(f"{self.settings.endpoint.rstrip('/')}/chat/completions", json=body)
-            except _load_httpx().HTTPError as error:
-                last = f"{type(error).__name__}: {error}"
-                continue
-            if reply.status_code in (408, 429) or reply.status_code >= 500:
-                last = f"HTTP {reply.status_code}"
-                continue
-            if reply.status_code != 200:
-                return NoAnswer("the endpoint refused", f"HTTP {reply.status_code}: {reply.text[:200]}")
-            try:
-                return reply.json()
-            except ValueError:
-                return NoAnswer(FOREIGN, reply.text[:200])
+    def _post(self, client: OpenAI, body: dict[str, Any]) -> str | NoAnswer:
+        """The server's reply as text."""
+        from openai import APIConnectionError, APIStatusError
+
+        try:
+            return client.chat.completions.with_raw_response.create(**body).text
+        except APIStatusError as error:
+            detail = f"HTTP {error.status_code}"
+            if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                return NoAnswer("the endpoint refused", f"{detail}: {error.response.text[:200]}")
+        except APIConnectionError as error:
+            detail = f"{type(error).__name__}: {error}"
         with self._lock:
             self._unanswered += 1
-        return NoAnswer(SILENT, last)
+        return NoAnswer(SILENT, detail)
 
     def _keep(self, name: str, answer: str, tokens: int) -> None:
         with self._lock:
@@ -175,7 +169,7 @@ class Local:
 def check_ready(settings: Labelling) -> None:
     """Raise MissingDependencyError for a library, a local model or weights that are not here."""
     if settings.by == "endpoint":
-        _load_httpx()
+        check_client()
     if settings.by == "local":
         _local(settings)
     if settings.compares:
@@ -198,7 +192,7 @@ def label_parts(
 ) -> list[Part]:
     """Parts with further wordings of every sample and, where asked for, samples of mined pairs."""
     assert recipe.label is not None
-    jobs = [Job(part.file.stem, {"part": str(part.file.relative_to(work))}) for part in made]
+    jobs = [DataJob(part.file.stem, {"part": str(part.file.relative_to(work))}) for part in made]
     if recipe.label.pairs:
         by_id = {facts["id"]: facts for facts in sources}
         chosen = [
@@ -206,11 +200,11 @@ def label_parts(
             for pair in pairs[: recipe.label.pair_limit]
         ]
         slices = [chosen[i : i + _PAIRS_PER_JOB] for i in range(0, len(chosen), _PAIRS_PER_JOB)]
-        jobs += [Job(f"pairs-{number:06d}", {"pairs": part}) for number, part in enumerate(slices)]
+        jobs += [DataJob(f"pairs-{number:06d}", {"pairs": part}) for number, part in enumerate(slices)]
     return run_stage("label", jobs, partial(label_job, recipe, str(work)), work, where, tell)
 
 
-def label_job(recipe: DataRecipe, work: str, job: Job) -> Iterator[Record]:
+def label_job(recipe: DataRecipe, work: str, job: DataJob) -> Iterator[Record]:
     """The samples of one part with their further wordings, or those of some pairs."""
     assert recipe.label is not None
     replies = Path(work) / "replies" / f"{job.name}.jsonl"
@@ -347,14 +341,6 @@ def _sentences() -> SentenceFeatures:
     return SentenceFeatures()
 
 
-def _load_httpx() -> Any:
-    try:
-        import httpx2
-    except ModuleNotFoundError:
-        raise MissingDependencyError("asking an endpoint needs httpx2: pip install 'ace-allround[data]'") from None
-    return httpx2
-
-
 def _content(question: Question) -> Any:
     """A question as the content of a chat message."""
     if not question.pictures:
@@ -376,7 +362,7 @@ def _read_replies(file: Path) -> dict[str, tuple[str, int]]:
     """Answers kept on disk; a line that a kill cut short is left out."""
     known: dict[str, tuple[str, int]] = {}
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in lines_of(file.read_text(encoding="utf-8")):
             try:
                 told = json.loads(line)
                 known[told["question"]] = told["answer"], told["tokens"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from ace.data import collect
 from ace.data.cluster import REASONS, Score, load_faiss, mine, rows_of
-from ace.data.engine import Job, Part, Record, Told, Where, run_stage
+from ace.data.engine import DataJob, Part, Record, Told, Where, run_stage
 from ace.data.recipe import DataRecipe, Mining
 from ace.data.sources import OF_ONE_PICTURE, PER_JOB, load_source
 from ace.errors import MissingDependencyError, OutputError
@@ -71,9 +71,9 @@ def mine_sources(recipe: DataRecipe, sources: Sequence[dict[str, Any]], work: Pa
     """Embed the sources, find sets among them."""
     assert recipe.mine is not None
     slices = [sources[i : i + PER_JOB] for i in range(0, len(sources), PER_JOB)]
-    jobs = [Job(f"{number:06d}", {"sources": list(part)}) for number, part in enumerate(slices)]
+    jobs = [DataJob(f"{number:06d}", {"sources": list(part)}) for number, part in enumerate(slices)]
     embedded = run_stage("embed", jobs, partial(embed_pictures, recipe), work, where, told("embed"))
-    job = Job("all", {"parts": [str(part.file.relative_to(work)) for part in embedded]})
+    job = DataJob("all", {"parts": [str(part.file.relative_to(work)) for part in embedded]})
     mined = run_stage("mine", [job], partial(find_sets, recipe, str(work)), work, Where(), told("mine"))
     sets: dict[str, str] = {}
     for record in mined[0].records(samples=False):
@@ -86,7 +86,7 @@ def mine_sources(recipe: DataRecipe, sources: Sequence[dict[str, Any]], work: Pa
     return Found(placed, embedded, mined)
 
 
-def embed_pictures(recipe: DataRecipe, job: Job) -> Iterator[Record]:
+def embed_pictures(recipe: DataRecipe, job: DataJob) -> Iterator[Record]:
     """Features of a slice of pictures, as float16 in `blob`, the second turn's after the first's; what is blurred,
     unsafe or unfit is rejected."""
     assert recipe.mine is not None
@@ -116,7 +116,7 @@ def embed_pictures(recipe: DataRecipe, job: Job) -> Iterator[Record]:
             yield Record(name, facts={"width": features.shape[1]}, blob=table[number].tobytes())
 
 
-def find_sets(recipe: DataRecipe, work: str, job: Job) -> Iterator[Record]:
+def find_sets(recipe: DataRecipe, work: str, job: DataJob) -> Iterator[Record]:
     """Sets and pairs of all embedded pictures; a record for each."""
     assert recipe.mine is not None
     parts = [Part(Path(work) / name) for name in job.payload["parts"]]

@@ -9,7 +9,6 @@ that another site's page cannot send them.
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from collections.abc import Iterator
@@ -19,9 +18,11 @@ from threading import Lock
 from typing import Any, Literal, get_args
 
 from ace.conditions.prompt import check_references
-from ace.data.report import figure
+from ace.data.report import sample_view
 from ace.data.shards import Manifest, Shards, row_id, write_rows
 from ace.errors import ConditionError, DataError, MissingDependencyError
+from ace.lists import lines_of
+from ace.pages import render
 
 Decision = Literal["accept", "fix", "reject"]
 
@@ -46,7 +47,7 @@ class Corrections:
         self.file = file
         self.all: list[Correction] = []
         self._lock = Lock()
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        lines = lines_of(file.read_text(encoding="utf-8")) if file.is_file() else []
         for number, line in enumerate(lines, 1):
             try:
                 self.all.append(Correction(**json.loads(line)))
@@ -170,50 +171,16 @@ def _next(samples: Shards, corrections: Corrections, start: int) -> int:
     return next((index for index in order if ids[index] not in decided), max(len(ids) - 1, 0))
 
 
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:56rem;padding:0 1rem;color:#1c1c1e;background:#fff}
-figure{margin:1rem 0;padding:1rem;border:1px solid #d2d2d7;border-radius:10px}
-figure div{display:flex;gap:.8rem;flex-wrap:wrap;align-items:center}figcaption{margin-bottom:.5rem;font-weight:600}
-img{max-width:240px;max-height:240px;border-radius:6px}small{color:#515154}
-textarea{width:100%;font:inherit;padding:.5rem;box-sizing:border-box}label{display:block;margin:.6rem 0 .2rem}
-button{font:inherit;padding:.5rem 1.1rem;margin:.8rem .6rem 0 0;border:1px solid #86868b;border-radius:8px}
-button:focus-visible,a:focus-visible,textarea:focus-visible{outline:3px solid #0a66c2;outline-offset:2px}
-#said{min-height:1.5rem;color:#b3261e}progress{width:100%}
-"""
-_SCRIPT = """
-const at=Number(document.body.dataset.index), words=document.getElementById('words');
-async function decide(decision){
-  const body={index:at,decision,instruction:words.value,note:document.getElementById('note').value};
-  const headers={'Content-Type':'application/json'};
-  const reply=await fetch('/decide',{method:'POST',headers,body:JSON.stringify(body)});
-  const told=await reply.json();
-  if(reply.ok) location='/?at='+told.next; else document.getElementById('said').textContent=told.detail;
-}
-for(const b of document.querySelectorAll('button[data-do]')) b.addEventListener('click',()=>decide(b.dataset.do));
-document.addEventListener('keydown',e=>{
-  if(e.target.tagName==='TEXTAREA'||e.ctrlKey||e.metaKey||e.altKey) return;
-  const key={a:'accept',f:'fix',r:'reject'}[e.key];
-  if(key){e.preventDefault();decide(key);}
-});
-"""
-
-
 def _page(samples: Shards, corrections: Corrections, index: int) -> str:
     row, latest = samples.row(index), corrections.latest
     found = latest.get(row["id"])
-    decided = f"<p>Decided: {found.decision}, version {found.version}.</p>" if found else "<p>Not decided yet.</p>"
-    words = html.escape(found.instruction if found and found.instruction else row["instruction"] or "")
-    count = len(samples)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Review {index + 1} of {count}</title>"
-        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
-        f"<body data-index={index}><h1>Sample {index + 1} of {count}</h1>"
-        f"<progress max={count} value={len(latest)} aria-label='decided'></progress>"
-        f"<small>{len(latest)} decided</small>{figure(row, index)}{decided}"
-        f"<label for=words>Instruction</label><textarea id=words rows=3>{words}</textarea>"
-        "<label for=note>Note</label><textarea id=note rows=1></textarea><p id=said role=alert></p>"
-        "<button data-do=accept>Accept (a)</button><button data-do=fix>Keep my words (f)</button>"
-        f"<button data-do=reject>Reject (r)</button><p><a href='/?at={max(index - 1, 0)}'>previous</a> · "
-        f"<a href='/?at={min(index + 1, count - 1)}'>next</a> · <a href='/'>next undecided</a></p>"
-        f"<script>{_SCRIPT}</script></body></html>"
+    return render(
+        "review",
+        title=f"Review {index + 1} of {len(samples)}",
+        index=index,
+        count=len(samples),
+        num_decided=len(latest),
+        shown=sample_view(row, index),
+        decision=found,
+        words=found.instruction if found and found.instruction else row["instruction"] or "",
     )

@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 
 from ace.data import collect, filter, label, mine, report
-from ace.data.engine import Job, Part, Record, StageReport, Tell, Where, report_stage, run_stage
+from ace.data.engine import DataJob, Part, Record, StageReport, Tell, Where, report_stage, run_stage
 from ace.data.recipe import DataRecipe
 from ace.data.shards import MANIFEST, SCHEMA, Manifest, read_manifest, read_shards, write_atomically, write_rows
 from ace.data.sources import PER_JOB, read_sources
@@ -111,7 +111,7 @@ def rework(recipe: DataRecipe, folder: Path | str, where: Where | None = None, t
     samples = read_shards(recipe.source.path)
     _claim(recipe, run.folder)
     jobs = [
-        Job(f"{number:06d}", {"first": first, "last": min(first + PER_JOB, len(samples))})
+        DataJob(f"{number:06d}", {"first": first, "last": min(first + PER_JOB, len(samples))})
         for number, first in enumerate(range(0, len(samples), PER_JOB))
     ]
     made = run_stage("take", jobs, partial(_take, recipe), run.work, run.where, run.told("take"))
@@ -158,7 +158,7 @@ def _mine(run: _Run, sources: Sequence[dict[str, Any]]) -> mine.Found:
     return found
 
 
-def _take(recipe: DataRecipe, job: Job) -> Iterator[Record]:
+def _take(recipe: DataRecipe, job: DataJob) -> Iterator[Record]:
     samples = read_shards(recipe.source.path)
     for number in range(job.payload["first"], job.payload["last"]):
         row = samples.row(number)
@@ -168,7 +168,7 @@ def _take(recipe: DataRecipe, job: Job) -> Iterator[Record]:
 def _finish(run: _Run, made: Sequence[Part], groups: dict[str, str]) -> Built:
     """Filter, shards, report. groups: the set of every source, which stays on one side of the split."""
     banned = filter.benchmark_hashes(run.recipe.filter, run.work)
-    jobs = [Job(f"{n:06d}", {"part": str(part.file.relative_to(run.work))}) for n, part in enumerate(made)]
+    jobs = [DataJob(f"{n:06d}", {"part": str(part.file.relative_to(run.work))}) for n, part in enumerate(made)]
     judge = partial(filter.judge_part, run.recipe, str(run.work), banned)
     judged = run_stage("filter", jobs, judge, run.work, run.where, run.told("filter"))
     verdicts = filter.decide(run.recipe, judged, groups)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ace.data import collect
 from ace.data.collect import Pointer
-from ace.data.engine import Job, Part, Record, Tell, Where, run_stage
+from ace.data.engine import DataJob, Part, Record, Tell, Where, run_stage
 from ace.data.recipe import DataRecipe
 from ace.data.shards import write_atomically
 from ace.data.tasks.source import Rejected, Source
@@ -33,12 +33,12 @@ def read_sources(
     """The parts of reading, the facts of every picture that is the first of its pixels, and the doubles."""
     pointers = _listed(recipe, work)
     slices = [pointers[i : i + PER_JOB] for i in range(0, len(pointers), PER_JOB)]
-    jobs = [Job(f"{n:06d}", {"pictures": [p.to_json() for p in part]}) for n, part in enumerate(slices)]
+    jobs = [DataJob(f"{n:06d}", {"pictures": [p.to_json() for p in part]}) for n, part in enumerate(slices)]
     read = run_stage("read", jobs, partial(read_pictures, recipe), work, where, tell)
     return read, *_unique(read)
 
 
-def read_pictures(recipe: DataRecipe, job: Job) -> Iterator[Record]:
+def read_pictures(recipe: DataRecipe, job: DataJob) -> Iterator[Record]:
     """Look at each picture once: what it is, or why it is not used."""
     reader = _reader(recipe)
     for found in job.payload["pictures"]:

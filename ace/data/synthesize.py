@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ace.data.engine import Job, Part, Record, Tell, Where, run_stage
+from ace.data.engine import DataJob, Part, Record, Tell, Where, run_stage
 from ace.data.recipe import GENERATORS, DataRecipe, Models
 from ace.data.shards import to_row
 from ace.data.sources import OF_ONE_PICTURE, load_source
@@ -54,14 +54,14 @@ def synthesize(
     return run_stage("synthesize", [_job(n, part, everything) for n, part in enumerate(slices)], do, work, where, tell)
 
 
-def _job(number: int, sources: Sequence[dict[str, Any]], quota: dict[str, int]) -> Job:
-    return Job(f"{number:06d}", {"sources": sources, "quota": quota})
+def _job(number: int, sources: Sequence[dict[str, Any]], quota: dict[str, int]) -> DataJob:
+    return DataJob(f"{number:06d}", {"sources": sources, "quota": quota})
 
 
 def _in_rounds(
     recipe: DataRecipe,
     slices: Sequence[Sequence[dict[str, Any]]],
-    run: Callable[[Sequence[Job], Tell | None], list[Part]],
+    run: Callable[[Sequence[DataJob], Tell | None], list[Part]],
     tell: Tell | None,
 ) -> list[Part]:
     """Parts until every task has its quota, in rounds of a few slices: what a round still has to add is known from the
@@ -89,7 +89,7 @@ def _told_after(tell: Tell, before: int, total: int, done: int, _: int) -> None:
     tell(before + done, total)
 
 
-def synthesize_slice(recipe: DataRecipe, job: Job) -> Iterator[Record]:
+def synthesize_slice(recipe: DataRecipe, job: DataJob) -> Iterator[Record]:
     """Make samples of every open task from a slice of sources, picture by picture, so that what is found in a picture
     serves all tasks.
 

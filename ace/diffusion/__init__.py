@@ -7,11 +7,12 @@ latents of a sampling trajectory (inference).
 from ace.diffusion.ddim import DIFFUSERS_SCHEDULE, ACEDDIMScheduler, ddim_plan, ddim_step
 from ace.diffusion.guidance import guide
 from ace.diffusion.loss import diffusion_loss, diffusion_losses
-from ace.diffusion.noise import add_noise, linear_schedule, sample_noise, seeded_generator
+from ace.diffusion.noise import SCHEDULE_RULES, add_noise, linear_schedule, sample_noise, seeded_generator
 from ace.diffusion.refine import flow_euler, refiner_sigmas
 
 __all__ = [
     "DIFFUSERS_SCHEDULE",
+    "SCHEDULE_RULES",
     "ACEDDIMScheduler",
     "add_noise",
     "ddim_plan",

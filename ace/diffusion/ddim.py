@@ -17,10 +17,12 @@ Not here: noise in the step (eta > 0), clipping or thresholding, image-to-image 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -35,16 +37,18 @@ from ace.diffusion.noise import (
     NoiseSchedule,
     add_noise,
     broadcast_rows,
+    exact_tables,
     linear_schedule,
 )
 from ace.errors import ConfigError, ShapeError
 
 # ACE's betas and spacing as keyword arguments of any diffusers scheduler with a beta schedule.
-DIFFUSERS_SCHEDULE: dict[str, str | int | float] = {
+DIFFUSERS_SCHEDULE: dict[str, str | int | list[float]] = {
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
     "beta_schedule": "linear",
     "beta_start": BETA_START,
     "beta_end": BETA_END,
+    "trained_betas": linear_schedule().betas.tolist(),  # theirs would be computed by torch
     "timestep_spacing": "trailing",
 }
 
@@ -54,14 +58,16 @@ class DDIMPlan:
     """What is fixed for one number of steps. All tensors are on the CPU; S = number of network evaluations.
 
     timesteps: (S,) float32, fractional, falling. model_timesteps: (S,) int64, what the network is given.
-    floor_alpha, floor_sigma: (S,) float32, sqrt(1 - sigma^2) and sigma at floor(t): prediction -> clean latents.
-    k: (S,) float32, sigma / alpha interpolated at t. sigma: (S + 1,) float32, the update's noise levels, last 0."""
+    floor_alpha, floor_sigma: (S,) float32, sqrt(alpha_bar) and sigma at floor(t): prediction -> clean latents.
+    k: (S,) float32, sigma / alpha interpolated at t. alpha, sigma: (S + 1,) float32, the update's levels of signal and
+    noise, last 1 and 0."""
 
     timesteps: Tensor
     model_timesteps: Tensor
     floor_alpha: Tensor
     floor_sigma: Tensor
     k: Tensor
+    alpha: Tensor
     sigma: Tensor
 
     def __len__(self) -> int:
@@ -81,24 +87,49 @@ def ddim_plan(
     Raises ConfigError unless 1 <= num_inference_steps <= num_train_timesteps."""
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ConfigError(f"{num_inference_steps} steps: choose 1 to {num_train_timesteps}")
-    schedule = linear_schedule(num_train_timesteps, beta_start, beta_end)
+    _, alpha_bar, noise = exact_tables(num_train_timesteps, beta_start, beta_end)
     last = num_train_timesteps - 1
-    timesteps = torch.arange(last, -1, -num_train_timesteps / num_inference_steps, dtype=torch.float32).clamp(0, last)
-    floor, ceil = timesteps.floor().long(), timesteps.ceil().long()
-    # sqrt(1 - sigma^2) and not sqrt(alpha_bar): the same number but for float32 rounding, which at t = 999 (signal
-    # 0.006) moves the clean estimate by 1e-3. The published sampler computes it this way.
-    alpha = torch.sqrt(1 - schedule.sigma**2)
-    log_k = torch.log(schedule.sigma / alpha)
-    k = torch.exp(torch.lerp(log_k[floor], log_k[ceil], timesteps - floor))
-    sigma = torch.sqrt(k**2 / (1 + k**2))
+    spacing = num_train_timesteps / num_inference_steps
+    timesteps = _falling(last, spacing, math.ceil(num_train_timesteps / spacing)).clip(0, last)
+    floor, ceil = np.floor(timesteps).astype(int), np.ceil(timesteps).astype(int)
+    every_k = np.sqrt(noise / alpha_bar)
+    k = every_k[floor] * _power(every_k[ceil] / every_k[floor], (timesteps - floor).astype(np.float64))
+    rounded = {
+        "timesteps": timesteps,
+        "floor_alpha": np.sqrt(alpha_bar[floor]),
+        "floor_sigma": np.sqrt(noise[floor]),
+        "k": k,
+        "alpha": np.append(1 / np.sqrt(1 + k**2), 1.0),
+        "sigma": np.append(k / np.sqrt(1 + k**2), 0.0),
+    }
     return DDIMPlan(
-        timesteps=timesteps,
-        model_timesteps=timesteps.round().long(),  # torch rounds half to even
-        floor_alpha=alpha[floor],
-        floor_sigma=schedule.sigma[floor],
-        k=k,
-        sigma=torch.cat([sigma, torch.zeros(1)]),
+        model_timesteps=torch.from_numpy(np.rint(timesteps).astype(np.int64)),  # half to even
+        **{name: torch.from_numpy(table.astype(np.float32)) for name, table in rounded.items()},
     )
+
+
+def _falling(start: float, spacing: float, count: int) -> np.ndarray:
+    """start - spacing * i, (count,) float32, rounded as the published timesteps were: it decides which of them fall on
+    an integer, and below it which table entries count.
+
+    torch's `arange` fills two vectors of 8 at a time (AVX2), each from a first value that is rounded already; what is
+    left over is computed one by one. Other processors' vectors have other lengths."""
+    index = np.arange(count)
+    lane = np.where(index < count // 16 * 16, index % 8, 0)
+    first = (start - spacing * (index - lane)).astype(np.float32)
+    return (first - spacing * lane).astype(np.float32)
+
+
+def _power(base: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    """base^exponent, base > 0, 0 <= exponent < 1, float64: roots multiplied as the exponent's binary digits say.
+
+    IEEE 754 fixes roots and products to the bit; libraries' powers differ by processor."""
+    result = np.ones_like(base)
+    for _ in range(40):
+        base, exponent = np.sqrt(base), 2 * exponent
+        digit = exponent >= 1
+        result, exponent = np.where(digit, result * base, result), exponent - digit
+    return result
 
 
 @dataclass
@@ -139,15 +170,15 @@ def ddim_step(
             raise ConfigError(f"step {index} of a plan of {len(one_plan)} steps: the sample is finished")
 
     rows = [
-        torch.stack([p.floor_alpha[i], p.floor_sigma[i], p.sigma[i], p.sigma[i + 1]])
+        torch.stack([p.floor_alpha[i], p.floor_sigma[i], p.alpha[i], p.sigma[i], p.alpha[i + 1], p.sigma[i + 1]])
         for p, i in zip(plans, indices, strict=True)
     ]
-    table = torch.stack(rows)  # (N, 4) on the CPU, one transfer
+    table = torch.stack(rows)  # (N, 6) on the CPU, one transfer
     if lengths is not None:
         table = table.repeat_interleave(torch.as_tensor(list(lengths)), dim=0)
         if table.shape[0] != sample.shape[0]:
             raise ShapeError(f"lengths add up to {table.shape[0]} rows, there are {sample.shape[0]}")
-    alpha_0, sigma_0, sigma, sigma_next = (
+    alpha_0, sigma_0, alpha, sigma, alpha_next, sigma_next = (
         broadcast_rows(column, sample) for column in table.to(sample.device).unbind(dim=1)
     )
 
@@ -158,8 +189,8 @@ def ddim_step(
         clean = alpha_0 * x - sigma_0 * output
     else:
         clean = output
-    direction = (x - torch.sqrt(1 - sigma**2) * clean) / sigma
-    previous = torch.sqrt(1 - sigma_next**2) * clean + sigma_next * direction
+    direction = (x - alpha * clean) / sigma
+    previous = alpha_next * clean + sigma_next * direction
     return DDIMStep(previous.to(sample.dtype), clean.to(sample.dtype))
 
 

@@ -43,7 +43,7 @@ def prediction_target(
     if prediction_type == "sample":
         return latents
     schedule = schedule or linear_schedule(device=latents.device)
-    alpha = broadcast_rows(schedule.alpha_bar[timestep].sqrt(), latents)
+    alpha = broadcast_rows(schedule.alpha[timestep], latents)
     sigma = broadcast_rows(schedule.sigma[timestep], latents)
     return (alpha * noise.float() - sigma * latents.float()).to(latents.dtype)
 

@@ -1,8 +1,10 @@
 """The noise schedule of ACE and the noising of latents (DDPM, Ho et al. 2020, arXiv 2006.11239).
 
-Notable choices: everything is float32; `alpha_bar` is the product of (1 - beta), never its root; noise belongs to one
-image, so it is drawn from that image's own generator, on the CPU unless the generator lives elsewhere: CPU and CUDA
-then start from the same noise. Index 0 of every table is the least noisy timestep.
+Notable choices: the tables are computed in float64 by numpy's sums, products and roots, which IEEE 754 fixes, and
+rounded once to float32, so that every machine holds the same bits (torch's roots and exponentials differ by processor);
+`alpha_bar` is the product of (1 - beta), never its root; noise belongs to one image, so it is drawn from that image's
+own generator, on the CPU unless the generator lives elsewhere: CPU and CUDA then start from the same noise. Index 0 of
+every table is the least noisy timestep.
 
 Not here: the sampler (`ddim.py`), the training target (`loss.py`).
 """
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,17 +24,20 @@ from ace.errors import ConfigError, ShapeError
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START = 1e-4
 BETA_END = 0.02
+# How these tables and the sampler's plans are computed. 1 (ace 0.1): in float32 by torch, differently by processor.
+SCHEDULE_RULES = 2
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
     """The tables of a schedule, each (num_train_timesteps,) float32, index 0 = least noise.
 
-    betas: beta_t. alpha_bar: prod over s <= t of (1 - beta_s). sigma: sqrt(1 - alpha_bar), the noise standard
-    deviation."""
+    betas: beta_t. alpha_bar: prod over s <= t of (1 - beta_s). alpha: its root, what is left of the signal. sigma:
+    sqrt(1 - alpha_bar), the noise standard deviation."""
 
     betas: Tensor
     alpha_bar: Tensor
+    alpha: Tensor
     sigma: Tensor
 
     @property
@@ -42,16 +48,27 @@ class NoiseSchedule:
     @property
     def snr(self) -> Tensor:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) per timestep, (num_train_timesteps,)."""
-        return self.alpha_bar / (1 - self.alpha_bar)
+        return self.alpha_bar / self.sigma**2
+
+
+@lru_cache(maxsize=16)
+def exact_tables(
+    num_train_timesteps: int, beta_start: float, beta_end: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """beta, alpha_bar and 1 - alpha_bar, each (num_train_timesteps,) float64 and good to 12 digits; not to be written.
+
+    1 - alpha_bar is a sum of positive terms, beta_t times the alpha_bar before it: the difference would cancel."""
+    betas = np.linspace(beta_start, beta_end, num_train_timesteps)
+    alpha_bar = np.cumprod(1 - betas)
+    noise = np.cumsum(betas * np.append(1.0, alpha_bar[:-1]))
+    return betas, alpha_bar, noise
 
 
 @lru_cache(maxsize=16)
 def _linear_schedule(num_train_timesteps: int, beta_start: float, beta_end: float, device: str) -> NoiseSchedule:
-    # Built on the CPU and then moved, so that every device holds the same numbers.
-    betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float32, device="cpu")
-    alpha_bar = torch.cumprod(1 - betas, dim=0)
-    sigma = torch.sqrt(1 - alpha_bar)
-    return NoiseSchedule(betas.to(device), alpha_bar.to(device), sigma.to(device))
+    betas, alpha_bar, noise = exact_tables(num_train_timesteps, beta_start, beta_end)
+    tables = (betas, alpha_bar, np.sqrt(alpha_bar), np.sqrt(noise))
+    return NoiseSchedule(*(torch.from_numpy(table.astype(np.float32)).to(device) for table in tables))
 
 
 def linear_schedule(
@@ -109,7 +126,7 @@ def add_noise(
     if published:
         signal = torch.sqrt(1 - schedule.betas[timestep] ** 2)
     else:
-        signal = torch.sqrt(schedule.alpha_bar[timestep])
+        signal = schedule.alpha[timestep]
     sigma = schedule.sigma[timestep]
     noisy = broadcast_rows(signal, latents) * latents.float() + broadcast_rows(sigma, latents) * noise.float()
     return noisy.to(latents.dtype)

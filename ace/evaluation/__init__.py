@@ -1,4 +1,4 @@
-"""PIPELINE → SCORES. Imports: inference, data, weights, conversation, files.
+"""PIPELINE → SCORES. Imports: inference, data, weights, conversation, families, files, pages.
 
 In: a pipeline, and held-out records with their true answers. Out: a folder with answers, rows, tables and pictures.
 The doors load on first use, so that arguments can be checked before torch is there.
@@ -11,15 +11,16 @@ _DOORS = {
     "Contestant": "ace.evaluation.systems",
     "WorldReport": "ace.evaluation.summary",
     "autoencoder_psnr": "ace.evaluation.benchmarks.world",
+    "contestant_of": "ace.evaluation.systems",
     "evaluate_world": "ace.evaluation.benchmarks.world",
     "our_contestant": "ace.evaluation.systems",
 }
-__all__ = ["Contestant", "WorldReport", "autoencoder_psnr", "evaluate_world", "our_contestant"]
+__all__ = ["Contestant", "WorldReport", "autoencoder_psnr", "contestant_of", "evaluate_world", "our_contestant"]
 
 if TYPE_CHECKING:
     from ace.evaluation.benchmarks.world import autoencoder_psnr, evaluate_world
     from ace.evaluation.summary import WorldReport
-    from ace.evaluation.systems import Contestant, our_contestant
+    from ace.evaluation.systems import Contestant, contestant_of, our_contestant
 
 
 def __getattr__(name: str):

@@ -23,7 +23,7 @@ from ace.files import write_atomically
 
 
 @dataclass(frozen=True)
-class Finished:
+class ComparedRun:
     """A run that was read back. errors: (task, number) → L1 where it should change; samples: the hash of each.
 
     repeated: L1 to the true answer, and kept: L1 to the input where nothing should change, both turn by turn while one
@@ -40,17 +40,17 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """families: name → difference of the first and the second run; all samples under "all". num_left_out: samples that
     only one run has, or that are not the same picture in both."""
 
-    first: Finished
-    second: Finished
+    first: ComparedRun
+    second: ComparedRun
     families: dict[str, Difference]
     num_left_out: int
 
 
-def read_run(folder: Path) -> Finished:
+def read_run(folder: Path) -> ComparedRun:
     """Read what `ace eval ace-world` wrote. Raises DataError."""
     try:
         rows = read_lines(folder / "rows.jsonl")
@@ -60,7 +60,7 @@ def read_run(folder: Path) -> Finished:
     speed = read_timings(folder).speed
     keyed = {(row["task"], row["number"]): row for row in rows}
     repeated, identity = report.get("repeated") or {}, report.get("identity") or {}
-    return Finished(
+    return ComparedRun(
         run_name(folder),
         {key: row["model"]["l1_changed"] for key, row in keyed.items() if row["model"]["l1_changed"] is not None},
         {key: row["sample_sha256"] for key, row in keyed.items()},
@@ -71,7 +71,7 @@ def read_run(folder: Path) -> Finished:
     )
 
 
-def compare_runs(first: Finished, second: Finished) -> Comparison:
+def compare_runs(first: ComparedRun, second: ComparedRun) -> RunComparison:
     """Test the two on their common samples, every family and all together. Raises DataError if there are too few."""
     everything = first.errors.keys() | second.errors.keys()
     common = [
@@ -85,10 +85,10 @@ def compare_runs(first: Finished, second: Finished) -> Comparison:
         name: paired_difference([first.errors[k] for k in keys], [second.errors[k] for k in keys], len(groups))
         for name, keys in groups.items()
     }
-    return Comparison(first, second, families, len(everything) - len(common))
+    return RunComparison(first, second, families, len(everything) - len(common))
 
 
-def as_markdown(comparison: Comparison) -> str:
+def as_markdown(comparison: RunComparison) -> str:
     """The comparison as a page."""
     a, b = comparison.first.name, comparison.second.name
     lines = [
@@ -110,7 +110,7 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, "", "![plots](compare.png)", ""])
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
+def write_comparison(comparison: RunComparison, folder: Path) -> None:
     """Write compare.md and compare.png. Raises MissingDependencyError without matplotlib."""
     from ace.evaluation.compare_plots import draw_plots
 
@@ -119,7 +119,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     write_atomically(folder / "compare.md", as_markdown(comparison).encode())
 
 
-def verdicts(comparison: Comparison) -> Sequence[str]:
+def verdicts(comparison: RunComparison) -> Sequence[str]:
     """One line per family, for the terminal."""
     a, b = comparison.first.name, comparison.second.name
     return [

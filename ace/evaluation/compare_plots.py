@@ -1,4 +1,4 @@
-"""A `Comparison` drawn: a radar by family, quality against time, one edit given again and again, things over turns."""
+"""A `RunComparison` drawn: a radar by family, quality against time, one edit repeated, things over turns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ace.errors import MissingDependencyError
-from ace.evaluation.compare import Comparison, Finished
+from ace.evaluation.compare import ComparedRun, RunComparison
 from ace.evaluation.metrics import Interval
 from ace.evaluation.turns import NUM_OTHERS
 
@@ -20,7 +20,7 @@ COLORS = ("#2b6cb0", "#c05621")
 CHANCE = 1 / (NUM_OTHERS + 1)  # that a thing is taken for itself
 
 
-def draw_plots(comparison: Comparison) -> bytes:
+def draw_plots(comparison: RunComparison) -> bytes:
     """All four as one PNG. Raises MissingDependencyError."""
     try:
         import matplotlib
@@ -42,7 +42,7 @@ def draw_plots(comparison: Comparison) -> bytes:
     return stream.getvalue()
 
 
-def _runs(comparison: Comparison) -> tuple[tuple[Finished, str, dict[str, Interval]], ...]:
+def _runs(comparison: RunComparison) -> tuple[tuple[ComparedRun, str, dict[str, Interval]], ...]:
     """Each run with its colour and its errors by family."""
     found = comparison.families
     return (
@@ -51,7 +51,7 @@ def _runs(comparison: Comparison) -> tuple[tuple[Finished, str, dict[str, Interv
     )
 
 
-def _draw_radar(axes: PolarAxes, comparison: Comparison) -> None:
+def _draw_radar(axes: PolarAxes, comparison: RunComparison) -> None:
     names = [name for name in comparison.families if name != "all"]
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     for run, color, errors in _runs(comparison):
@@ -65,7 +65,7 @@ def _draw_radar(axes: PolarAxes, comparison: Comparison) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.3, -0.12), frameon=False)
 
 
-def _draw_scatter(axes: Axes, comparison: Comparison) -> None:
+def _draw_scatter(axes: Axes, comparison: RunComparison) -> None:
     untimed = []
     for run, color, errors in _runs(comparison):
         whole = errors["all"]
@@ -82,7 +82,7 @@ def _draw_scatter(axes: Axes, comparison: Comparison) -> None:
     _finish(axes)
 
 
-def _draw_repeated(axes: Axes, comparison: Comparison) -> None:
+def _draw_repeated(axes: Axes, comparison: RunComparison) -> None:
     for run, color, _ in _runs(comparison):
         for values, style, what in ((run.repeated, "o-", "the true answer"), (run.kept, "o--", "what should stay")):
             if values:
@@ -92,7 +92,7 @@ def _draw_repeated(axes: Axes, comparison: Comparison) -> None:
     _finish(axes)
 
 
-def _draw_known(axes: Axes, comparison: Comparison) -> None:
+def _draw_known(axes: Axes, comparison: RunComparison) -> None:
     for run, color, _ in _runs(comparison):
         if run.known:
             axes.plot(range(1, len(run.known) + 1), run.known, "o-", color=color, label=run.name)

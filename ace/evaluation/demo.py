@@ -1,7 +1,8 @@
 """`ace demo`: fifteen kinds of task and a conversation of three turns, made by a model from inputs it has never seen.
 
-Inputs come from the held-out side of the procedural world, decided by the seed alone; nothing is selected by how well
-it turned out. In the conversation every turn goes on from the model's own answers. Everything runs in packed passes.
+Inputs come from the held-out side of the procedural world: things that training drew, in scenes and words that it never
+saw, decided by the seed alone; nothing is selected by how well it turned out. In the conversation every turn goes on
+from the model's own answers. Everything runs in packed passes.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def plan_demo(seed: int, size_px: int) -> DemoPlan:
     """Held-out inputs of a seed; of the conversations the first that has three turns and begins with a picture.
 
     size_px: side of the pictures."""
-    world = World(size_px, "held_out", SpriteLibrary(SHIPPED_PACK))
+    world = World(size_px, "held_out", SpriteLibrary(SHIPPED_PACK), seen_only=True)
     first = seed * 1000
     samples = tuple(world.sample(first + number, task) for number, task in enumerate(DEMO_TASKS))
     number = first

@@ -124,7 +124,7 @@ def evaluate_emu_edit(
     return tables
 
 
-def _conversations(sessions: Sequence[magicbrush.Session], setting: str, answers: Path) -> list[RunCase]:
+def _conversations(sessions: Sequence[magicbrush.EditSession], setting: str, answers: Path) -> list[RunCase]:
     """What each scored answer of a setting was asked: one turn from its true input, or all turns from the first one."""
     single = setting == "single-turn"
     found = []

@@ -52,7 +52,7 @@ def task_scores(
 
     given, answer: at the target's size. changed: bool (H, W), the pixels that should change. ssim: 1 = equal.
     iou: mean over classes. depth_error: mean, 0 to 1. limb_distance: of limbs' centres, in sides of the picture, 1 for
-    a limb that is not there. thing_right, things_known, all_known: see `ThingJudge`. text_read, text_gone,
+    a limb that is not there. thing_right, things_known, all_known, style_known: see `ThingJudge`. text_read, text_gone,
     object_success, style_right: 0 or 1. text_similarity: 1 = the same word."""
     made, target, before = levels(answer), levels(sample.target), levels(given)
     scores = {"ssim": ssim(made, target), "ssim_copy": ssim(before, target)}

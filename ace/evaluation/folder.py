@@ -18,7 +18,7 @@ from ace.data.sample import TASKS, EditSample
 from ace.errors import ConfigError, InputError, OutputError
 from ace.evaluation.cases import RunCase
 from ace.evaluation.lines import append_lines, read_lines
-from ace.evaluation.scores import Answer, Drift, Row, Score, answer_sha256, sample_sha256
+from ace.evaluation.scores import Drift, EditAnswer, Row, Score, answer_sha256, sample_sha256
 from ace.evaluation.systems import png_bytes
 from ace.files import write_atomically
 
@@ -55,18 +55,18 @@ class RunFolder:
         self._rows_file = self.path / "rows.jsonl"
         self.rows: dict[tuple[str, int], Row] = {row.key: row for row in self._read_rows()}
 
-    def answer(self, task: str, number: int) -> Answer | None:
+    def answer(self, task: str, number: int) -> EditAnswer | None:
         """The answer on disk, or None."""
         path, unpreserved = self._files(task, number)
         if not path.is_file():
             return None
         try:
             whole = open_image(unpreserved).image if unpreserved.is_file() else None
-            return Answer(open_image(path).image, whole)
+            return EditAnswer(open_image(path).image, whole)
         except InputError:
             return None  # a damaged file counts as missing: it is made again
 
-    def add(self, answers: Sequence[Answer], rows: Sequence[Row]) -> None:
+    def add(self, answers: Sequence[EditAnswer], rows: Sequence[Row]) -> None:
         """Keep a chunk: its pictures first, then its rows, so that a row never lacks its picture."""
         for answer, row in zip(answers, rows, strict=True):
             path, unpreserved = self._files(row.task, row.number)

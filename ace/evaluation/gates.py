@@ -69,7 +69,7 @@ def gates(report: WorldReport, rows: Sequence[Row], times: Times | None) -> tupl
             fact("text_read", f"{element}text_add", lambda row: _num_letters(row) <= LONGEST_WORD),
             0.7,
         ),
-        Gate("the style asked for, seen names", fact("style_right", "semantic_editing/style", _seen), 0.85),
+        Gate("the style asked for, seen names", fact("style_known", "semantic_editing/style", _seen), 0.85),
         Gate("the thing kept over five turns", None if identity is None else bootstrap([identity.kept]), 0.85),
         Gate(
             "ten equal edits: error of turn 10 over turn 1", None if repeated is None else growth(repeated), 1.15, False

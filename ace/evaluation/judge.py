@@ -17,7 +17,8 @@ from pathlib import Path
 from PIL import Image
 
 from ace.conditions.images import open_image
-from ace.errors import ConfigError, DataError, MissingDependencyError
+from ace.data.endpoint import connect
+from ace.errors import ConfigError, DataError
 
 LARGEST_SIDE_PX = 1024
 
@@ -36,7 +37,7 @@ class Judge:
 
     base_url: str
     model: str
-    api_key: str = "none"
+    api_key: str = ""
     repeats: int = 3
     timeout_s: float = 120.0
     language: str = "en"
@@ -44,11 +45,7 @@ class Judge:
     def __post_init__(self) -> None:
         if self.language not in ("en", "zh"):
             raise ConfigError(f"the judge's question is in en or zh, not {self.language!r}")
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise MissingDependencyError("a judge needs the openai client: pip install openai") from error
-        self._client = OpenAI(base_url=self.base_url, api_key=self.api_key, timeout=self.timeout_s)
+        self._client = connect(self.base_url, self.api_key, self.timeout_s)
 
     def ask(
         self, instruction: str, source: Path, result: Path, mask: Path | None = None, reference: Path | None = None

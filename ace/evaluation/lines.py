@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ace.errors import DataError
+from ace.lists import lines_of
 
 
 def append_lines(path: Path, rows: Iterable[object]) -> None:
@@ -36,7 +37,7 @@ def read_lines(path: Path) -> list[Any]:
     if len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.decode().splitlines()]
+    return [json.loads(line) for line in lines_of(whole.decode())]
 
 
 def check_unique(ids: Iterable[str], where: str) -> None:

@@ -14,7 +14,7 @@ from ace.evaluation.summary import (
     Comparison,
     DriftSummary,
     FactSummary,
-    Group,
+    GroupScores,
     SeenGroup,
     WorldReport,
 )
@@ -114,7 +114,7 @@ def counted(report: WorldReport) -> str:
     return f"PARTIAL: {report.count} of {report.count + len(report.missing)} samples"
 
 
-def family_table(groups: Sequence[Group]) -> str:
+def family_table(groups: Sequence[GroupScores]) -> str:
     """Markdown: the pixels that should change, the model beside copying and the mean colour, and the verdict."""
     lines = [
         "| | samples | model | copy the input | mean colour | better than copying | beats copying |",
@@ -132,7 +132,7 @@ def family_table(groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-def whole_table(groups: Sequence[Group]) -> str:
+def whole_table(groups: Sequence[GroupScores]) -> str:
     """Markdown: L1 over the whole picture and where nothing should change, and LPIPS."""
     lines = [
         "| | L1 model | copy | mean colour | L1 where it should not change | LPIPS model | copy | mean colour |",

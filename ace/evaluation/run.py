@@ -27,14 +27,14 @@ from ace.evaluation.cases import write_cases
 from ace.evaluation.facts import NO_JUDGES, Judges
 from ace.evaluation.folder import RunFolder
 from ace.evaluation.lpips import LPIPS
-from ace.evaluation.scores import Answer, Row, answer_sha256, score_chunk
+from ace.evaluation.scores import EditAnswer, Row, answer_sha256, score_chunk
 from ace.evaluation.systems import Contestant
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of finished pictures
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleRequest:
     """A sample as a system gets it. number: its place in the task; seed: of the answer's noise."""
 
     sample: EditSample
@@ -42,7 +42,9 @@ class Asked:
     seed: int
 
 
-System = Callable[[Sequence[Asked]], Sequence[Answer | None]]  # None: the system has no answer to that sample
+System = Callable[
+    [Sequence[SampleRequest]], Sequence[EditAnswer | None]
+]  # None: the system has no answer to that sample
 Entry = tuple[str, int]  # task, number
 
 
@@ -72,20 +74,20 @@ def system_of(contestant: Contestant, results: Path | None = None) -> System:
     if whole is not None:
         return lambda asked: whole([one.sample.request for one in asked], [one.seed for one in asked])
 
-    def alone(one: Asked) -> Answer | None:
+    def alone(one: SampleRequest) -> EditAnswer | None:
         try:
-            return Answer(edit([one.sample.request], [one.seed])[0])
+            return EditAnswer(edit([one.sample.request], [one.seed])[0])
         except ConditionError:
             return None
 
     return lambda asked: [alone(one) for one in asked]
 
 
-def finished_answer(results: Path, task: str, number: int) -> Answer | None:
+def finished_answer(results: Path, task: str, number: int) -> EditAnswer | None:
     """A finished picture, None if there is none or it cannot be read."""
     found = _finished_files(results, task, number)
     try:
-        return Answer(open_image(found[0]).image) if found else None
+        return EditAnswer(open_image(found[0]).image) if found else None
     except InputError:
         return None
 
@@ -124,7 +126,7 @@ def run(
         check_results(results, entries)
     with progress("evaluating", len(entries), quiet) as advance:
         for chunk in chunks:
-            asked = [Asked(sample_of(task, n), n, answer_seed(seed, task, n)) for task, n in chunk]
+            asked = [SampleRequest(sample_of(task, n), n, answer_seed(seed, task, n)) for task, n in chunk]
             if all(folder.is_made(one.sample, one.number) and _is_current(one, folder, results) for one in asked):
                 if any(_lacks(folder.rows[entry], lpips, judges) for entry in chunk):
                     _score(asked, [folder.answer(*entry) for entry in chunk], folder, lpips, judges)
@@ -147,7 +149,7 @@ def run(
     return Finished(rows, [entry for entry in entries if entry not in folder.rows])
 
 
-def _is_current(one: Asked, folder: RunFolder, results: Path | None) -> bool:
+def _is_current(one: SampleRequest, folder: RunFolder, results: Path | None) -> bool:
     if results is None:
         return True
     answer = finished_answer(results, one.sample.task, one.number)
@@ -155,7 +157,11 @@ def _is_current(one: Asked, folder: RunFolder, results: Path | None) -> bool:
 
 
 def _score(
-    asked: Sequence[Asked], answers: Sequence[Answer | None], folder: RunFolder, lpips: LPIPS | None, judges: Judges
+    asked: Sequence[SampleRequest],
+    answers: Sequence[EditAnswer | None],
+    folder: RunFolder,
+    lpips: LPIPS | None,
+    judges: Judges,
 ) -> None:
     """Score the samples that have an answer, and keep both."""
     both = [(one, answer) for one, answer in zip(asked, answers, strict=True) if answer is not None]

@@ -24,7 +24,7 @@ NO_INPUT_GREY = (128, 128, 128)  # what stands for the input where there is none
 
 
 @dataclass(frozen=True)
-class Answer:
+class EditAnswer:
     """What a system made of one sample.
 
     picture: the answer as a user gets it. unpreserved: for a masked edit, the model's own picture before the input's
@@ -118,7 +118,7 @@ def sample_sha256(sample: EditSample) -> str:
     return digest.hexdigest()
 
 
-def answer_sha256(answer: Answer) -> str:
+def answer_sha256(answer: EditAnswer) -> str:
     """A hash of an answer's pixels."""
     digest = hashlib.sha256()
     for picture in (answer.picture, answer.unpreserved):
@@ -129,7 +129,7 @@ def answer_sha256(answer: Answer) -> str:
 def score_chunk(
     samples: Sequence[EditSample],
     numbers: Sequence[int],
-    answers: Sequence[Answer],
+    answers: Sequence[EditAnswer],
     lpips: LPIPS | None,
     judges: Judges = NO_JUDGES,
 ) -> list[Row]:

@@ -36,7 +36,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupScores:
     """Samples of one family, task or kind. A metric without any value is None."""
 
     name: str
@@ -83,6 +83,7 @@ QUESTIONS: dict[str, tuple[str, bool]] = {
     "things_known": ("things known among sixteen (template match)", True),
     "all_known": ("each thing known among sixteen (template match)", True),
     "object_success": ("the right thing is there, or gone (template match)", True),
+    "style_known": ("the style that was asked for (template match)", True),
     "style_right": ("the style that was asked for (classifier)", True),
     "text_read": ("the word can be read (OCR)", True),
     "text_similarity": ("the word, letter by letter (1 − edit distance)", True),
@@ -109,8 +110,8 @@ class SeenGroup:
     """A task's samples by whether something that training never drew has to be drawn from words. None: no such ones."""
 
     name: str
-    seen: Group | None
-    unseen: Group | None
+    seen: GroupScores | None
+    unseen: GroupScores | None
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,10 @@ class WorldReport:
     list_sha256: str
     count: int
     num_resized: int
-    overall: Group
-    families: tuple[Group, ...]
-    tasks: tuple[Group, ...]
-    kinds: tuple[Group, ...]
+    overall: GroupScores
+    families: tuple[GroupScores, ...]
+    tasks: tuple[GroupScores, ...]
+    kinds: tuple[GroupScores, ...]
     drift: DriftSummary
     facts: tuple[FactSummary, ...]
     ssim: tuple[tuple[str, Interval, Interval], ...]
@@ -211,7 +212,7 @@ def _by_seen(rows: Sequence[Row]) -> tuple[SeenGroup, ...]:
     return tuple(found)
 
 
-def _groups(names: Iterable[str], rows: Sequence[Row], names_of: KindsOf) -> tuple[Group, ...]:
+def _groups(names: Iterable[str], rows: Sequence[Row], names_of: KindsOf) -> tuple[GroupScores, ...]:
     members = {name: [row for row in rows if name in names_of(row)] for name in names}
     return tuple(_group(name, own) for name, own in members.items() if own)
 
@@ -239,8 +240,8 @@ def _ssim(rows: Sequence[Row]) -> tuple[tuple[str, Interval, Interval], ...]:
     return tuple(found)
 
 
-def _group(name: str, rows: Sequence[Row]) -> Group:
-    return Group(
+def _group(name: str, rows: Sequence[Row]) -> GroupScores:
+    return GroupScores(
         name=name,
         count=len(rows),
         l1=_compare(rows, lambda score: score.l1),

@@ -1,8 +1,8 @@
 """What can be measured: anything that turns requests into pictures. A `Contestant` is one such thing with its name.
 
-An `Editor` is a function from requests and seeds to pictures. Here are three: a pipeline of ours, any instruction
-editing pipeline of diffusers, and an endpoint that speaks the OpenAI images API. A folder of finished pictures needs no
-editor at all: the benchmarks read it as if it had been made a moment ago.
+An `Editor` is a function from requests and seeds to pictures. Here are two: a model of any family (`ace/families`), and
+an endpoint that speaks the OpenAI images API. A folder of finished pictures needs no editor at all: the benchmarks read
+it as if it had been made a moment ago.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image, ImageChops
 
-from ace.conditions.images import open_image
+from ace.conditions.images import normalise_image, open_image
 from ace.conditions.units import LongContextConditionUnit
-from ace.diffusion import seeded_generator
+from ace.conversation import Family, Job, Settings, make
+from ace.conversation.family import open_job
 from ace.errors import ConditionError, DataError, MissingDependencyError
-from ace.evaluation.scores import Answer
-from ace.inference import ACEPipeline, Request
+from ace.evaluation.scores import EditAnswer
+from ace.families.ace import AceFamily
+from ace.inference import ACEPipeline
 
 if TYPE_CHECKING:
     from openai import Omit, OpenAI
@@ -33,14 +35,14 @@ if TYPE_CHECKING:
 Editor = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[Image.Image]]
 
 
-Answerer = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[Answer]]
+Answerer = Callable[[Sequence[LongContextConditionUnit], Sequence[int]], list[EditAnswer]]
 
 
 @dataclass(frozen=True)
 class Contestant:
     """What is measured. edit: None = its finished pictures are there already. settings: what makes its answers what
-    they are, kept in run.json. answer, pipeline: of a model of ours only; the first also gives a masked edit as it was
-    before the input's pixels were put back."""
+    they are, kept in run.json. answer, pipeline: of an ACE model only, which answers everything in packed passes; the
+    first also gives a masked edit as it was before the input's pixels were put back."""
 
     name: str
     edit: Editor | None
@@ -55,18 +57,46 @@ def our_contestant(
     guidance_scale: float | None = None,
     name: str = "",
 ) -> Contestant:
-    """A pipeline of ours; None = the model's own setting."""
-    config = pipeline.config
-    settings: dict[str, object] = {
-        "weights_sha256": pipeline_sha256(pipeline),
-        "num_inference_steps": config.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        "guidance_scale": config.guidance_scale if guidance_scale is None else guidance_scale,
-        "guidance_rescale": config.guidance_rescale,
-        "scheduler": type(pipeline.scheduler).__name__,
-    }
-    pipeline.set_progress_bar_config(disable=True)  # runs have their own
-    answer = _answer_with_ace(pipeline, num_inference_steps, guidance_scale)
-    return Contestant(name, edit_with_ace(pipeline, num_inference_steps, guidance_scale), settings, answer, pipeline)
+    """An ACE pipeline in memory; None = the model's own setting."""
+    return contestant_of(AceFamily.of(pipeline, pipeline_sha256(pipeline)), num_inference_steps, guidance_scale, name)
+
+
+def contestant_of(
+    family: Family, num_inference_steps: int | None = None, guidance_scale: float | None = None, name: str | None = None
+) -> Contestant:
+    """A loaded model of any family; None = its own setting. What it cannot take raises InputError when it is asked."""
+    settings: dict[str, object] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    answer = partial(_answer, family, num_inference_steps, guidance_scale)
+    name = family.name if name is None else name
+
+    def edit(units: Sequence[LongContextConditionUnit], seeds: Sequence[int]) -> list[Image.Image]:
+        return [one.picture for one in answer(units, seeds)]
+
+    if not isinstance(family, AceFamily):
+        return Contestant(name, edit, {"weights_sha256": family.sha256, **settings})
+    pipeline = family.pipeline
+    own = {key: getattr(pipeline.config, key) for key in settings}
+    settings = {key: own[key] if value is None else value for key, value in settings.items()}
+    settings["guidance_rescale"] = pipeline.config.guidance_rescale
+    settings["scheduler"] = type(pipeline.scheduler).__name__
+    return Contestant(name, edit, {"weights_sha256": pipeline_sha256(pipeline), **settings}, answer, pipeline)
+
+
+def _answer(
+    family: Family,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    units: Sequence[LongContextConditionUnit],
+    seeds: Sequence[int],
+) -> list[EditAnswer]:
+    """What a family makes of requests. Raises InputError for one that it cannot take, before anything is made."""
+    jobs = []
+    for unit, seed in zip(units, seeds, strict=True):
+        settings = Settings(seed, num_inference_steps, guidance_scale)
+        edited = unit.source_index
+        source = None if edited is None else normalise_image(unit.frames()[edited].image)
+        jobs.append(open_job(family, Job(unit, settings, source)))
+    return [EditAnswer(made.image, made.unpasted) for made in make(family, jobs)]
 
 
 def pipeline_sha256(pipeline: ACEPipeline) -> str:
@@ -80,68 +110,6 @@ def pipeline_sha256(pipeline: ACEPipeline) -> str:
     scheduler = {k: str(v) for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
     digest.update(json.dumps([settings, scheduler], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def edit_with_ace(
-    pipeline: ACEPipeline, num_inference_steps: int | None = None, guidance_scale: float | None = None
-) -> Editor:
-    """A pipeline of ours; all requests of a call in one packed pass."""
-
-    def edit(units: Sequence[LongContextConditionUnit], seeds: Sequence[int]) -> list[Image.Image]:
-        return pipeline(requests=_requests(units, seeds, num_inference_steps, guidance_scale)).images
-
-    return edit
-
-
-def _answer_with_ace(pipeline: ACEPipeline, num_inference_steps: int | None, guidance_scale: float | None) -> Answerer:
-    """As `edit_with_ace`, with masked edits also as they were before the input was put back."""
-
-    def answer(units: Sequence[LongContextConditionUnit], seeds: Sequence[int]) -> list[Answer]:
-        states = pipeline.prepare(_requests(units, seeds, num_inference_steps, guidance_scale))
-        while running := [state for state in states if not state.done]:
-            pipeline.step(running)
-        pictures = pipeline.decode(states)
-        masked = [i for i, unit in enumerate(units) if _is_masked(unit)]
-        whole = pipeline.decode([states[i] for i in masked], preserve=False) if masked else []
-        unpreserved = dict(zip(masked, whole, strict=True))
-        return [Answer(picture, unpreserved.get(i)) for i, picture in enumerate(pictures)]
-
-    return answer
-
-
-def _requests(
-    units: Sequence[LongContextConditionUnit], seeds: Sequence[int], steps: int | None, guidance_scale: float | None
-) -> list[Request]:
-    return [
-        Request(unit, num_inference_steps=steps, guidance_scale=guidance_scale, generator=seeded_generator(seed))
-        for unit, seed in zip(units, seeds, strict=True)
-    ]
-
-
-def _is_masked(unit: LongContextConditionUnit) -> bool:
-    source = unit.source_index
-    return source is not None and unit.frames()[source].mask is not None
-
-
-def edit_with_diffusers(
-    pipeline: DiffusionPipeline, num_inference_steps: int | None = None, guidance_scale: float | None = None
-) -> Editor:
-    """A diffusers pipeline called as `pipeline(prompt=, image=, generator=)`, such as InstructPix2Pix or Kontext: one
-    picture, no history, so a request with more raises ConditionError."""
-    given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    settings = {name: value for name, value in given.items() if value is not None}
-
-    def edit(units: Sequence[LongContextConditionUnit], seeds: Sequence[int]) -> list[Image.Image]:
-        made = []
-        for unit, seed in zip(units, seeds, strict=True):
-            picture = _only_picture(unit, type(pipeline).__name__)
-            result = pipeline(
-                prompt=unit.current.instruction, image=picture, generator=seeded_generator(seed), **settings
-            )
-            made.append(result.images[0])
-        return made
-
-    return edit
 
 
 def edit_over_http(base_url: str, model: str, api_key: str = "none", timeout_s: float = 600.0) -> Editor:
@@ -190,12 +158,6 @@ def _mask_file(unit: LongContextConditionUnit) -> tuple[str, bytes] | Omit:
     image = unit.current.images[0].convert("RGBA")
     image.putalpha(ImageChops.invert(first.convert("L")))
     return "mask.png", png_bytes(image)
-
-
-def _only_picture(unit: LongContextConditionUnit, name: str) -> Image.Image:
-    if unit.history or len(unit.current.images) != 1 or unit.current.masks[0] is not None:
-        raise ConditionError(f"{name} takes one picture and no mask or history: choose another benchmark or setting")
-    return unit.current.images[0]
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -29,10 +30,20 @@ class AceFamily(Family):
 
     kind = "ace"
 
-    def __init__(self, model: ModelFiles, pipeline: ACEPipeline | None = None) -> None:
+    def __init__(self, model: ModelFiles, pipeline: ACEPipeline | None = None, sha256: str | None = None) -> None:
         self.model = model
         self._pipeline = pipeline
+        self._sha256 = sha256
         self._refiner: Refiner | None = None
+
+    @classmethod
+    def of(cls, pipeline: ACEPipeline, sha256: str, name: str = "") -> AceFamily:
+        """A pipeline that is in memory and in no folder. sha256: of its weights and settings."""
+        config, geometry = pipeline.config, pipeline.geometry
+        files = ModelFiles(
+            name, Path(), config.budget, geometry.cell_px, config.num_inference_steps, config.guidance_scale
+        )
+        return cls(files, pipeline, sha256)
 
     @property
     def name(self) -> str:
@@ -42,7 +53,7 @@ class AceFamily(Family):
     @property
     def sha256(self) -> str:
         """Hash of the model's files."""
-        return self.model.sha256
+        return self._sha256 or self.model.sha256
 
     @cached_property
     def traits(self) -> Traits:
@@ -173,6 +184,7 @@ class AceFamily(Family):
             latents=pipeline.turn(state, image).latents if goes_on else None,
             device=pipeline._execution_device.type,
             dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
+            notes=(*pipeline.unread_words(state.request), *pipeline.adapter_notes),
         )
 
     def _how_it_ran(self, size: tuple[int, int]) -> dict[str, Setting]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ace.conversation.family import Family, Loading, check_loading
 from ace.conversation.recipe import Recipe
 from ace.errors import ModelNotFoundError
 from ace.families.ace import AceFamily
+from ace.families.library import HUB, LibraryFamily, is_library
 from ace.families.plus import PlusFamily, plus_of_recipe
 from ace.plus.models import PLUS_MODELS, is_plus
 from ace.weights.adapters import match_adapters
@@ -17,14 +19,17 @@ from ace.weights.sources import DEFAULT_MODEL, NUMBER_TYPES, find_model, known_m
 
 
 def find_family(name: str | None = None, loading: Loading | None = None) -> Family:
-    """The family of a model's name or folder; None = `$ACE_MODEL`, else `ace-tiny`. Loads nothing.
+    """The family of a model's name, folder or hub address (`hf://owner/name`); None = `$ACE_MODEL`, else `ace-tiny`.
 
-    loading: what will be asked of `Family.load`; what the family does not take is refused. Raises InputError."""
+    Loads nothing; of a hub address small files are fetched. loading: what will be asked of `Family.load`; what the
+    family does not take is refused. Raises InputError."""
     loading = loading or Loading()
     name = name or os.environ.get("ACE_MODEL") or DEFAULT_MODEL
     family: Family
     if is_plus(name):
         family = PlusFamily(name, loading.adapters, loading.transformer)
+    elif is_library(name):
+        family = LibraryFamily(name)
     else:
         family = AceFamily(find_model(name))
     check_loading(family, loading)
@@ -42,7 +47,8 @@ def family_of_recipe(
     """The model that a recipe names, and how it is loaded so that the image can be made again.
 
     model: another one. A name in a recipe is somebody else's word: it is followed only to models that have a name of
-    their own or that `$ACE_MODEL` names, never to a folder. adapters, transformer: where these files are now.
+    their own, that `$ACE_MODEL` names or that are in the hub's cache, never to a folder. Nothing is downloaded of a hub
+    address, whoever named it. adapters, transformer: where these files are now.
     Raises InputError, naming what is missing."""
     name = model or _trusted_name(recipe)
     if dtype == "auto" and recipe.environment.dtype in NUMBER_TYPES:
@@ -50,6 +56,11 @@ def family_of_recipe(
     loading = Loading(device=device, dtype=dtype, like=recipe)
     if is_plus(name):
         return plus_of_recipe(recipe, name, adapters, transformer), loading
+    if is_library(name):
+        family = LibraryFamily(name, download=False)
+        other = None if transformer is None else str(transformer)
+        check_loading(family, replace(loading, adapters=tuple(map(str, adapters)), transformer=other))
+        return family, loading
     found = match_adapters(str(recipe.settings.get("adapters", "")), adapters)
     options = tuple(f"{choice.path}:{choice.weight!r}" for choice in found)
     loading = Loading(device=device, dtype=dtype, like=recipe, adapters=options)
@@ -62,4 +73,6 @@ def _trusted_name(recipe: Recipe) -> str:
     own = os.environ.get("ACE_MODEL")
     if own and (own == recipe.model or Path(own).expanduser().resolve().name == recipe.model):
         return own
+    if recipe.model.startswith(HUB):
+        return recipe.model  # followed into the hub's cache and no further
     raise ModelNotFoundError(f"the image was made by {recipe.model!r}, which is no known model: name it with --model")

@@ -26,7 +26,7 @@ from ace.plus.canvas import Reference, arrange, check_seq_length, name_places
 from ace.plus.controls import CONTROLS, draw_control
 from ace.plus.models import PLUS_MODELS
 from ace.plus.sources import PlusFiles, find_plus, read_adapter_option
-from ace.weights.adapters import match_adapters
+from ace.weights.adapters import check_adapter, match_adapters
 
 if TYPE_CHECKING:
     from ace.plus.pipeline import ACEPlusPipeline, PlusRequest, PlusState
@@ -116,7 +116,7 @@ class PlusFamily(Family):
             raise ConfigError("--size is for new images; an edited image keeps its own size (see --max-seq-length)")
         if "max_seq_length" in options:
             check_seq_length(int(options["max_seq_length"]))
-        references = _references(job)
+        references = references_of(job)
         name_places(job.instruction, references, job.source is not None)
         arrange(
             None if job.source is None else job.source.image,
@@ -198,6 +198,7 @@ class PlusFamily(Family):
                     settings={**self._of_the_request(running), **self._of_the_weights()},
                     device=pipeline._execution_device.type,
                     dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
+                    notes=self._left_out(running),
                 )
             )
         pipeline.maybe_free_model_hooks()
@@ -235,7 +236,7 @@ class PlusFamily(Family):
             instruction=job.instruction,
             image=job.shown or (None if source is None else source.image),
             mask=job.mask,
-            references=_references(job),
+            references=references_of(job),
             size=settings.size or DEFAULT_SIZE,
             repainting_scale=self.repainting_of(settings),
             num_inference_steps=settings.num_inference_steps,
@@ -257,6 +258,13 @@ class PlusFamily(Family):
             "fits": ",".join("align" if r.fit == "align" else f"keep={r.rate:g}" for r in references),
         }
         return settings if "control" not in options else {**settings, "control": options["control"]}
+
+    def _left_out(self, running: Running[PlusState]) -> tuple[str, ...]:
+        """What of the words and of the adapters' files is not read."""
+        job = running.job
+        text = name_places(job.instruction, running.state.request.references, job.source is not None)
+        adapters = (note for adapter in self.files.adapters for note in check_adapter(adapter.path))
+        return (*self.pipeline.unread_words(text), *adapters)
 
     def _of_the_weights(self) -> dict[str, Setting]:
         files, pipeline = self.files, self.pipeline
@@ -304,7 +312,7 @@ def _adapters_again(recipe: Recipe, given: Sequence[Path]) -> list[str]:
     return found[1:] if recorded and recorded[0]["name"] == recipe.model else found
 
 
-def _references(job: Job) -> tuple[Reference, ...]:
+def references_of(job: Job) -> tuple[Reference, ...]:
     """The request's references with their places and size rules. Raises ConfigError."""
     images = job.unit.current.images[0 if job.source is None else 1 :]
     options = job.settings.options

@@ -1,10 +1,10 @@
 """Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC`) and `Pixels` (small).
 
-Small pictures of one size go through the autoencoder together, and never fewer than two: on CPUs a batch of one takes
-other kernels, whose sums round differently, so that a picture alone would not be the same as in a batch. Large ones,
-where a batch saves nothing, go one by one. The posterior's mean is used, not a sample of it, so that latents depend
-on the picture only (upstream samples it from the global generator). So they can be kept: a `LatentCache` knows the
-pictures of a conversation by their content, and none is encoded twice.
+On CPUs, where a batch saves nothing, pictures go through the autoencoder one by one: a picture's latents and pixels are
+then the same to the bit in any company. Elsewhere small ones of one size go together, unless asked not to. The
+posterior's mean is used, not a sample of it, so that latents depend on the picture only (upstream samples it from the
+global generator). So they can be kept: a `LatentCache` knows the pictures of a conversation by their content, and none
+is encoded twice.
 """
 
 from __future__ import annotations
@@ -18,16 +18,28 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
+from ace.errors import CheckpointError
 from ace.inference.pixels import Pixels
 from ace.model.devices import working_device
 
-ALONE_PX = 256 * 256  # pictures with more pixels go one by one
+ALONE_PX = 256 * 256  # pictures with more pixels go one by one everywhere
 
 Autoencoder = AutoencoderKL | AutoencoderDC | Pixels
 
 
-def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures (3, H_k, W_k) in [-1, 1] → scaled latents (C, H_k / f, W_k / f), float32."""
+def check_finite(values: Tensor) -> None:
+    """Raise CheckpointError if latents or a decoded picture hold anything but numbers."""
+    if not torch.isfinite(values).all():
+        raise CheckpointError(
+            "the model's answer is not finite: its weights or an adapter's are damaged, or the number type is too "
+            "small for them (try --dtype float32)"
+        )
+
+
+def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor], alone: bool | None = None) -> list[Tensor]:
+    """Pictures (3, H_k, W_k) in [-1, 1] → scaled latents (C, H_k / f, W_k / f), float32.
+
+    alone: one at a time; None = on CPUs."""
     if isinstance(autoencoder, Pixels):
         return [picture.to(working_device(autoencoder), torch.float32) for picture in pictures]
 
@@ -36,14 +48,14 @@ def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor]) -> lis
         latents = output.latent if isinstance(autoencoder, AutoencoderDC) else output.latent_dist.mode()
         return (latents.float() - _shift(autoencoder)) * autoencoder.config.scaling_factor
 
-    return _by_shape(pictures, autoencoder, encode, ALONE_PX)
+    return _by_shape(pictures, autoencoder, encode, ALONE_PX, alone)
 
 
 class LatentCache:
     """Latents of the pictures encoded last, found by content; bounded, the longest unused go first.
 
     max_bytes: of latents kept (64 MiB: a thousand pictures of 512 px). Encoding is deterministic, so a kept result is
-    the one that encoding again would give, on several CPU threads and GPUs up to rounding in another batch."""
+    the one that encoding again would give, on GPUs up to rounding in another batch unless encoded alone."""
 
     def __init__(self, max_bytes: int = 64 * 2**20) -> None:
         self.max_bytes = max_bytes
@@ -51,7 +63,9 @@ class LatentCache:
         self._kept: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self._num_bytes = 0
 
-    def encode(self, autoencoder: Autoencoder, pictures: Sequence[np.ndarray]) -> list[Tensor]:
+    def encode(
+        self, autoencoder: Autoencoder, pictures: Sequence[np.ndarray], alone: bool | None = None
+    ) -> list[Tensor]:
         """As `encode_pictures`, from arrays; only those pictures go through the autoencoder that are not kept."""
         setting = (
             id(autoencoder),
@@ -63,7 +77,7 @@ class LatentCache:
         found = {key: self._kept[key] for key in keys if key in self._kept}
         missing = {key: torch.from_numpy(p) for key, p in zip(keys, pictures, strict=True) if key not in found}
         self.num_encoded += len(missing)
-        found.update(zip(missing, encode_pictures(autoencoder, list(missing.values())), strict=True))
+        found.update(zip(missing, encode_pictures(autoencoder, list(missing.values()), alone), strict=True))
         for key, latents in found.items():
             self._num_bytes += 0 if key in self._kept else latents.nbytes
             self._kept[key] = latents
@@ -78,8 +92,8 @@ class LatentCache:
         self._num_bytes = 0
 
 
-def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> list[Tensor]:
-    """Scaled latents (C, h_k, w_k) → pictures (3, h_k f, w_k f) in [-1, 1], float32, clamped."""
+def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor], alone: bool | None = None) -> list[Tensor]:
+    """Scaled latents (C, h_k, w_k) → pictures (3, h_k f, w_k f) in [-1, 1], float32, clamped. alone: as above."""
     if isinstance(autoencoder, Pixels):
         return [own.float().clamp(-1, 1) for own in latents]
 
@@ -88,7 +102,7 @@ def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor]) -> list[
         output = autoencoder.decode(batch.to(autoencoder.dtype))  # type: ignore[arg-type]  # diffusers asks for FloatTensor
         return output.sample.float().clamp(-1, 1)
 
-    return _by_shape(latents, autoencoder, decode, ALONE_PX // scale_factor(autoencoder) ** 2)
+    return _by_shape(latents, autoencoder, decode, ALONE_PX // scale_factor(autoencoder) ** 2, alone)
 
 
 def scale_factor(autoencoder: Autoencoder) -> int:
@@ -111,16 +125,21 @@ def _shift(autoencoder: Autoencoder) -> float:
 
 
 def _by_shape(
-    items: Sequence[Tensor], autoencoder: Autoencoder, function: Callable[[Tensor], Tensor], most_cells: int
+    items: Sequence[Tensor],
+    autoencoder: Autoencoder,
+    function: Callable[[Tensor], Tensor],
+    most_cells: int,
+    alone: bool | None,
 ) -> list[Tensor]:
-    """One result per item; items with more than `most_cells` pixels or latent cells by themselves."""
+    """One result per item; all of them, or those with more than `most_cells` pixels or latent cells, by themselves."""
+    device = working_device(autoencoder)
+    alone = device.type == "cpu" if alone is None else alone
     batches: dict[tuple[int, ...], list[int]] = {}
     for number, item in enumerate(items):
-        alone = item.shape[-2] * item.shape[-1] > most_cells
-        batches.setdefault((*item.shape, number if alone else -1), []).append(number)
+        apart = alone or item.shape[-2] * item.shape[-1] > most_cells
+        batches.setdefault((*item.shape, number if apart else -1), []).append(number)
     results: dict[int, Tensor] = {}
-    for (*_, alone), numbers in batches.items():
-        rows = numbers if alone >= 0 or len(numbers) > 1 else numbers * 2
-        batch = torch.stack([items[n] for n in rows]).to(working_device(autoencoder), autoencoder.dtype)
+    for rows in batches.values():
+        batch = torch.stack([items[n] for n in rows]).to(device, autoencoder.dtype)
         results.update(zip(rows, function(batch), strict=True))
     return [results[n] for n in range(len(items))]

@@ -1,9 +1,13 @@
 """`ACEPipeline`: requests in, pictures out, as a diffusers pipeline.
 
 Sampling is a list of named steps over per-request state: `prepare → step → … → decode`. `step` takes any mixture of
-requests, each at its own timestep, with its own sizes, images, history, guidance and number of steps, and runs both
-guidance branches of all of them in one packed pass. A request is computed as if it were alone: its own generator, its
-own scheduler, its own statistics.
+requests, each at its own timestep, with its own sizes, images, history, guidance and number of steps. A request is
+computed as if it were alone: its own generator, its own scheduler, its own statistics.
+
+Matrix products round differently by the number of their rows. So an `exact` pipeline gives every request passes of its
+own through the networks, one text, one picture, one request with its guidance branches at a time: whatever a network
+does, no neighbour can change a bit. On CPUs that costs little and is the default; elsewhere all requests share one
+packed pass, and a neighbour moves a result by rounding.
 
 Not here: file handling, sessions, recipes.
 """
@@ -31,7 +35,7 @@ from ace.diffusion import guide, sample_noise, seeded_generator
 from ace.errors import ConditionError, ConfigError, ShapeError
 from ace.inference.accelerate import Fast, continue_series, end_series, set_step_cache
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
-from ace.inference.latents import Autoencoder, LatentCache, decode_latents, scale_factor
+from ace.inference.latents import Autoencoder, LatentCache, check_finite, decode_latents, scale_factor
 from ace.inference.pixels import Pixels
 from ace.inference.preserve import paste_back
 from ace.inference.previews import LatentColours, fit_colours, predicted_clean
@@ -44,7 +48,7 @@ from ace.inference.published import (
     sample_posteriors,
 )
 from ace.model.frames import FrameCache, joined, num_tokens
-from ace.model.text import encode_texts
+from ace.model.text import encode_texts, unread_part
 from ace.model.tokens import (
     ConditionPatches,
     Layout,
@@ -91,7 +95,8 @@ class RequestState:
 
     latents: (C, h, w) float32. denoised: the clean latents predicted by the last step, None before the first.
     branches: the conditional one and, with guidance, the unconditional one. fast: the approximation that was asked for
-    (`accelerate.py`). num_runs: branches that the network has computed so far. number: unlike any other request's."""
+    (`accelerate.py`). num_runs: branches that the network has computed so far. number: unlike any other request's.
+    packed: what its own passes read, once it has had one."""
 
     request: Request
     inputs: Inputs
@@ -105,6 +110,7 @@ class RequestState:
     fast: Fast | None = None
     num_runs: int = 0
     number: int = field(default_factory=itertools.count().__next__)
+    packed: _Packed | None = field(default=None, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -196,8 +202,10 @@ class ACEPipeline(DiffusionPipeline):
         self.published = published
         self.float16_attention = published
         self.adapters = ""  # what `attach_adapters` stacked, for recipes
+        self.adapter_notes: tuple[str, ...] = ()  # what of their files was left out
         self.text_quantization = ""  # "int8" if the text encoder has 8-bit weights, for recipes
         self._fast: Fast | None = None
+        self._exact: bool | None = None
         self.latent_cache = LatentCache()
         self.frame_cache = FrameCache()
         self._packed: _Packed | None = None
@@ -213,6 +221,15 @@ class ACEPipeline(DiffusionPipeline):
         if fast != self._fast:
             set_step_cache(self.transformer, fast)
             self._fast = fast
+
+    @property
+    def exact(self) -> bool:
+        """Whether every request has passes of its own, so that neighbours change no bit of it; default: on CPUs."""
+        return self._execution_device.type == "cpu" if self._exact is None else self._exact
+
+    @exact.setter
+    def exact(self, exact: bool | None) -> None:
+        self._exact = exact
 
     @property
     def geometry(self) -> Geometry:
@@ -328,9 +345,10 @@ class ACEPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def step(self, states: Sequence[RequestState]) -> None:
-        """One denoising step of every state, whatever mixture they are, in one packed pass; latents change in place.
+        """One denoising step of every state, whatever mixture they are; latents change in place.
 
-        With a step cache every state has a pass of its own. Raises ConfigError if a state is already done, or was
+        In one packed pass, or in one each: where the pipeline is `exact`, and with a step cache; the published
+        guidance, which reads its neighbours, takes all of them. Raises ConfigError if a state is already done, or was
         prepared with another `fast` than the pipeline's."""
         if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
@@ -338,7 +356,8 @@ class ACEPipeline(DiffusionPipeline):
             raise ConfigError(
                 "a request is stepped as it was prepared: set the pipeline's `fast` back, or prepare it again"
             )
-        passes = [[state] for state in states] if self.transformer.is_cache_enabled else [states]
+        apart = self.transformer.is_cache_enabled or (self.exact and not self.published)
+        passes = [[state] for state in states] if apart else [states]
         predictions = [prediction for own in passes for prediction in self._predict(own)]
         for state, prediction in zip(states, predictions, strict=True):
             timestep = state.scheduler.timesteps[state.step_index]
@@ -382,10 +401,27 @@ class ACEPipeline(DiffusionPipeline):
 
         preserve: where the edited image has a mask, the result is that image, at its own resolution, changed inside the
         mask only; else the model's own picture, in the edited image's aspect."""
-        pictures = decode_latents(self.vae, [state.latents for state in states])
+        for state in states:
+            check_finite(state.latents)
+        pictures = decode_latents(self.vae, [state.latents for state in states], self.exact)
+        for picture in pictures:
+            check_finite(picture)
         if self.published:
             return [cut_to_levels(picture) for picture in pictures]
         return [self._finish(state, picture, preserve) for state, picture in zip(states, pictures, strict=True)]
+
+    def unread_words(self, request: Request) -> tuple[str, ...]:
+        """What of a request's texts the text encoder does not read, a line each; nothing where all of it fits.
+
+        Only the newest instruction and the negative one count: earlier rounds said theirs."""
+        unit, config = request.unit, self.config
+        text = unit.instruction if isinstance(unit, LongContextConditionUnit) else unit.prompts[-1]
+        texts = {"the instruction": text, "what to avoid": request.negative_instruction}
+        return tuple(
+            f"{what}: only its first {config.max_text_tokens} tokens are read, not {unread!r}"
+            for what, words in texts.items()
+            if (unread := unread_part(words, self.tokenizer, config.max_text_tokens, config.spell_quoted))
+        )
 
     @torch.no_grad()
     def preview(self, state: RequestState, exact: bool = False) -> Image.Image:
@@ -395,7 +431,7 @@ class ACEPipeline(DiffusionPipeline):
         resizes it or puts it back where a mask kept the input. Before the first step it is the noise."""
         latents = state.latents if state.done or state.denoised is None else state.denoised
         if exact or isinstance(self.vae, Pixels):
-            return _to_image(decode_latents(self.vae, [latents])[0])
+            return _to_image(decode_latents(self.vae, [latents], self.exact)[0])
         if self._colours is None or self._colours[0] is not self.vae:
             self._colours = (self.vae, fit_colours(self.vae))
         return _to_image(self._colours[1].picture(latents))
@@ -447,7 +483,7 @@ class ACEPipeline(DiffusionPipeline):
                 )
         frames = [frame for own in inputs for frame in own.frames]
         unknown = [frame for frame, latents in zip(frames, known, strict=True) if latents is None]
-        encoded = iter(self.latent_cache.encode(self.vae, unknown))
+        encoded = iter(self.latent_cache.encode(self.vae, unknown, self.exact))
         latents = iter([next(encoded) if own is None else own for own in known])
         return [tuple(next(latents) for _ in own.frames) for own in inputs]
 
@@ -465,7 +501,9 @@ class ACEPipeline(DiffusionPipeline):
         ]
         texts = [text for branches in branch_texts for branch in branches for text in branch]
         config = self.config
-        encoded = encode_texts(texts, self.tokenizer, self.text_encoder, config.max_text_tokens, config.spell_quoted)
+        encoded = encode_texts(
+            texts, self.tokenizer, self.text_encoder, config.max_text_tokens, config.spell_quoted, alone=self.exact
+        )
         states_of = {t: self._as_transformer(s) for t, s in zip(texts, encoded, strict=True)}
         states = [tuple(tuple(states_of[t] for t in branch) for branch in branches) for branches in branch_texts]
         if self.published:
@@ -522,7 +560,7 @@ class ACEPipeline(DiffusionPipeline):
 
     def _pack(self, states: Sequence[RequestState]) -> _Packed:
         active = tuple(state.active_branches for state in states)
-        kept = self._packed
+        kept = states[0].packed if len(states) == 1 else self._packed
         if kept is not None and len(kept.branches) == len(active):
             pairs = [pair for own in zip(kept.branches, active, strict=True) for pair in itertools.zip_longest(*own)]
             if all(first is second for first, second in pairs):
@@ -534,7 +572,7 @@ class ACEPipeline(DiffusionPipeline):
         layout = self._layout([branch.frames for branch in branches], repeats, before)
         entering = [number for number, repeat in enumerate(repeats) if not repeat]
         owners = [number for number, own in enumerate(active) for _ in own]
-        self._packed = _Packed(
+        packed = _Packed(
             active,
             layout,
             tuple(branches[number].patches for number in entering),
@@ -542,7 +580,11 @@ class ACEPipeline(DiffusionPipeline):
             TextKeysValues.joined([branch.text for branch in branches]),
             joined([branch.before for branch in branches]),
         )
-        return self._packed
+        if len(states) == 1:
+            states[0].packed = packed
+        else:
+            self._packed = packed
+        return packed
 
     def _num_steps(self, request: Request) -> int:
         steps = request.num_inference_steps

@@ -1,9 +1,10 @@
 """Exact preservation: what was not asked to change does not change, and every edit can say how far it drifted.
 
-`paste_back` puts a generated picture into the original at the original's own resolution: outside the mask every 8-bit
-RGB value is the input's, alpha and ICC profile included. The seam is handled inside the mask only: the generated
-colours are first shifted by what the model did to the surroundings (a smooth membrane through the differences outside
-the mask), then blended in over a few pixels. `drift_report` measures any edit, with or without a mask.
+`paste_back` puts a generated picture into the original at the original's own resolution: outside the mask every value
+is the input's, alpha, ICC profile and 16 bits included. Inside it nothing is left of the old picture: the seam is
+matched from the model's side, whose colours are shifted by what the model did to the surroundings (a smooth membrane
+through the differences outside the mask). Soft masks and a feather blend old and new, where they are asked for.
+`drift_report` measures any edit, with or without a mask.
 
 Not here: models, files. numpy and Pillow only.
 """
@@ -16,12 +17,17 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ace.conditions.images import MASK_THRESHOLD, OpenedImage, prepare_mask
+from ace.conditions.colour import from_srgb
+from ace.conditions.images import OpenedImage, prepare_mask
+from ace.conditions.masks import check_mask_size
+from ace.conditions.rules import MAX_FEATHER_PX
+from ace.conditions.sixteen import deepen
 from ace.errors import MaskError
 
-MAX_FEATHER_PX = 100
 VISIBLE_LEVELS = 8  # a difference of more than this many of 255 levels in some channel counts as visible
-_MEMBRANE_PX = 192  # the colour correction is smooth: computed on a grid of at most this many points a side
+_MEMBRANE_PX = 256  # the colour correction is smooth: computed on a grid of at most this many points a side
+_HALO_PX = 2  # beside a mask's edge, where the photograph still shows the rim of what was there
+_CONTEXT = 0.5  # around the mask, in shares of its box: how far the surroundings are compared
 _LARGEST_CORRECTION = 24.0  # levels; beyond twice that a difference is content, not tint
 _SHIFT_PX = 512  # shifts are estimated on a picture of at most this many pixels a side
 _LEAST_MATCH = 0.5  # correlation of the aligned pictures below which a shift says nothing
@@ -39,50 +45,71 @@ def paste_back(
     *,
     feather_px: int | None = None,
     match_colour: bool = True,
+    rule: int = 2,
 ) -> Image.Image:
     """The original with the generated picture inside the mask.
 
-    generated: RGB, the whole scene at any size (resized to the original's); mask: "L" of the original's size, above
-    128 = change. feather_px: width of the blend inside the mask's edge; None = 1 % of the longer side, 2 to 24, and
-    none in pictures up to 128 px, where it would leave much of the old; 0 = a hard edge.
-    Thin parts of a mask get a narrower blend, so that their middle is always all new. match_colour: shift the generated
-    colours to fit the surroundings.
-    Returns RGB, or RGBA if the original has alpha, at the original's size; the ICC profile is in `info["icc_profile"]`.
-    Outside the mask all channels equal the original's `stored` and `alpha` exactly; alpha is the original's everywhere.
+    generated: RGB (sRGB), the whole scene at any size (resized to the original's); mask: "L" of the original's size,
+    the weights: 0 = keep, 255 = only what was generated. feather_px: width of a blend inside the mask's edge, at most
+    100; None or 0 = none. Thin parts of a mask get a narrower blend, so that their middle is always all new.
+    match_colour: shift the generated colours to fit the surroundings. rule: 1 blends as older pictures were made, to
+    make one of those again: over 1 % of the longer side by default, with surroundings as large as the picture.
+    Returns RGB, or RGBA if the original has alpha, at the original's size and in its profile, which is in
+    `info["icc_profile"]`; with an original of 16 bits the result's 16 bits are in `info["sixteen_bit"]` (uint16).
+    Where the mask is 0 all channels equal the original's `stored` and `alpha` exactly; alpha is the original's
+    everywhere.
     Raises MaskError for a mask of another size or one that selects nothing."""
-    if mask.size != original.size:
-        raise MaskError(
-            f"the mask is {mask.width}x{mask.height} px, the image {original.size[0]}x{original.size[1]} px: "
-            "make the mask the size of the image"
-        )
-    change = np.asarray(mask.convert("L")) > MASK_THRESHOLD
-    if not change.any():
+    check_mask_size(mask, original.size)
+    weights = np.asarray(mask.convert("L"))
+    if not weights.any():
         raise MaskError("the mask selects nothing: paint what should change white")
+    if feather_px is None and rule == 1 and max(original.size) > 128:
+        feather_px = min(24, max(2, round(max(original.size) / 100)))
+    feather_px = min(max(feather_px or 0, 0), MAX_FEATHER_PX)
     result = original.stored.copy()
     result.info = {}
-    width, height = original.size
-    if feather_px is None:
-        feather_px = min(24, max(2, round(max(width, height) / 100))) if max(width, height) > 128 else 0
-    feather_px = min(max(feather_px, 0), MAX_FEATHER_PX)
 
     fitted = generated.convert("RGB")
     if fitted.size != original.size:
         fitted = fitted.resize(original.size, Image.Resampling.BICUBIC)
-    correction = _colour_correction(original.image, fitted, mask) if match_colour else None
-    box = _box_around(change, feather_px + 1, original.size)
-    fitted = fitted.crop(box)
-    if correction is not None:
-        fitted = _add_correction(fitted, correction, box, original.size)
+    box = _box_around(weights > 0, feather_px + 1, original.size)
+    patch = fitted.crop(box)
+    if match_colour:
+        around = _surroundings(box, original.size) if rule > 1 else (0, 0, *original.size)
+        scene = (picture.crop(around) for picture in (original.image, fitted, mask))
+        correction = _colour_correction(
+            *scene, grid_px=_MEMBRANE_PX if rule > 1 else 192, halo_px=_HALO_PX * (rule > 1)
+        )
+        if correction is not None:
+            inner = (box[0] - around[0], box[1] - around[1], box[2] - around[0], box[3] - around[1])
+            patch = _add_correction(patch, correction, inner, (around[2] - around[0], around[3] - around[1]))
     if original.alpha is not None:
-        fitted = _lift_from_white(fitted, original.alpha.crop(box))
-    weights = _blend_weights(change[box[1] : box[3], box[0] : box[2]], feather_px)
-    result.paste(fitted, box[:2], Image.fromarray(weights))
+        patch = lift_from_white(patch, original.alpha.crop(box))
+    patch = from_srgb(patch, original.icc_profile)
+    blend = weights[box[1] : box[3], box[0] : box[2]]
+    if feather_px:
+        feathered = _blend_weights(blend > 0, feather_px)
+        blend = (blend.astype(np.uint16) * feathered // 255).astype(np.uint8)
+    result.paste(patch, box[:2], Image.fromarray(blend))
 
     if original.alpha is not None:
         result.putalpha(original.alpha)
     if original.icc_profile is not None:
         result.info["icc_profile"] = original.icc_profile
+    if original.deep is not None:
+        result.info["sixteen_bit"] = deepen(original.deep, original.stored, result)
     return result
+
+
+def _surroundings(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A mask's box with what lies around it, within the picture."""
+    margin = round(_CONTEXT * max(box[2] - box[0], box[3] - box[1])) + 16
+    return (
+        max(0, box[0] - margin),
+        max(0, box[1] - margin),
+        min(size[0], box[2] + margin),
+        min(size[1], box[3] + margin),
+    )
 
 
 def _box_around(change: np.ndarray, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -142,21 +169,30 @@ def _local_maximum(values: np.ndarray, radius: int) -> np.ndarray:
     return np.asarray(Image.fromarray(grown).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _colour_correction(original: Image.Image, generated: Image.Image, mask: Image.Image) -> np.ndarray | None:
+def _colour_correction(
+    original: Image.Image, generated: Image.Image, mask: Image.Image, *, grid_px: int, halo_px: int
+) -> np.ndarray | None:
     """What to add to the generated picture so that it meets its surroundings: float32 (h, w, 3) levels on a small grid.
 
     The differences outside the mask are carried inwards as a smooth membrane. None if nothing outside can be
     compared."""
-    scale = min(1.0, _MEMBRANE_PX / max(original.size))
+    scale = min(1.0, grid_px / max(original.size))
     size = (max(1, round(original.width * scale)), max(1, round(original.height * scale)))
     before = np.asarray(original.resize(size, Image.Resampling.BOX), dtype=np.float32)
     after = np.asarray(generated.resize(size, Image.Resampling.BOX), dtype=np.float32)
     difference = before - after
     size_of_difference = np.abs(difference).max(axis=2)
-    known = np.clip(2 - size_of_difference / _LARGEST_CORRECTION, 0.0, 1.0) * (1 - prepare_mask(mask, size)[0])
+    outside = 1 - prepare_mask(_with_halo(mask, halo_px), size)[0]
+    known = np.clip(2 - size_of_difference / _LARGEST_CORRECTION, 0.0, 1.0) * outside
     if known.max() < 0.01:
         return None
     return np.clip(_membrane(difference, known.astype(np.float32)), -_LARGEST_CORRECTION, _LARGEST_CORRECTION)
+
+
+def _with_halo(mask: Image.Image, halo_px: int) -> Image.Image:
+    """All that a mask touches, and the rim around it: 255, else 0."""
+    touched = Image.fromarray((np.asarray(mask.convert("L")) > 0).astype(np.uint8) * 255)
+    return touched.filter(ImageFilter.MaxFilter(2 * halo_px + 1))
 
 
 def _membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -173,11 +209,11 @@ def _membrane(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     pooled_weights = weights.reshape(rows, 2, columns, 2).sum(axis=(1, 3))
     pooled = sums.reshape(rows, 2, columns, 2, -1).sum(axis=(1, 3)) / np.maximum(pooled_weights, 1e-6)[..., None]
     coarse = _membrane(pooled, np.minimum(pooled_weights, 1.0))
-    filled = _enlarge(coarse, (width, height), (0, 0, width / 2, height / 2))
+    filled = enlarge(coarse, (width, height), (0, 0, width / 2, height / 2))
     return values * known[..., None] + filled * (1 - known[..., None])
 
 
-def _enlarge(field: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+def enlarge(field: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
     """A part (box: left, top, right, bottom in grid units) of a small field (h, w, C), bilinear, at `size` (width,
     height)."""
     channels = [Image.fromarray(np.ascontiguousarray(field[..., channel])) for channel in range(field.shape[2])]
@@ -195,12 +231,12 @@ def _add_correction(
         end = min(start + _STRIP_ROWS, bottom)
         place = (left * across, start * down, right * across, end * down)
         strip = np.asarray(generated.crop((0, start - top, right - left, end - top)), dtype=np.float32)
-        strip = strip + _enlarge(correction, (right - left, end - start), place)
+        strip = strip + enlarge(correction, (right - left, end - start), place)
         corrected.paste(Image.fromarray(np.clip(np.round(strip), 0, 255).astype(np.uint8)), (0, start - top))
     return corrected
 
 
-def _lift_from_white(seen: Image.Image, alpha: Image.Image) -> Image.Image:
+def lift_from_white(seen: Image.Image, alpha: Image.Image) -> Image.Image:
     """Straight colours that look like `seen` when they lie over white with this alpha (as near as 0 to 255 allows)."""
     share = np.asarray(alpha, dtype=np.float32)[..., None] / 255
     over_white = np.asarray(seen, dtype=np.float32)
@@ -230,6 +266,13 @@ class DriftReport:
     size_px: tuple[int, int]
     masked: bool
 
+    @property
+    def telling(self) -> bool:
+        """Whether it says something to a person: with a mask, or where most of the picture was to stay and did.
+
+        After "make it night" every pixel differs, as asked: then the numbers are for programs only."""
+        return self.masked or self.visible_share < 0.5
+
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
@@ -254,12 +297,10 @@ def drift_report(before: Image.Image, after: Image.Image, mask: Image.Image | No
     """Compare two pictures outside a mask, or everywhere without one.
 
     before, after: RGB (alpha is not compared); if their sizes differ, the larger is reduced to the smaller. mask: "L"
-    of the size of `before`, above 128 = change. Raises MaskError for a mask of another size."""
-    if mask is not None and mask.size != before.size:
-        raise MaskError(
-            f"the mask is {mask.width}x{mask.height} px, the image {before.width}x{before.height} px: "
-            "make the mask the size of the image"
-        )
+    of the size of `before`, the weights: 0 = outside. Raises MaskError for a mask of another size."""
+    if mask is not None:
+        check_mask_size(mask, before.size)
+        mask = mask.convert("L").point([0] + [255] * 255)
     size = min(before.size, after.size, key=lambda side: side[0] * side[1])
     outside = np.ones((size[1], size[0]), dtype=bool) if mask is None else prepare_mask(mask, size)[0] == 0
     first, second = (

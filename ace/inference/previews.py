@@ -82,7 +82,7 @@ def predicted_clean(prediction: Tensor, latents: Tensor, timestep: Tensor, sched
     if config.prediction_type == "sample":
         return prediction
     schedule = linear_schedule(config.num_train_timesteps, config.beta_start, config.beta_end, latents.device)
-    alpha_bar = schedule.alpha_bar[timestep.long().to(latents.device)]
+    alpha, sigma = (table[timestep.long().to(latents.device)] for table in (schedule.alpha, schedule.sigma))
     if config.prediction_type == "v_prediction":
-        return alpha_bar.sqrt() * latents - (1 - alpha_bar).sqrt() * prediction
-    return (latents - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+        return alpha * latents - sigma * prediction
+    return (latents - sigma * prediction) / alpha

@@ -1,4 +1,4 @@
-"""TOKENS → PREDICTION. Imports: conditions, files.
+"""TOKENS → PREDICTION. Imports: conditions, files, adapter_files.
 
 In: latents of a batch of requests, their texts and timesteps. Out: one prediction per request, in its own shape.
 The doors load on first use, so that sizes and devices can be asked for before torch is there.

@@ -11,7 +11,6 @@ Not here: training (`ace/training`), adapters of FLUX (`plus/layouts.py`).
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ace.adapter_files import AdapterSettings, check_kind, is_of_text_encoder, left_out, read_settings
 from ace.errors import CheckpointError, ConfigError
 from ace.model.convert import key_map
 from ace.model.transformer import ACETransformer
@@ -33,10 +33,12 @@ _KINDS = {"lora_down": "lora_A", "lora_up": "lora_B"}
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of a transformer. factors: our name of a layer → A (rank, in) and B (out, rank), B times the scale."""
+    """An adapter of a transformer. factors: our name of a layer → A (rank, in) and B (out, rank), B times the scale.
+    notes: what of the file was left out."""
 
     name: str
     factors: Mapping[str, tuple[Tensor, Tensor]]
+    notes: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -62,10 +64,16 @@ def read_adapter(file: Path, transformer: ACETransformer, name: str | None = Non
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError):
         raise CheckpointError(f"{file.name} is no safetensors file, or damaged: get the adapter again") from None
+    settings = read_settings(file, metadata)
+    check_kind(file.name, tensors, settings)
     layers = _layer_names(transformer)
     parts: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
+        if is_of_text_encoder(key):
+            continue
+        if re.search(r"lora_(A|B|up|down)(\.[^.]+)?\.bias$", key):
+            raise CheckpointError(f"{file.name} has biases ({key}), which cannot be attached: train it without")
         found = _KIND.match(key)
         layer = found and layers.get(_plain(found["layer"]))
         if not found or not layer:
@@ -73,11 +81,10 @@ def read_adapter(file: Path, transformer: ACETransformer, name: str | None = Non
             continue
         parts.setdefault(layer, {})[_KINDS.get(found["kind"], found["kind"])] = tensor
     if unknown or not parts:
-        few = ", ".join(sorted(unknown)[:3]) or "no weights"
+        few = ", ".join(sorted(unknown)[:3]) or "nothing for its transformer"
         raise CheckpointError(f"{file.name} is no LoRA of this model: it holds {few}")
-    settings = _settings(file, metadata)
     factors = {layer: _factors(file.name, layer, own, transformer, settings) for layer, own in parts.items()}
-    return Adapter(re.sub(r"\W+", "_", name or file.stem) or "adapter", factors)
+    return Adapter(re.sub(r"\W+", "_", name or file.stem) or "adapter", factors, left_out(file.name, tensors))
 
 
 def attach(transformer: ACETransformer, adapters: Sequence[tuple[Adapter, float]]) -> tuple[str, ...]:
@@ -159,24 +166,8 @@ def _plain(layer: str) -> str:
     return _PREFIXES.sub("", layer.removeprefix("lora_unet_").removeprefix("lora_transformer_")).replace(".", "_")
 
 
-def _settings(file: Path, metadata: Mapping[str, str]) -> dict:
-    """The adapter's own settings, if it has any: beside it (PEFT) or in the file (diffusers)."""
-    beside = file.parent / "adapter_config.json"
-    try:
-        if beside.is_file():
-            settings = json.loads(beside.read_text(encoding="utf-8"))
-        else:
-            text = metadata.get("lora_adapter_metadata", "{}")
-            settings = {key.rpartition(".")[2]: value for key, value in json.loads(text).items()}  # diffusers' prefix
-    except (ValueError, AttributeError):
-        raise CheckpointError(f"the settings of {file.name} cannot be read: get the adapter again") from None
-    if settings.get("use_dora"):
-        raise CheckpointError(f"{file.name} is a DoRA adapter, which cannot be attached: merge it, or train a LoRA")
-    return settings
-
-
 def _factors(
-    file: str, layer: str, parts: Mapping[str, Tensor], transformer: ACETransformer, settings: Mapping
+    file: str, layer: str, parts: Mapping[str, Tensor], transformer: ACETransformer, settings: AdapterSettings
 ) -> tuple[Tensor, Tensor]:
     if "lora_A" not in parts or "lora_B" not in parts:
         raise CheckpointError(f"{file} holds one half of {layer} only: get the adapter again")
@@ -188,10 +179,6 @@ def _factors(
             f"{file} is for another model: {layer} is {tuple(up.shape)} x {tuple(down.shape)} there, "
             f"{wanted[0]} x {wanted[1]} here"
         )
-    if "alpha" in parts:
-        alpha = float(parts["alpha"])
-    else:
-        pattern = settings.get("alpha_pattern") or {}
-        own = next((value for key, value in pattern.items() if re.search(rf"(^|\.){key}$", layer)), None)
-        alpha = float(settings.get("lora_alpha", rank) if own is None else own)
-    return down, up * (alpha / (rank**0.5 if settings.get("use_rslora") else rank))
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise CheckpointError(f"{file} holds values that are not finite, in {layer}: get the adapter again")
+    return down, up * settings.strength(layer, rank, float(parts["alpha"]) if "alpha" in parts else None)

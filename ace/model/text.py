@@ -69,6 +69,28 @@ def tokenize(
     return TokenBatch(F.pad(ids, (0, more)), F.pad(mask, (0, more)), tuple(mask.sum(1).tolist()))
 
 
+def unread_part(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, spell: bool = False, clean: bool = True
+) -> str:
+    """The end of a text that is cut off at `max_length` tokens, in whole words; "" if all of it is read.
+
+    spell, clean: what is done to a text before it is tokenised, as in `tokenize`."""
+    text = clean_text(text) if clean else text
+    words = (spell_quoted(text) if spell else text).split()
+
+    def fits(count: int) -> bool:
+        ids = tokenizer(" ".join(words[:count]), verbose=False)["input_ids"]
+        return len(ids) <= max_length  # type: ignore[arg-type]
+
+    if fits(len(words)):
+        return ""
+    low, high = 0, len(words)  # what fits, what does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return " ".join(words[low:])
+
+
 def encode(batch: TokenBatch, text_encoder: TextEncoder) -> list[Tensor]:
     """Text states of a token batch, one (L_k, C) per text, padding cut off."""
     device = text_encoder.device if isinstance(text_encoder, TextEncoderOnDisk) else working_device(text_encoder)
@@ -83,15 +105,17 @@ def encode_texts(
     text_encoder: TextEncoder,
     max_length: int,
     spell: bool,
+    alone: bool = False,
 ) -> list[Tensor]:
     """Text states (L_k, C) of every text; repeated texts are encoded once and share their states.
 
-    Texts are padded by their own length only, to a multiple of `PADDING` tokens, and those of equal length go together:
-    a text's states are the same in any company."""
+    Texts are padded by their own length only, to a multiple of `PADDING` tokens, and those of equal length go together.
+    alone: one text at a time, so that its states are the same to the bit in any company."""
     distinct = list(dict.fromkeys(texts))
-    by_length: dict[int, list[str]] = {}
-    for text, length in zip(distinct, tokenize(distinct, tokenizer, max_length, spell).lengths, strict=True):
-        by_length.setdefault(-(-length // PADDING), []).append(text)
+    by_length: dict[tuple[int, int], list[str]] = {}
+    lengths = tokenize(distinct, tokenizer, max_length, spell).lengths
+    for number, (text, length) in enumerate(zip(distinct, lengths, strict=True)):
+        by_length.setdefault((-(-length // PADDING), number if alone else -1), []).append(text)
     states: dict[str, Tensor] = {}
     with text_encoder.held() if isinstance(text_encoder, TextEncoderOnDisk) else contextlib.nullcontext():
         for group in by_length.values():

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ace.adapter_files import AdapterSettings, check_kind, is_of_text_encoder, left_out
 from ace.errors import CheckpointError
 
 LORA_CHANNELS = 384  # noise 64, edit 64, mask 256: FLUX.1-Fill and its LoRAs
@@ -285,10 +286,12 @@ class Delta:
 
 @dataclass
 class Adapter:
-    """A LoRA in diffusers' names. deltas: parameter → what is done to it. name: for messages."""
+    """A LoRA in diffusers' names. deltas: parameter → what is done to it. name: for messages. notes: what of the file
+    was left out."""
 
     name: str
     deltas: dict[str, Delta] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -311,7 +314,7 @@ class Adapter:
 _ENDINGS = (
     (re.compile(r"\.lora_(?:down|A)(?:\.(?!bias$)[\w-]+)*?\.weight$"), "down"),
     (re.compile(r"\.lora_(?:up|B)(?:\.(?!bias$)[\w-]+)*?\.weight$"), "up"),
-    (re.compile(r"\.lora_(?:up|B)(?:\.[\w-]+)*?\.bias$"), "added_bias"),
+    (re.compile(r"\.lora_(?:up|B)(?:\.[\w-]+)*?\.bias$"), "up_bias"),
     (re.compile(r"\.lora\.down\.weight$"), "down"),
     (re.compile(r"\.lora\.up\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
@@ -330,18 +333,19 @@ _PREFIXES = (
 # other families by what only they have, so that the message can say what the file is for
 _FAMILIES = {
     "an SD or SDXL U-Net": re.compile(r"(down|up|input|output)_blocks?[._]|mid_block"),
-    "a text encoder": re.compile(r"^(lora_te|text_encoder)"),
     "Wan": re.compile(r"blocks[._]\d+[._](self|cross)_attn"),
 }
 
 
 def read_adapter(
-    tensors: Mapping[str, Tensor], sizes: FluxSizes, name: str, alphas: Mapping[str, float] | None = None
+    tensors: Mapping[str, Tensor], sizes: FluxSizes, name: str, settings: AdapterSettings | None = None
 ) -> Adapter:
     """An adapter file's tensors, in any of the published formats, for a transformer of these sizes.
 
-    alphas: strengths that stand beside the tensors ("module → alpha", "" for all), as diffusers' metadata has them.
-    Raises CheckpointError, naming the file, if it is for another model or not whole."""
+    settings: what stands beside the tensors. What is for a text encoder is left out, and the adapter's notes say so.
+    Raises CheckpointError, naming the file, if it is for another model, not whole, not finite, or no LoRA."""
+    settings = settings or AdapterSettings()
+    check_kind(name, tensors, settings)
     linears = {linear.source: linear for linear in _linears(sizes)}
     own = {target: (rows, linear) for linear in linears.values() for target, rows in linear.targets}
     flat = {module.replace(".", "_"): module for module in (*linears, *own)}
@@ -353,6 +357,10 @@ def read_adapter(
     whole: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
+        if is_of_text_encoder(key):
+            continue
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise CheckpointError(f"{name} holds values that are not finite, in {key}: get the adapter again")
         module, kind = _split_key(key)
         bare = _without_prefix(module)
         found = module if module in linears or module in own else flat.get(bare.replace(".", "_"))
@@ -368,18 +376,14 @@ def read_adapter(
         )
         what = f"is made for {family}" if family and not entries else f"has no place for {_few(sorted(unknown))}"
         raise CheckpointError(f"{name} {what}: give an adapter of FLUX.1-Fill or ACE++")
-    adapter = Adapter(name)
+    adapter = Adapter(name, notes=left_out(name, tensors))
     for module, parts in entries.items():
-        if "alpha" not in parts and alphas:
-            alpha = alphas.get(module, alphas.get(""))
-            if alpha is not None:
-                parts["alpha"] = torch.tensor(float(alpha))
         targets, columns, swapped = (
             (linears[module].targets, linears[module].columns, linears[module].swapped)
             if module in linears
             else (((module, own[module][0]),), own[module][1].columns, False)
         )
-        _add(adapter, module, parts, targets, columns, swapped)
+        _add(adapter, module, parts, targets, columns, swapped, settings)
     by_source: dict[str, list[tuple[str, Piece]]] = {}
     for parameter, piece in pieces(sizes).items():
         by_source.setdefault(piece.source, []).append((parameter, piece))
@@ -388,7 +392,8 @@ def read_adapter(
         for parameter, piece in mine:
             adapter.deltas.setdefault(parameter, Delta()).whole = piece.of(tensor)
     if not adapter.deltas:
-        raise CheckpointError(f"{name} holds no adapter: give a LoRA file of ACE++")
+        what = "is made for a text encoder" if adapter.notes else "holds no adapter"
+        raise CheckpointError(f"{name} {what}: give a LoRA file of FLUX.1-Fill or ACE++")
     return adapter
 
 
@@ -399,6 +404,7 @@ def _add(
     targets: tuple[tuple[str, int], ...],
     columns: int,
     swapped: bool,
+    settings: AdapterSettings,
 ) -> None:
     """Put one module's entries into the adapter, split as the layer is in diffusers' model."""
     rows = sum(count for _, count in targets)
@@ -416,9 +422,10 @@ def _add(
                 ": use an adapter made for this model"
             )
         rank = down.shape[0]
-        alpha = parts.get("alpha")
-        strength = 1.0 if alpha is None else float(alpha) / rank
+        strength = settings.strength(module, rank, float(parts["alpha"]) if "alpha" in parts else None)
         up = up.float() * strength if strength != 1.0 else up
+        if "up_bias" in parts:
+            bias = parts["up_bias"].float() * strength
     if any(x is not None and x.shape[0] != rows for x in (added, bias)):
         raise CheckpointError(
             f"{adapter.name}: {module} has another number of rows than this model: use another adapter"

@@ -2,7 +2,8 @@
 
 Sampling is a list of named steps, `prepare → step → … → decode`, over per-request state. The components carry
 FluxFillPipeline's names, so that a folder of FLUX.1-Fill-dev is a folder of this pipeline. Requests whose canvases have
-one size take their steps together, up to `BATCH_CELLS` tokens, each as if it were alone.
+one size take their steps together on a GPU, up to `BATCH_CELLS` tokens; an `exact` pipeline (default on CPUs) takes
+them one by one, so that neighbours change no bit of a result.
 
 Notable choices: the number of input channels says which model it is (384: FLUX.1-Fill with or without an adapter, 448:
 ACE++ FFT with change channels); the canvas keeps the target where it was and the result has the input's own size;
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin
@@ -27,10 +29,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from ace.conditions.images import OpenedImage, normalise_image, normalise_mask
+from ace.conditions.images import OpenedImage, normalise_image
+from ace.conditions.masks import normalise_mask
 from ace.diffusion import sample_noise, seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, MissingDependencyError
+from ace.inference.latents import check_finite
 from ace.inference.preserve import paste_back
+from ace.model.text import unread_part
 from ace.plus.canvas import Canvas, Reference, arrange, name_places, prepare_published
 from ace.plus.inputs import (
     LATENT_CHANNELS,
@@ -159,12 +164,22 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             repainting_scale=repainting_scale,
         )
         self.published = published
+        self._exact: bool | None = None
         self.quantization = self.text_quantization = ""  # of what it was loaded with, for recipes
         self.mapped: MappedWeights | None = None  # where its weights are, as long as it lives, if not in memory
         words = FFT_WORDS if self.has_change_channels else LORA_WORDS
         tokenizer_2.add_tokens(list(words), special_tokens=True)
         if len(tokenizer_2) > text_encoder_2.config.vocab_size:
             raise CheckpointError("the T5 tokenizer has more words than its encoder: use FLUX.1-Fill-dev's own pair")
+
+    @property
+    def exact(self) -> bool:
+        """Whether every request has passes of its own, so that neighbours change no bit of it; default: on CPUs."""
+        return self._execution_device.type == "cpu" if self._exact is None else self._exact
+
+    @exact.setter
+    def exact(self, exact: bool | None) -> None:
+        self._exact = exact
 
     @property
     def has_change_channels(self) -> bool:
@@ -244,7 +259,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             steps = self._or_default(request.num_inference_steps, "num_inference_steps")
             if steps < 1:
                 raise ConfigError(f"{steps} steps: use at least 1")
-            sigmas = torch.linspace(1.0, 1.0 / steps, steps).tolist()
+            sigmas = np.linspace(1.0, 1.0 / steps, steps).tolist()
             # a scheduler without dynamic shifting (a distilled model's) has its own fixed one
             mu = shift_mu(canvas.num_cells) if scheduler.config.use_dynamic_shifting else None
             scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self._execution_device)
@@ -267,14 +282,14 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     @torch.no_grad()
     def step(self, *states: PlusState) -> None:
         """One denoising step of each state, in whatever mixture; latents change in place. Canvases of one size go
-        through the network together. Raises ConfigError if a state is already done."""
+        through the network together unless the pipeline is `exact`. Raises ConfigError if a state is already done."""
         if any(state.done for state in states):
             raise ConfigError("a finished request cannot be stepped: decode it")
         sizes: dict[torch.Size, list[PlusState]] = {}
         for state in states:
             sizes.setdefault(state.latents.shape, []).append(state)
         for alike in sizes.values():
-            count = max(1, BATCH_CELLS // alike[0].canvas.num_cells)
+            count = 1 if self.exact else max(1, BATCH_CELLS // alike[0].canvas.num_cells)
             for first in range(0, len(alike), count):
                 self._step_together(alike[first : first + count])
 
@@ -312,7 +327,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             source = normalise_image(source)
         mask = request.mask
         if mask is not None and source is not None:
-            mask = normalise_mask(mask, source.size)
+            mask = normalise_mask(mask, source)
         edit = None if source is None else source.image
         scale = self._or_default(request.repainting_scale, "repainting_scale")
         budget = self._or_default(request.max_seq_length, "max_seq_length")
@@ -356,12 +371,20 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         pooled = self.text_encoder(words.input_ids.to(device)).pooler_output[0]
         return features.to(device), pooled.to(device)
 
+    def unread_words(self, text: str) -> tuple[str, ...]:
+        """What of an instruction T5 does not read, a line; nothing where all of it fits."""
+        most = self.config.max_text_tokens
+        unread = unread_part(text, self.tokenizer_2, most, clean=False)
+        return (f"the instruction: only its first {most} tokens are read, not {unread!r}",) if unread else ()
+
     @torch.no_grad()
     def decode_canvas(self, state: PlusState) -> Image.Image:
         """The whole canvas of a state's latents, finished or not."""
+        check_finite(state.latents)
         config = self.vae.config
         latents = state.latents / config.scaling_factor + (config.shift_factor or 0.0)
         picture = self.vae.decode(latents[None].to(self._execution_device, self.vae.dtype)).sample[0]
+        check_finite(picture)
         levels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
@@ -371,7 +394,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         answer = state.canvas.cut(canvas)
         if not preserve or state.source is None or state.request.mask is None:
             return answer
-        return paste_back(state.source, answer, normalise_mask(state.request.mask, state.source.size))
+        return paste_back(state.source, answer, normalise_mask(state.request.mask, state.source))
 
     def attach(self, adapter: Adapter, strength: float = 1.0) -> str:
         """Attach an adapter beside the weights (peft), to switch or weigh it later; returns the name it has in

@@ -11,8 +11,6 @@ Not here: names of models (`plus/sources.py`), names of keys (`ace/plus/layouts.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ace.adapter_files import read_header, read_settings
 from ace.errors import CheckpointError, ConfigError
 from ace.plus.fp8 import Fp8Linear, to_fp8
 from ace.plus.gguf import GgufFile
@@ -45,7 +44,6 @@ from ace.plus.layouts import (
 )
 from ace.plus.quantize import Quantization, Quantizer, check_quantization
 
-_HEADER_LIMIT = 100_000_000  # bytes; what safetensors itself allows
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "double_blocks.", "single_blocks.")
 
 Progress = Callable[[int, int], None]  # tensors done, and in all
@@ -113,29 +111,11 @@ def read_weight_files(source: Path) -> WeightFiles:
     dtypes: dict[str, str] = {}
     metadata: dict[str, str] = {}
     for path in paths:
-        header = _read_header(path)
+        header = read_header(path)
         metadata = header.pop("__metadata__", {})
         for name, entry in header.items():
             shapes[name], dtypes[name], files[name] = tuple(entry["shape"]), entry["dtype"], path
     return WeightFiles(source.name, shapes, files, dtypes, metadata)
-
-
-def _read_header(path: Path) -> dict:
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path.name} is no safetensors file: convert it, or get the safetensors version")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            (length,) = struct.unpack("<Q", start)
-            if length > _HEADER_LIMIT:
-                raise ValueError
-            header = json.loads(file.read(length))
-        end = max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
-        if path.stat().st_size < 8 + length + end:
-            raise CheckpointError(f"{path.name} is cut off: get the file again")
-        return header
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path.name} is damaged or no safetensors file: get the file again") from None
 
 
 def check_transformer(files: WeightFiles) -> FluxSizes:
@@ -166,23 +146,8 @@ def load_adapter(path: Path, sizes: FluxSizes) -> Adapter:
     """An adapter file for a transformer of these sizes. Raises CheckpointError, naming the file."""
     files = read_weight_files(path)
     read = files.tensors()
-    return read_adapter({name: read(name) for name in files.shapes}, sizes, path.name, _alphas(files.metadata))
-
-
-def _alphas(metadata: Mapping[str, str]) -> dict[str, float]:
-    """Alphas that stand in a file's metadata, as diffusers and peft write them: module → alpha, "" for all."""
-    found: dict[str, float] = {}
-    for text in metadata.values():
-        try:
-            settings = json.loads(text) if text.startswith("{") else {}
-        except ValueError:
-            continue
-        for key, value in settings.items() if isinstance(settings, dict) else ():
-            if key.rsplit(".", 1)[-1] == "lora_alpha" and isinstance(value, int | float):
-                found[""] = float(value)
-            if key.rsplit(".", 1)[-1] == "alpha_pattern" and isinstance(value, dict):
-                found |= {module: float(alpha) for module, alpha in value.items()}
-    return found
+    settings = read_settings(path, files.metadata)
+    return read_adapter({name: read(name) for name in files.shapes}, sizes, path.name, settings)
 
 
 # Loading

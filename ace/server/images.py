@@ -1,7 +1,7 @@
 """Bytes, data: addresses or an allowed URL → pictures that have passed intake.
 
-Nothing is decoded here: the header says format, size and number of frames, and only a PNG, JPEG or WebP of one frame
-and a sensible size goes on to `ace/conditions/images.py`. A URL is fetched only from a host that the operator named;
+Nothing is decoded here: `ace/conditions/images.py` opens what comes, the same formats as everywhere, and only if its
+header claims a sensible size. A URL is fetched only from a host that the operator named;
 its name is looked up once, an address that is not public is refused, and the connection is made to that very address,
 so that a name cannot change its meaning in between. No redirects, no more bytes and no more time than allowed.
 """
@@ -11,21 +11,18 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import io
 import ipaddress
 import socket
 import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import numpy as np
-from PIL import Image
-
-from ace.conditions.images import OpenedImage, normalise_mask, open_image, quiet_pillow
+from ace.conditions.images import OpenedImage, open_bytes
+from ace.conditions.masks import Mask, read_mask
+from ace.conditions.rules import ImageRules
 from ace.conversation.recipe import FileRef
-from ace.errors import ConfigError, ImageError, InputError, MaskError
+from ace.errors import ConfigError, ImageError, InputError, MissingDependencyError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 _FETCH_TIMEOUT_S = 10.0
 
 
@@ -45,40 +42,23 @@ class Upload:
 
 
 def open_upload(upload: Upload, max_pixels: int) -> OpenedImage:
-    """A picture. Raises ImageError for another format, several frames, too many pixels or damage."""
-    name = upload.ref.name
-    _check_header(upload, max_pixels)
-    return open_image(io.BytesIO(upload.data), max_pixels=max_pixels, name=name)
-
-
-def open_mask_upload(upload: Upload, image_size: tuple[int, int], max_pixels: int) -> Image.Image:
-    """A mask, "L", white = change, of `image_size` (width, height).
-
-    A file with transparency is read as OpenAI's API has it: fully transparent pixels are what should change. Without,
-    as everywhere here: white is what should change. Raises MaskError or ImageError."""
-    opened = open_upload(upload, max_pixels)
-    if opened.alpha is None:
-        return normalise_mask(opened.image, image_size, name=opened.name)
-    erased = np.asarray(opened.alpha) < 128
-    if not erased.any():
-        raise MaskError(f"{opened.name} selects nothing: make transparent what should change")
-    mask = Image.fromarray(erased.astype(np.uint8) * 255)
-    return normalise_mask(mask, image_size, name=opened.name)
-
-
-def _check_header(upload: Upload, max_pixels: int) -> None:
-    name = upload.ref.name
+    """A picture; of several frames the first. Raises ImageError for what cannot be read here, too many pixels or
+    damage."""
     try:
-        with quiet_pillow(), Image.open(io.BytesIO(upload.data), formats=FORMATS) as image:
-            (width, height), frames = image.size, getattr(image, "n_frames", 1)
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name} is far too large: make it at most {max_pixels / 1e6:g} million pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError):
-        raise ImageError(f"{name} is not a PNG, JPEG or WebP picture: save it as one of them") from None
-    if width * height > max_pixels:
-        raise ImageError(f"{name} is {width}x{height} px: make it at most {max_pixels / 1e6:g} million pixels")
-    if frames > 1:
-        raise ImageError(f"{name} has {frames} frames: send one still picture")
+        return open_bytes(upload.data, max_pixels=max_pixels, name=upload.ref.name)
+    except MissingDependencyError as error:
+        raise ImageError(f"this server cannot read it: {error}") from None
+
+
+def open_mask_upload(
+    upload: Upload, photo: OpenedImage | tuple[int, int], max_pixels: int, rules: ImageRules | None = None
+) -> Mask:
+    """A mask of a picture, read as everywhere (`conditions/masks.py`).
+
+    Where a file with transparency can be read two ways, OpenAI's rule decides: what is transparent changes; the mask's
+    note says so. Raises MaskError or ImageError."""
+    opened = open_upload(upload, max_pixels)
+    return read_mask(opened, photo, rules, undecided="transparent")
 
 
 # Addresses

@@ -13,6 +13,7 @@ from dataclasses import replace
 from PIL import Image
 
 from ace.conditions.images import OpenedImage
+from ace.conditions.masks import Mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.conversation.chat import Picture
 from ace.conversation.edit import Job, Settings
@@ -26,15 +27,15 @@ def open_pictures(uploads: Sequence[Upload], max_pixels: int) -> list[Picture]:
     return [Picture(open_upload(upload, max_pixels), upload.ref) for upload in uploads]
 
 
-def open_mask(upload: Upload, source: OpenedImage, max_pixels: int) -> tuple[Image.Image, FileRef]:
+def open_mask(upload: Upload, source: OpenedImage, max_pixels: int) -> tuple[Mask, FileRef]:
     """A mask and what a recipe calls it.
 
     One that came with transparency goes by the hash of the plain mask (PNG, white = change) that it stands for, since
     that is what a replay needs. Raises MaskError or ImageError."""
-    mask = open_mask_upload(upload, source.size, max_pixels)
+    mask = open_mask_upload(upload, source, max_pixels)
     if open_upload(upload, max_pixels).alpha is None:
         return mask, upload.ref
-    return mask, FileRef(name="mask.png", sha256=hashlib.sha256(encode(mask, "PNG")).hexdigest())
+    return mask, FileRef(name="mask.png", sha256=hashlib.sha256(encode(mask.image, "PNG")).hexdigest())
 
 
 def make_job(
@@ -46,10 +47,12 @@ def make_job(
     pictures = open_pictures(uploads, max_pixels)
     masks: list[Image.Image | None] = [None] * len(pictures)
     refs: list[FileRef | None] = [None] * len(pictures)
+    notes: tuple[str, ...] = ()
     if mask is not None:
         if not pictures:
             raise MaskError("a mask needs the picture that it belongs to: send the image as well")
-        masks[0], refs[0] = open_mask(mask, pictures[0].opened, max_pixels)
+        read, refs[0] = open_mask(mask, pictures[0].opened, max_pixels)
+        masks[0], notes = read.image, (read.note,)
     unit = ConditionUnit(instruction, tuple(picture.opened.image for picture in pictures), tuple(masks))
     return Job(
         unit=LongContextConditionUnit(unit),
@@ -57,6 +60,7 @@ def make_job(
         source=pictures[0].opened if pictures else None,
         images=tuple(picture.file for picture in pictures),
         masks=tuple(refs) if mask is not None else (),
+        notes=notes,
     )
 
 

@@ -64,7 +64,7 @@ class ServerSettings:
     upload_timeout_s: float = 60.0
     max_receiving_bytes: int = 512 * 2**20
     max_held_bytes: int = 2 * 2**30
-    max_pixels: int = 16_000_000
+    max_pixels: int = 32_000_000
     max_images: int = 10
     pictures_per_minute: float | None = None
     max_sessions: int = 1000

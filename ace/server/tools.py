@@ -74,7 +74,7 @@ class _Tools:
             stop.set()
         described = self.describe(node)
         drift = await to_thread.run_sync(self.chat.drift, node.id)
-        if drift is not None:
+        if drift is not None and drift.telling:
             described["drift"] = str(drift)
         if notes := await to_thread.run_sync(self.chat.notes, node.id):
             described["notes"] = notes
@@ -174,7 +174,7 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
             pictures += [tools.picture(name) for name in references]
             painted = None
             if mask is not None:
-                painted, _ = open_mask(tools.upload(mask), pictures[0].opened, tools.limits.max_pixels)
+                painted = open_mask(tools.upload(mask), pictures[0].opened, tools.limits.max_pixels)[0].image
             settings = tools.settings(size, seed, steps, avoid)
             return Message(instruction, settings, tuple(pictures), painted), start
 

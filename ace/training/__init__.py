@@ -1,4 +1,4 @@
-"""SHARDS → CHECKPOINT. Imports: data, inference (previews), plus, weights and theirs.
+"""SHARDS → CHECKPOINT. Imports: data, inference (previews), plus, weights, pages, settings and theirs.
 
 In: `EditSample`s, from the procedural world, from shards or other layouts, and a recipe. Out: a run folder with
 checkpoints, and at its end a model folder that the pipeline loads, or an adapter. The doors load on first use, so that
@@ -9,13 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 _DOORS = {
-    **dict.fromkeys(("AutoencoderRecipe", "ModelRecipe", "PlusRecipe", "Stage", "read_recipe"), "ace.training.config"),
+    **dict.fromkeys(
+        ("AutoencoderRecipe", "ModelRecipe", "PlusRecipe", "TrainingStage", "read_recipe"), "ace.training.config"
+    ),
     **dict.fromkeys(("Task", "train"), "ace.training.loop"),
 }
-__all__ = ["AutoencoderRecipe", "ModelRecipe", "PlusRecipe", "Stage", "Task", "read_recipe", "train"]
+__all__ = ["AutoencoderRecipe", "ModelRecipe", "PlusRecipe", "Task", "TrainingStage", "read_recipe", "train"]
 
 if TYPE_CHECKING:
-    from ace.training.config import AutoencoderRecipe, ModelRecipe, PlusRecipe, Stage, read_recipe
+    from ace.training.config import AutoencoderRecipe, ModelRecipe, PlusRecipe, TrainingStage, read_recipe
     from ace.training.loop import Task, train
 
 

@@ -92,7 +92,7 @@ def reconstruction_losses(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    recipe: AutoencoderRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    recipe: AutoencoderRecipe, folder: Path, quiet: bool = False, on_warning: Callable[[str], None] = lambda line: None
 ) -> AutoencoderDC:
     """Run the recipe; writes `folder/autoencoder` (diffusers format, scaling_factor set to 1 / std of the latents)."""
     torch.manual_seed(recipe.seed)
@@ -116,7 +116,7 @@ def train_autoencoder(
         collate,
         losses,
     )
-    train(task, recipe, folder, quiet, tell)
+    train(task, recipe, folder, quiet, on_warning)
     autoencoder.eval()
     held_out = Pictures(recipe.size_px, "held_out")
     with torch.no_grad():

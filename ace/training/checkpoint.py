@@ -1,10 +1,11 @@
 """Checkpoints that are whole or not there: weights, averages, optimiser, random states, and the place in the data.
 
 A checkpoint is a folder `checkpoints/<step>` with a manifest of SHA-256 hashes. It is written beside its place, forced
-to disk and renamed, so that a kill at any moment leaves the ones before it untouched. On the way back every hash is
-checked; a damaged checkpoint is set aside, by name, and the one before it is taken.
+to disk and renamed, so that a kill at any moment leaves the ones before it untouched. When a run resumes, every hash is
+checked; a damaged checkpoint is set aside, by name, and the one before it is taken. So is one that holds code: a run
+folder from elsewhere is as safe to resume as a picture is to open.
 
-Not here: when to save, and what the state means (`loop.py`).
+Not here: when to save (`loop.py`), the files of the state (`state.py`).
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from ace.errors import CheckpointError
+from ace.settings import Count
+from ace.training.state import HoldsCode, TrainingState, read_state, write_state
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
@@ -31,7 +32,11 @@ PROGRESS = "progress.json"
 BEFORE_MANIFESTS = ("checkpoint", "checkpoint.old")  # folders of earlier versions: one checkpoint, no hashes
 
 
-def save_checkpoint(accelerator: Accelerator, run: Path, progress: dict[str, Any], keep: int) -> None:
+Progress = dict[str, int]  # step, position, skipped
+_PROGRESS = TypeAdapter(dict[str, Count])
+
+
+def save_checkpoint(accelerator: Accelerator, state: TrainingState, run: Path, progress: Progress, keep: int) -> None:
     """Write the checkpoint of `progress["step"]` and remove all but the newest `keep`.
 
     Called by all processes. Raises CheckpointError if it cannot be written (disk full, say); the earlier ones are then
@@ -44,7 +49,7 @@ def save_checkpoint(accelerator: Accelerator, run: Path, progress: dict[str, Any
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(new), safe_serialization=True)
+        write_state(accelerator, state, new)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             (new / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
@@ -65,26 +70,43 @@ def save_checkpoint(accelerator: Accelerator, run: Path, progress: dict[str, Any
         raise CheckpointError(f"the checkpoint of step {progress['step']} could not be written: {why}")
 
 
-def load_checkpoint(accelerator: Accelerator, run: Path, tell: Callable[[str], None]) -> dict[str, Any] | None:
+def load_checkpoint(
+    accelerator: Accelerator, state: TrainingState, run: Path, on_warning: Callable[[str], None]
+) -> Progress | None:
     """Load the newest checkpoint that is whole; returns its progress, or None where there is none yet.
 
-    tell: hears of damaged ones. Raises CheckpointError if there are some and none is whole."""
+    on_warning: called with a line about each damaged one. Raises CheckpointError if there are some and none is whole,
+    or if the newest whole one belongs to another recipe."""
     found, damaged = _folders(run), 0
     for folder in found:
-        if fault := _fault(folder):
+        fault = _fault(folder)
+        if not fault:
+            try:
+                read_state(accelerator, state, folder)
+            except HoldsCode as error:
+                fault = str(error)
+        if fault:
             damaged += 1
-            tell(f"checkpoint {folder.name} is damaged ({fault}): taking the one before it")
+            on_warning(f"checkpoint {folder.name} is damaged ({fault}): taking the one before it")
             continue
-        accelerator.load_state(str(folder))
         _set_aside(accelerator, found[:damaged])
-        return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        return _progress(folder)
     for name in BEFORE_MANIFESTS:
         if (run / name / PROGRESS).exists():
-            accelerator.load_state(str(run / name))
-            return json.loads((run / name / PROGRESS).read_text(encoding="utf-8"))
+            read_state(accelerator, state, run / name)
+            return _progress(run / name)
     if damaged:
         raise CheckpointError(f"every checkpoint in {run.name}/{FOLDER} is damaged: delete the folder to start over")
     return None
+
+
+def _progress(folder: Path) -> Progress:
+    try:
+        return _PROGRESS.validate_json((folder / PROGRESS).read_bytes())
+    except ValidationError:
+        raise CheckpointError(
+            f"{folder.name}/{PROGRESS} does not say how far the run is: delete {folder.name}"
+        ) from None
 
 
 def _folders(run: Path) -> list[Path]:
@@ -107,12 +129,15 @@ def _fault(folder: Path) -> str:
     """What is wrong with a checkpoint, in words, or nothing."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
         for name, digest in manifest.items():
-            if _digest(folder / name) != digest:
+            if name not in files:
+                return f"{name} is missing"
+            if _digest(files[name]) != digest:
                 return f"{name} has changed"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, AttributeError) as error:
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read: {type(error).__name__}"
     return "" if PROGRESS in manifest else f"{PROGRESS} is missing"
 
@@ -137,58 +162,3 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-class Average:
-    """Exponential moving average of parameters, with a short memory at the start (decay grows to its full value).
-
-    Without decay the parameters stand for themselves and nothing is kept. Sharded parameters have sharded averages; a
-    checkpoint holds them whole."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        # a small step would vanish in bfloat16
-        self.values = [p.detach().float().clone() for p in parameters] if decay else []
-
-    @torch.no_grad()
-    def update(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Move towards the parameters' values of now."""
-        self.updates += 1
-        if not self.values:
-            return
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.values, [p.detach().float() for p in parameters], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Write the averages into the parameters."""
-        for parameter, value in zip(parameters, self.values, strict=bool(self.values)):
-            parameter.copy_(value)
-
-    @contextmanager
-    def shown_in(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-        """The parameters are the averages for a while, for a look at what those draw."""
-        kept = [p.detach().clone() for p in parameters] if self.values else []
-        self.copy_to(parameters)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in zip(parameters, kept, strict=bool(kept)):
-                    parameter.copy_(value)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
-        return {"updates": self.updates, "values": [getattr(v, "full_tensor", lambda v=v: v)() for v in self.values]}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        self.updates = state["updates"]
-        for value, saved in zip(self.values, state["values"], strict=bool(self.values)):
-            if hasattr(value, "device_mesh"):
-                saved = torch.distributed.tensor.distribute_tensor(
-                    saved.to(value.device), value.device_mesh, value.placements
-                )
-            value.copy_(saved)

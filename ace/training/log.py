@@ -14,7 +14,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ace.training.config import Stage
+from ace.lists import lines_of
+from ace.training.config import TrainingStage
 from ace.training.stream import GlobalBatch, Item
 
 LOG, SPEED, SKIPPED = "log.jsonl", "speed.jsonl", "skipped.jsonl"
@@ -37,7 +38,7 @@ class Log:
     def step(
         self,
         progress: dict[str, Any],
-        stage: Stage,
+        stage: TrainingStage,
         batch: GlobalBatch,
         results: list[tuple[Item, float]],
         lr: float,
@@ -96,7 +97,7 @@ def _cut_off(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines_of(path.read_text(encoding="utf-8")):
         try:
             if json.loads(line)["step"] > step:
                 break

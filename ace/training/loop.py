@@ -15,7 +15,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ace.errors import CheckpointError, ConfigError
-from ace.training.checkpoint import Average, load_checkpoint, save_checkpoint
-from ace.training.config import Run, Stage
+from ace.training.average import Average
+from ace.training.checkpoint import load_checkpoint, save_checkpoint
+from ace.training.config import TrainingRecipe, TrainingStage
 from ace.training.lock import held
 from ace.training.log import SKIPPED, Log
 from ace.training.optimizers import make_optimizer, set_lr
 from ace.training.processes import agreed, clip, piece, start_accelerator
 from ace.training.speed import Speedometer, peak_flops
+from ace.training.state import TrainingState
 from ace.training.stream import GlobalBatch, Item, TrainingError, global_batches
 
 SPEED_EVERY = 20
@@ -52,7 +53,7 @@ class Task:
     put together in place."""
 
     module: nn.Module
-    dataset: Callable[[Stage], Dataset]
+    dataset: Callable[[TrainingStage], Dataset]
     collate: Callable[[tuple[Item, ...]], Any]
     losses: Callable[[nn.Module, Any], Tensor]
     operations: Callable[[Any], int] = lambda batch: 0
@@ -69,14 +70,12 @@ class _Training:
     saved_at: of the last checkpoint. bad_steps: in a row, without a finite gradient."""
 
     task: Task
-    recipe: Run
+    recipe: TrainingRecipe
     folder: Path
-    tell: Callable[[str], None]
+    on_warning: Callable[[str], None]
     accelerator: Accelerator
-    module: nn.Module
-    optimizer: Any
+    state: TrainingState
     trained: list[nn.Parameter]
-    average: Average
     log: Log
     speed: Speedometer
     progress: dict[str, Any]
@@ -86,28 +85,34 @@ class _Training:
 
 
 def train(
-    task: Task, recipe: Run, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    task: Task,
+    recipe: TrainingRecipe,
+    folder: Path,
+    quiet: bool = False,
+    on_warning: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
     """Train `task.module` in place through all stages of `recipe`; returns it with its averaged weights.
 
-    folder: of the run; an earlier, unfinished run there is continued. tell: hears of what went wrong and was survived.
+    folder: of the run; an earlier, unfinished run there is continued. on_warning: called with each recoverable error.
     Raises ConfigError if another process trains there or the optimiser cannot be shared, TrainingError if no loss is
     finite any more, CheckpointError if the last checkpoint cannot be written or none of the earlier ones is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = start_accelerator(recipe, folder)
     is_main = accelerator.is_main_process
-    with held(folder) if is_main else nullcontext():
-        run = _begin(accelerator, task, recipe, folder, tell if is_main else lambda line: None)
+    with held(folder):
+        run = _begin(accelerator, task, recipe, folder, on_warning if is_main else lambda line: None)
         with _bar(quiet or not is_main) as bar:
             _run_stages(run, bar)
         if run.saved_step < run.progress["step"]:
-            save_checkpoint(accelerator, folder, run.progress, recipe.keep_checkpoints)
+            save_checkpoint(accelerator, run.state, folder, run.progress, recipe.keep_checkpoints)
         if accelerator.log_with:
             accelerator.end_training()
     return _averaged_module(run)
 
 
-def _begin(accelerator: Accelerator, task: Task, recipe: Run, folder: Path, tell: Callable[[str], None]) -> _Training:
+def _begin(
+    accelerator: Accelerator, task: Task, recipe: TrainingRecipe, folder: Path, on_warning: Callable[[str], None]
+) -> _Training:
     """Put everything on its device and go to the last checkpoint, if there is one."""
     shared = accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED
     if recipe.optimizer == "muon" and shared:
@@ -116,8 +121,8 @@ def _begin(accelerator: Accelerator, task: Task, recipe: Run, folder: Path, tell
     module, optimizer = accelerator.prepare(task.module, optimizer)
     trained = [p for p in module.parameters() if p.requires_grad]
     average = Average(trained, recipe.ema_decay)
-    accelerator.register_for_checkpointing(average)
-    progress = load_checkpoint(accelerator, folder, tell) or {"step": 0}
+    state = TrainingState(module, optimizer, average)
+    progress = load_checkpoint(accelerator, state, folder, on_warning) or {"step": 0}
     _add_missing(progress, recipe)
     log = Log(accelerator, folder)
     log.cut_off(progress["step"])
@@ -125,9 +130,7 @@ def _begin(accelerator: Accelerator, task: Task, recipe: Run, folder: Path, tell
     if accelerator.log_with:
         accelerator.init_trackers("tracker")
     now = progress["step"], time.monotonic()
-    return _Training(
-        task, recipe, folder, tell, accelerator, module, optimizer, trained, average, log, speed, progress, *now
-    )
+    return _Training(task, recipe, folder, on_warning, accelerator, state, trained, log, speed, progress, *now)
 
 
 def _run_stages(run: _Training, bar: Progress) -> None:
@@ -146,7 +149,7 @@ def _run_stages(run: _Training, bar: Progress) -> None:
         first_step += stage.steps
 
 
-def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, lines: list[TaskID]) -> None:
+def _run_stage(run: _Training, stage: TrainingStage, first_step: int, bar: Progress, lines: list[TaskID]) -> None:
     """All steps of a stage that are left. first_step: of the run, at which the stage begins. lines: of the bar, the
     stage's own last."""
     dataset = run.task.dataset(stage)
@@ -166,22 +169,22 @@ def _run_stage(run: _Training, stage: Stage, first_step: int, bar: Progress, lin
     batches.close()
 
 
-def _step(run: _Training, stage: Stage, first_step: int, batch: GlobalBatch) -> dict[str, float]:
+def _step(run: _Training, stage: TrainingStage, first_step: int, batch: GlobalBatch) -> dict[str, float]:
     """One step of the optimiser, left out where the gradient is not finite; returns the step's figures."""
     accelerator = run.accelerator
     lr = stage.lr_at(run.progress["step"] - first_step)
-    set_lr(run.optimizer, lr)
-    results, operations = _backward(accelerator, run.task, run.module, batch)
+    set_lr(run.state.optimizer, lr)
+    results, operations = _backward(accelerator, run.task, run.state.module, batch)
     norm = clip(accelerator, run.trained, run.recipe.clip_norm)
     run.progress["step"] += 1
     run.progress["position"] = batch.position
     if math.isfinite(norm):
-        run.optimizer.step()
-        run.average.update(run.trained)
+        run.state.optimizer.step()
+        run.state.average.update(run.trained)
         run.bad_steps = 0
     else:
         run.bad_steps += 1
-    run.optimizer.zero_grad()
+    run.state.optimizer.zero_grad()
     run.speed.add(batch.tokens, batch.num_samples, operations * accelerator.num_processes)
     return run.log.step(run.progress, stage, batch, results, lr, norm)
 
@@ -226,7 +229,7 @@ def _preview(run: _Training) -> None:
     """Draw with the averaged weights if it is time."""
     every = run.recipe.preview_steps
     if run.task.preview and every and run.progress["step"] % every == 0:
-        with run.average.shown_in(run.trained):
+        with run.state.average.shown_in(run.trained):
             _whole_module(run)  # what draws is the task's newest module, and a shard cannot draw
             if run.accelerator.is_main_process:
                 run.task.preview(run.progress["step"])
@@ -243,21 +246,21 @@ def _save(run: _Training) -> None:
         return
     run.saved_at = time.monotonic()
     try:
-        save_checkpoint(run.accelerator, run.folder, run.progress, recipe.keep_checkpoints)
+        save_checkpoint(run.accelerator, run.state, run.folder, run.progress, recipe.keep_checkpoints)
         run.saved_step = step
     except CheckpointError as error:
-        run.tell(f"{error}; training goes on, the last one is of step {run.saved_step}")
+        run.on_warning(f"{error}; training goes on, the last one is of step {run.saved_step}")
 
 
 def _averaged_module(run: _Training) -> nn.Module:
     """The trained module with its averages as weights."""
-    run.average.copy_to(run.trained)
+    run.state.average.copy_to(run.trained)
     return _whole_module(run)
 
 
 def _whole_module(run: _Training) -> nn.Module:
     """The module as it is, put together anew in the main process if it is sharded."""
-    accelerator, module = run.accelerator, run.module
+    accelerator, module = run.accelerator, run.state.module
     if accelerator.is_fsdp2 and run.task.rebuild is not None:
         state = accelerator.get_state_dict(module)  # all processes give, the main one gets
         module = run.task.rebuild()
@@ -266,7 +269,7 @@ def _whole_module(run: _Training) -> nn.Module:
     return accelerator.unwrap_model(module)
 
 
-def _add_missing(progress: dict[str, Any], recipe: Run) -> None:
+def _add_missing(progress: dict[str, Any], recipe: TrainingRecipe) -> None:
     """What a new run has not yet, and checkpoints from before batches could be of any length do not say."""
     if "position" not in progress:
         progress["position"], first = 0, 0
@@ -283,7 +286,8 @@ def _note(run: _Training, figures: dict[str, float]) -> str:
 
 
 def _bar(disable: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    # a stage may be called anything: its name is no markup
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     return Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), disable=disable
     )

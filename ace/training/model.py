@@ -25,7 +25,7 @@ from ace.model.cost import step_cost, text_cost
 from ace.training.adapters import add_lora, save_lora
 from ace.training.batches import Batch, Samples, make_batch
 from ace.training.checkpoint import FOLDER as CHECKPOINTS
-from ace.training.config import ModelRecipe, Source, Stage
+from ace.training.config import DataSource, ModelRecipe, TrainingStage
 from ace.training.denoiser import Denoiser
 from ace.training.loop import Task, train
 from ace.training.places import teach_places
@@ -36,7 +36,7 @@ from ace.training.start import start_pipeline
 from ace.training.stream import Item
 from ace.weights.sources import find_model
 
-WORLD = (Source("world", "world"),)
+WORLD = (DataSource("world", "world"),)
 _SETTINGS = (
     "budget",
     "enlarge",
@@ -50,7 +50,7 @@ _SETTINGS = (
 
 
 def train_model(
-    recipe: ModelRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    recipe: ModelRecipe, folder: Path, quiet: bool = False, on_warning: Callable[[str], None] = lambda line: None
 ) -> ACEPipeline:
     """Run the recipe; writes the finished pipeline to `folder/model` in float16 (an adapter to `folder/adapter` if the
     recipe has a lora) and a report."""
@@ -60,7 +60,7 @@ def train_model(
     if recipe.place_lessons and not (folder / CHECKPOINTS).exists():  # a run that goes on has had them
         level, lr = recipe.stages[-1].level, recipe.stages[0].lr
         teach_places(pipeline.tokenizer, pipeline.text_encoder, level, recipe.place_lessons, lr)
-    train(run.task(), recipe, folder, quiet, tell)
+    train(run.task(), recipe, folder, quiet, on_warning)
     if not PartialState().is_main_process:
         return run.pipeline
     done = finished(run.pipeline, recipe)
@@ -118,17 +118,17 @@ class _ModelRun:
         self.pipeline, _ = start_pipeline(self.recipe)
         return self.module()
 
-    def geometry(self, stage: Stage) -> Geometry:
+    def geometry(self, stage: TrainingStage) -> Geometry:
         factor = scale_factor(self.pipeline.vae)
         cell_px = factor * self.pipeline.transformer.sizes.patch_size
         budget = stage.sequence_length or (self.recipe.size_px // cell_px) ** 2
         return Geometry(budget, cell_px, factor, self.recipe.enlarge, self.recipe.mask_by_area)
 
-    def mixture(self, stage: Stage) -> Mixture:
+    def mixture(self, stage: TrainingStage) -> Mixture:
         sources = self.recipe.data or WORLD
         return Mixture(sources, [self.records(source, stage) for source in sources], stage, self.recipe.seed)
 
-    def records(self, source: Source, stage: Stage) -> Records:
+    def records(self, source: DataSource, stage: TrainingStage) -> Records:
         key = source.name, f"{stage.tasks} {stage.pack} {stage.level}" if source.kind == "world" else ""
         if key not in self.opened:
             self.opened[key] = open_records(source, self.recipe.size_px, stage)
@@ -141,7 +141,7 @@ class _ModelRun:
             return vocabulary_of(worlds[-1].library)
         return find_model(self.recipe.init).vocabulary if self.recipe.init else None
 
-    def dataset(self, stage: Stage) -> Dataset:
+    def dataset(self, stage: TrainingStage) -> Dataset:
         return Samples(self.mixture(stage), self.geometry(stage), self.recipe.text_dropout, stage.max_images)
 
     def collate(self, items: tuple[Item, ...]) -> Batch:

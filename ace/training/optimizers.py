@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ace.errors import MissingDependencyError
-from ace.training.config import Run
+from ace.training.config import TrainingRecipe
 
 
-def make_optimizer(module: nn.Module, recipe: Run, lr_scales: dict[str, float]) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, recipe: TrainingRecipe, lr_scales: dict[str, float]) -> torch.optim.Optimizer:
     """The recipe's optimiser over all trained parameters; the loop sets the learning rate of every group.
 
     lr_scales: parameter name prefix → factor. Raises MissingDependencyError for a library that is not installed."""
@@ -36,7 +36,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Muon's steps have the size of AdamW's (`match_rms_adamw`), so both take the same learning rate."""
 
-    def __init__(self, module: nn.Module, recipe: Run, lr_scales: dict[str, float]) -> None:
+    def __init__(self, module: nn.Module, recipe: TrainingRecipe, lr_scales: dict[str, float]) -> None:
         by_muon, by_adamw = (
             parameter_groups(module, recipe.weight_decay, lr_scales, wanted)
             for wanted in (_is_inner_matrix, lambda name, parameter: not _is_inner_matrix(name, parameter))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from ace.errors import ConfigError
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.cost import activation_bytes, num_parameters, step_cost, text_cost
-from ace.training.config import SIZE_PX, AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, Stage
+from ace.training.config import SIZE_PX, AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, TrainingStage
 from ace.weights.sources import find_model
 
 TEXT_TOKENS = 30  # of an instruction, about
@@ -35,8 +36,8 @@ class Device:
     memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.tflops <= 0:
-            raise ConfigError(f"a device of {self.tflops:g} Tflop/s: use more than 0")
+        if not 0 < self.tflops < math.inf:
+            raise ConfigError(f"a device of {self.tflops:g} TFLOP/s: use more than 0")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a recipe will do. devices: how many. weight_bytes: weights, gradients, optimiser state and averages;
     activation_bytes: of the largest piece that goes through at once."""
 
@@ -98,7 +99,7 @@ class Plan:
         return f"; there are {_size(self.device.memory_bytes)}, {verdict}"
 
 
-def plan(recipe: Recipe, device: Device, devices: int = 1) -> Plan:
+def plan(recipe: Recipe, device: Device, devices: int = 1) -> TrainingPlan:
     """Plan a recipe for a number of devices of one kind. Raises ConfigError for an unknown preset."""
     if devices < 1:
         raise ConfigError(f"{devices} devices: use at least 1")
@@ -128,7 +129,7 @@ def plan(recipe: Recipe, device: Device, devices: int = 1) -> Plan:
     values = activation_bytes(config, most, 2 if recipe.mixed_precision == "bf16" else 4, recipe.gradient_checkpointing)
     kind = "ACE" if isinstance(recipe, ModelRecipe) else "ACE++"
     weights = trained * state + (parameters - trained) * frozen_bytes
-    return Plan(kind, device, devices, parameters, trained, weights, values, tuple(stages))
+    return TrainingPlan(kind, device, devices, parameters, trained, weights, values, tuple(stages))
 
 
 def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
@@ -179,7 +180,7 @@ def _default_cells(recipe: ModelRecipe | PlusRecipe, config: ACEConfig) -> int:
     return ((recipe.size_px or SIZE_PX) // (TINY_CELLS_PX * config.patch_size)) ** 2
 
 
-def _autoencoder(recipe: AutoencoderRecipe, device: Device, devices: int) -> Plan:
+def _autoencoder(recipe: AutoencoderRecipe, device: Device, devices: int) -> TrainingPlan:
     """A residual block is two 3x3 convolutions."""
     sides = [recipe.size_px // 2**level for level in range(len(recipe.encoder_channels))]
     parameters, per_picture, kept = 0, 0.0, 0
@@ -196,10 +197,10 @@ def _autoencoder(recipe: AutoencoderRecipe, device: Device, devices: int) -> Pla
     rate = devices * device.tflops * 1e12
     stages = tuple(_picture_stage(stage, recipe.size_px, per_picture, rate) for stage in recipe.stages)
     local = max(stage.batch_size for stage in recipe.stages) // devices or 1
-    return Plan("autoencoder", device, devices, parameters, parameters, state, 2 * kept * local, stages)
+    return TrainingPlan("autoencoder", device, devices, parameters, parameters, state, 2 * kept * local, stages)
 
 
-def _picture_stage(stage: Stage, size_px: int, per_picture: float, rate: float) -> StagePlan:
+def _picture_stage(stage: TrainingStage, size_px: int, per_picture: float, rate: float) -> StagePlan:
     operations = 3 * per_picture * stage.batch_size
     tokens = stage.batch_size * (size_px // TINY_CELLS_PX) ** 2
     hours = stage.steps * operations / rate / 3600

@@ -36,7 +36,7 @@ from ace.training.adapters_plus import PLUS_TARGETS, plain_sizes, read_plus_lora
 from ace.training.batches import BROKEN
 from ace.training.cache import FeatureCache, picture_content
 from ace.training.canvas import TrainingCanvas, training_canvas
-from ace.training.config import PlusRecipe, Stage
+from ace.training.config import PlusRecipe, TrainingStage
 from ace.training.loop import Task, train
 from ace.training.previews_plus import canvas_parts, draw_plus_previews
 from ace.training.report import write_report
@@ -182,12 +182,12 @@ def widen_model(transformer: FluxTransformer2DModel, channels: int) -> None:
 
 
 def train_plus(
-    recipe: PlusRecipe, folder: Path, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+    recipe: PlusRecipe, folder: Path, quiet: bool = False, on_warning: Callable[[str], None] = lambda line: None
 ) -> ACEPlusPipeline:
     """Run the recipe; writes an adapter to `folder/adapter`, or the whole pipeline to `folder/model`, and a report."""
     pipeline = start_plus(recipe)
     run = _PlusRun(pipeline, recipe, folder, plain_sizes(pipeline.transformer))
-    train(run.task(), recipe, folder, quiet, tell)
+    train(run.task(), recipe, folder, quiet, on_warning)
     if PartialState().is_main_process:
         _save(run.pipeline, run.sizes, recipe, folder)
         write_report(folder, recipe)
@@ -248,7 +248,7 @@ class _PlusRun:
             rebuild=self.rebuild,
         )
 
-    def mixture(self, stage: Stage) -> Mixture:
+    def mixture(self, stage: TrainingStage) -> Mixture:
         return Mixture(self.recipe.data, self.opened, stage, self.recipe.seed)
 
     def preview(self, step: int) -> Path:

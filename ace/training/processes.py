@@ -18,10 +18,10 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 
 from ace.errors import ConfigError
-from ace.training.config import Run
+from ace.training.config import TrainingRecipe
 
 
-def start_accelerator(recipe: Run, folder: Path) -> Accelerator:
+def start_accelerator(recipe: TrainingRecipe, folder: Path) -> Accelerator:
     """The accelerator of a run that keeps its trackers in `folder`.
 
     Raises ConfigError for a way of sharing the work that the loop does not know."""
@@ -39,7 +39,7 @@ def start_accelerator(recipe: Run, folder: Path) -> Accelerator:
     return accelerator
 
 
-def _share_on_cpus(recipe: Run) -> None:
+def _share_on_cpus(recipe: TrainingRecipe) -> None:
     """Switch on what accelerate would on GPUs."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         _set_type(DistributedType.FSDP)
@@ -57,7 +57,7 @@ def _set_type(kind: DistributedType) -> None:
         state._shared_state["distributed_type"] = kind
 
 
-def _configure_deepspeed(accelerator: Accelerator, recipe: Run) -> None:
+def _configure_deepspeed(accelerator: Accelerator, recipe: TrainingRecipe) -> None:
     """DeepSpeed wants to know what the loop decides batch by batch: pieces are of any size, each a step of its own."""
     plugin = accelerator.state.deepspeed_plugin
     assert plugin is not None

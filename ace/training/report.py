@@ -3,8 +3,6 @@ its own; `report.png` is its curves."""
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,50 +10,55 @@ from typing import Any
 
 import numpy as np
 
-from ace.training.config import Run
+from ace.lists import lines_of
+from ace.pages import file_url, render
+from ace.training.config import TrainingRecipe
 from ace.training.log import LOG, SKIPPED, SPEED
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-body { background: #fff } img { max-width: 100% } table { border-collapse: collapse }
-td, th { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
-"""
 
-
-def write_report(folder: Path, recipe: Run) -> Path:
+def write_report(folder: Path, recipe: TrainingRecipe) -> Path:
     """Write `report.html` and `report.png` of a run's folder; returns the page."""
     log, speed, skipped = (_read(folder / name) for name in (LOG, SPEED, SKIPPED))
     draw_curves(log, folder / "report.png")
-    parts = [f"<h1>Training of {html.escape(folder.name)}</h1>"]
-    rows = [
-        (stage.name, f"{stage.steps:,}", _stage_batch(stage), f"{stage.lr:g}", _loss_at_end(log, stage.name))
-        for stage in recipe.stages
-    ]
-    parts.append(_table(("stage", "steps", "batch", "learning rate", "loss at its end"), rows))
-    if speed:
-        mean = {key: sum(line[key] for line in speed) / len(speed) for key in ("tokens_per_s", "mfu", "waiting")}
-        parts.append(
-            f"<p>{mean['tokens_per_s']:,.0f} tokens/s, {100 * mean['mfu']:.1f} % of the machine's peak (MFU), "
-            f"{100 * mean['waiting']:.1f} % of the time spent waiting for data.</p>"
-        )
-    parts.append(f"<h2>Loss</h2>{_image(folder / 'report.png', 'loss over the steps, of every family')}")
     families = sorted({key for line in log for key in line if key.startswith("loss/")})
-    ends = [(_words(family), *_ends(log, family)) for family in families]
-    parts.append(_table(("family", "loss of its first samples", "of its last"), ends))
-    if skipped:
-        reasons = Counter(line["reason"] for line in skipped).most_common(10)
-        parts.append(f"<h2>Left out: {len(skipped)}</h2>")
-        parts.append(_table(("reason", "how often"), [(html.escape(r), str(n)) for r, n in reasons]))
-    previews = sorted((folder / "previews").glob("*.png"))
-    if previews:
-        parts.append("<h2>Previews</h2><p>Rows: the image edited, the answer, the truth.</p>")
-        for path in dict.fromkeys((previews[0], previews[len(previews) // 2], previews[-1])):
-            parts.append(f"<h3>Step {int(path.stem):,}</h3>{_image(path, 'pictures drawn after this step')}")
+    reasons = Counter(line["reason"] for line in skipped).most_common(10)
+    title = f"Training of {folder.name}"
     page = folder / "report.html"
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
-    head += f"<title>Training of {html.escape(folder.name)}</title>"
-    page.write_text(f"<!doctype html><html lang=en>{head}<body>{''.join(parts)}</body></html>", encoding="utf-8")
+    text = render(
+        "training",
+        title=title,
+        stages=[
+            (stage.name, f"{stage.steps:,}", _stage_batch(stage), f"{stage.lr:g}", _loss_at_end(log, stage.name))
+            for stage in recipe.stages
+        ],
+        speed=_speed_text(speed),
+        curves=_url(folder / "report.png"),
+        families=[(_words(family), *_ends(log, family)) for family in families],
+        num_skipped=len(skipped),
+        reasons=reasons,
+        previews=[(f"{int(path.stem):,}", _url(path)) for path in _some(sorted((folder / "previews").glob("*.png")))],
+    )
+    page.write_text(text, encoding="utf-8")
     return page
+
+
+def _speed_text(speed: list[dict[str, Any]]) -> str:
+    if not speed:
+        return ""
+    mean = {key: sum(line[key] for line in speed) / len(speed) for key in ("tokens_per_s", "mfu", "waiting")}
+    return (
+        f"{mean['tokens_per_s']:,.0f} tokens/s, {100 * mean['mfu']:.1f} % of the machine's peak (MFU), "
+        f"{100 * mean['waiting']:.1f} % of the time spent waiting for data."
+    )
+
+
+def _some(paths: list[Path]) -> list[Path]:
+    """The first, the middle and the last."""
+    return list(dict.fromkeys((paths[0], paths[len(paths) // 2], paths[-1]))) if paths else []
+
+
+def _url(path: Path) -> str:
+    return file_url(path.read_bytes())
 
 
 def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
@@ -102,7 +105,7 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for line in lines_of(path.read_text(encoding="utf-8"))] if path.exists() else []
 
 
 def _loss_at_end(log: list[dict[str, Any]], stage: str) -> str:
@@ -124,13 +127,3 @@ def _words(key: str) -> str:
 
 def _stage_batch(stage: Any) -> str:
     return f"{stage.batch_tokens:,} tokens" if stage.batch_tokens else f"{stage.batch_size} samples"
-
-
-def _image(path: Path, words: str) -> str:
-    return f"<img alt='{words}' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'>"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    cells = "".join(f"<th>{name}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{cells}</tr>{body}</table>"

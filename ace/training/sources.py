@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,19 +21,22 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conditions.images import ALLOWED_FORMATS, normalise_image, open_image
-from ace.data.sample import FAMILIES, TASKS, EditSample, family_of
+from ace.conditions.images import SUFFIXES, OpenedImage, normalise_image, open_bytes, open_header, open_image
+from ace.conditions.masks import read_mask
+from ace.data.sample import FAMILIES, EditSample
 from ace.data.world import World
 from ace.data.world.sprites import SpriteLibrary
 from ace.errors import ConfigError, DataError
-from ace.training.config import Source, Stage
+from ace.lists import local_path, numbered_lines, read_table
+from ace.settings import explain
+from ace.training.config import DataSource, TrainingStage
 
 CSV_FIELDS = ("edit_image", "edit_mask", "ref_image", "target_image", "prompt", "data_type")
 CSV_DELIMITER = "#;#"
 CSV_TASKS = {"portrait": "reference_generation/face_reference", "local": "repainting/text_guided_inpainting"}
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 BLOCK = 32  # neighbours in a file, which are read together
 WINDOW_BLOCKS = 8  # as many blocks are shuffled among each other
 SLOTS = 1024  # of one round of a mixture: weights count to a thousandth
@@ -112,19 +114,14 @@ class ShardRecords:
 class CsvRecords:
     """The list of ACE++: six fields between `#;#`, paths relative to the file.
 
-    edit_image, edit_mask, ref_image, target_image, prompt, data_type; empty = not there. Raises DataError naming the
-    first line that has other fields."""
+    edit_image, edit_mask, ref_image, target_image, prompt, data_type; empty = not there. A first row of these names is
+    a header. Raises DataError naming the first line that has other fields."""
 
     block = 1
 
     def __init__(self, path: Path) -> None:
         self.folder = path.parent
-        self.rows = []
-        for number, line in enumerate(_lines(path), 1):
-            fields = line.split(CSV_DELIMITER)
-            if len(fields) != len(CSV_FIELDS):
-                raise DataError(f"{path.name} line {number} has {len(fields)} fields: {', '.join(CSV_FIELDS)} are six")
-            self.rows.append(dict(zip(CSV_FIELDS, (field.strip() for field in fields), strict=True)))
+        self.rows = [row for _, row in read_table(path, CSV_FIELDS, CSV_DELIMITER)]
         self.tasks = [_csv_task(row) for row in self.rows]
 
     def __len__(self) -> int:
@@ -134,8 +131,9 @@ class CsvRecords:
         row = self.rows[number]
         images, masks = [], []
         if row["edit_image"]:
-            images.append(_picture(self.folder, row["edit_image"]))
-            masks.append(_mask(self.folder, row["edit_mask"], images[0]))
+            edited = _open(self.folder, row["edit_image"])
+            images.append(edited.image)
+            masks.append(_mask(self.folder, row["edit_mask"], edited))
         if row["ref_image"]:
             images.append(_picture(self.folder, row["ref_image"]))
             masks.append(None)
@@ -149,11 +147,30 @@ class CsvRecords:
         return EditSample(LongContextConditionUnit(unit), target, self.tasks[number], provenance)
 
 
+class _Round(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    instruction: str
+    images: tuple[str, ...] = ()
+    masks: tuple[str | None, ...] | None = None
+
+
+class _EarlierRound(_Round):
+    answer: str
+
+
+class _Row(_Round):
+    target: str
+    task: str | None = None
+    history: tuple[_EarlierRound, ...] = ()
+
+
 class JsonlRecords:
     """A folder with a list, one JSON object per line (the file itself, or the folder's only `*.jsonl`).
 
     instruction, target; images, masks (null = all of it); history: earlier rounds, each with instruction, images, masks
-    and answer; task, else `task`. Paths are relative to the file."""
+    and answer; task, else `task`. Paths are relative to the file. Raises DataError for a list in another format; a row
+    with a wrong value in it raises DataError only when its sample is asked for, so that it alone is left out."""
 
     block = 1
 
@@ -164,35 +181,40 @@ class JsonlRecords:
                 raise DataError(f"{path.name} holds {len(lists)} lists (*.jsonl): name the one to read")
             path = lists[0]
         self.folder = path.parent
-        self.rows = []
-        for number, line in enumerate(_lines(path), 1):
+        self.rows: list[_Row | str] = []  # or what is wrong with it
+        for number, line in numbered_lines(path):
+            where = f"{path.name} line {number}"
             try:
-                row = json.loads(line)
-                self.rows.append({"task": task, **row})
-            except (ValueError, TypeError):
-                raise DataError(f"{path.name} line {number} is not a JSON object") from None
-            if missing := [key for key in ("instruction", "target") if key not in row]:
-                raise DataError(f"{path.name} line {number} has no {missing[0]}")
-        self.tasks = [row["task"] for row in self.rows]
+                self.rows.append(_Row.model_validate_json(line))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                if first["type"] in ("json_invalid", "model_type"):
+                    raise DataError(f"{where} is not a JSON object") from None
+                if first["type"] == "missing" and len(first["loc"]) == 1:
+                    raise DataError(f"{where} has no {first['loc'][0]}") from None
+                self.rows.append(explain(error, _Row, where))
+        self.tasks = [task if isinstance(row, str) else row.task or task for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> EditSample:
         row = self.rows[number]
+        if isinstance(row, str):
+            raise DataError(row)
         turns, answer = [], None
-        for earlier in row.get("history", ()):
-            unit = self._unit(earlier, answer)
-            answer = _picture(self.folder, earlier["answer"])
+        for earlier in row.history:
+            unit = self._unit(earlier)
+            answer = _picture(self.folder, earlier.answer)
             turns.append(Turn(unit, answer))
-        request = LongContextConditionUnit(self._unit(row, answer), tuple(turns))
-        return EditSample(request, _picture(self.folder, row["target"]), row["task"], {"row": number})
+        request = LongContextConditionUnit(self._unit(row), tuple(turns))
+        return EditSample(request, _picture(self.folder, row.target), self.tasks[number], {"row": number})
 
-    def _unit(self, row: dict[str, Any], answer: Image.Image | None) -> ConditionUnit:
-        images = tuple(_picture(self.folder, name) for name in row.get("images", ()))
-        masks = row.get("masks") or [None] * len(images)
-        loaded = tuple(_mask(self.folder, m, i) for m, i in zip(masks, images, strict=True))
-        return ConditionUnit(row["instruction"], images, loaded)
+    def _unit(self, row: _Round) -> ConditionUnit:
+        opened = [_open(self.folder, name) for name in row.images]
+        masks = row.masks or (None,) * len(opened)
+        loaded = tuple(_mask(self.folder, m, i) for m, i in zip(masks, opened, strict=True))
+        return ConditionUnit(row.instruction, tuple(one.image for one in opened), loaded)
 
 
 class HuggingFaceRecords:
@@ -245,7 +267,10 @@ class HuggingFaceRecords:
             row = self.rows[n]
             image = answer if answer is not None else _in_memory(row[self.columns["source"]])
             mask = None if row.get("mask_img") is None else _erased(_with_alpha(row["mask_img"]), image)
-            unit = ConditionUnit(row[self.columns["text"]], (image,), (mask,))
+            text = row[self.columns["text"]]
+            if not isinstance(text, str):
+                raise DataError(f"row {n} has no instruction")
+            unit = ConditionUnit(text, (image,), (mask,))
             answer = _in_memory(row[self.columns["target"]])
             if n < number:
                 turns.append(Turn(unit, answer))
@@ -287,9 +312,8 @@ class WorkflowRecords:
         return EditSample(LongContextConditionUnit(unit), target, self.tasks[number], {"row": number})
 
 
-def open_records(source: Source, size_px: int, stage: Stage) -> Records:
+def open_records(source: DataSource, size_px: int, stage: TrainingStage) -> Records:
     """The samples of one `[[data]]` for a stage. Raises DataError if they are not there or not in that layout."""
-    family_of(source.task)
     path = Path(source.path).expanduser()
     if source.kind == "world":
         return WorldRecords(size_px, stage.tasks, stage.pack, stage.level)
@@ -309,14 +333,14 @@ def open_records(source: Source, size_px: int, stage: Stage) -> Records:
 class Mixture:
     """Sample numbers of a run → samples of its sources.
 
-    Raises ConfigError if nothing is left to draw from, or a wanted task is no task."""
+    Raises ConfigError if nothing is left to draw from."""
 
-    def __init__(self, sources: Sequence[Source], records: Sequence[Records], stage: Stage, seed: int) -> None:
+    def __init__(
+        self, sources: Sequence[DataSource], records: Sequence[Records], stage: TrainingStage, seed: int
+    ) -> None:
         self.seed = seed
         self.pools: list[_Pool] = []
         weights: list[float] = []
-        for unknown in stage.tasks.keys() - set(TASKS) - set(FAMILIES):
-            raise ConfigError(f"stage {stage.name!r}: unknown task {unknown!r}: use one of {', '.join(FAMILIES)}")
         for source, own in zip(sources, records, strict=True):
             weight = stage.data.get(source.name, 0.0) if stage.data else source.weight
             for share, numbers in _by_task(own, stage.tasks):
@@ -410,13 +434,6 @@ def _apportion(weights: Sequence[float], seats: int) -> list[int]:
     return counts
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list {path.name} cannot be read: {error}") from None
-
-
 def _csv_task(row: dict[str, str]) -> str:
     kind = row["data_type"].split("_")[0]
     if not row["edit_image"] and not row["ref_image"]:
@@ -426,31 +443,33 @@ def _csv_task(row: dict[str, str]) -> str:
 
 def _pictures_in(folder: Path) -> list[Path]:
     found = folder.glob("*") if folder.is_dir() else ()
-    return sorted(path for path in found if path.suffix.lower() in PICTURES)
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def _open(folder: Path, name: str) -> OpenedImage:
+    return open_image(folder / local_path(name))
 
 
 def _picture(folder: Path, name: str) -> Image.Image:
-    return open_image(folder / name).image
+    return _open(folder, name).image
 
 
-def _mask(folder: Path, name: str | None, image: Image.Image) -> Image.Image | None:
-    """The mask as it is in the file, in grey: ACE++ trains on soft ones."""
-    if not name:
-        return None
-    mask = open_image(folder / name).image.convert("L")
-    return mask if mask.size == image.size else mask.resize(image.size, Image.Resampling.NEAREST)
+def _mask(folder: Path, name: str | None, photo: OpenedImage) -> Image.Image | None:
+    """A mask's weights, read as everywhere; a mask of nothing or of everything is a sample too. ACE++ trains on soft
+    ones. Raises MaskError for another size, which leaves the sample out by name."""
+    return read_mask(folder / local_path(name), photo, whole=True).image if name else None
 
 
 def _in_memory(value: Image.Image | dict[str, Any]) -> Image.Image:
     """A cell of a picture column: decoded by `datasets`, or its bytes where the files do not say that they are one."""
     if isinstance(value, dict):
-        return open_image(io.BytesIO(value["bytes"])).image
+        return open_bytes(value["bytes"]).image
     return normalise_image(value).image
 
 
 def _with_alpha(value: Image.Image | dict[str, Any]) -> Image.Image:
     """The same with its transparency."""
-    return Image.open(io.BytesIO(value["bytes"]), formats=ALLOWED_FORMATS) if isinstance(value, dict) else value
+    return open_header(io.BytesIO(value["bytes"])) if isinstance(value, dict) else value
 
 
 def _erased(mask: Image.Image, source: Image.Image) -> Image.Image | None:

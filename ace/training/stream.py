@@ -1,8 +1,9 @@
 """Global batches from numbered samples: the same whatever the number of workers and processes, resumable anywhere.
 
-A run's samples are numbered from 0. A batch is the next samples in order, by count or under a budget of visual tokens,
+A run's samples are numbered from 0. A batch is the next samples in order, by count or up to a number of visual tokens,
 over all processes; process r of W makes the samples whose number leaves the remainder r. The place in the data is one
-number, the next sample's, and stands in every checkpoint.
+number, the next sample's, and stands in every checkpoint. `choose`, `deal` and `own_numbers` say which samples go where
+and in which order, from numbers alone; `global_batches` makes the samples and tells the processes their lengths.
 
 A sample that cannot be made becomes a `Skipped`: it is left out, by name. Not here: what a sample is (`sources.py`) and
 what the model makes of it (`batches.py`).
@@ -11,7 +12,6 @@ what the model makes of it (`batches.py`).
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from ace.errors import AceError
-from ace.training.config import Stage
+from ace.training.config import TrainingStage
 
-CHUNK = 8  # samples per message from a worker, and numbers that processes tell each other at once
+CHUNK = 8  # samples per message from a worker, and lengths that processes exchange at once
 MANY_SKIPPED = 1000  # in a row: then something is wrong with all of them
 
 
@@ -70,66 +70,64 @@ class GlobalBatch:
     stand_in: Item
 
 
-def global_batches(
-    dataset: Dataset, stage: Stage, position: int, num_workers: int, accelerator: Accelerator
-) -> Iterator[GlobalBatch]:
-    """Batches of a stage, without end, from sample number `position` on.
+@dataclass(frozen=True)
+class Choice:
+    """Which samples make a batch. chosen: (number, tokens) of each; missed: the same of those left out, 0 tokens = it
+    could not be made; position: number of the first sample after the batch."""
 
-    dataset: number → `Item` or `Skipped`. Raises TrainingError if nothing usable comes for `MANY_SKIPPED` samples."""
-    processes, rank = accelerator.num_processes, accelerator.process_index
-    lengths: deque[tuple[int, int]] = deque()  # of all processes, in order: number, tokens (0 = skipped)
-    ready: dict[int, Item | Skipped] = {}  # of this process
-    following = _loader(dataset, position, rank, processes, num_workers)
-    latest: Item | None = None  # that this process had
+    chosen: tuple[tuple[int, int], ...]
+    missed: tuple[tuple[int, int], ...]
+    position: int
 
-    def more() -> None:
-        own = next(following)
-        ready.update((item.number, item) for item in own)
-        told = [(item.number, item.tokens if isinstance(item, Item) else 0) for item in own]
-        if processes > 1:
-            told = accelerator.gather(torch.tensor(told, device=accelerator.device)).tolist()
-        lengths.extend(sorted((int(number), int(tokens)) for number, tokens in told))
+    @property
+    def tokens(self) -> int:
+        """Of the whole batch."""
+        return sum(length for _, length in self.chosen)
 
+
+class _NothingUsable(Exception):
+    """So many samples in a row were left out. missed: (number, tokens) of all of this batch."""
+
+    def __init__(self, missed: Sequence[tuple[int, int]]) -> None:
+        self.missed = missed
+
+
+def choose(lengths: Iterator[tuple[int, int]], stage: TrainingStage) -> Iterator[Choice]:
+    """Cut samples in order into batches: of `stage.batch_size`, or the longest of at most `stage.batch_tokens` tokens.
+
+    lengths: (number, tokens) of every sample, tokens 0 = it could not be made; read no further than a batch needs."""
+    waiting: tuple[int, int] | None = None  # read, and too long for the batch before
     while True:
         chosen: list[tuple[int, int]] = []
-        skipped: list[Skipped] = []
-        tokens = missed = 0
-        while True:
-            if not stage.batch_tokens and len(chosen) == stage.batch_size:
-                break
-            if not lengths:
-                more()
-            number, length = lengths[0]
+        missed: list[tuple[int, int]] = []
+        tokens = in_a_row = position = 0
+        while stage.batch_tokens or len(chosen) < stage.batch_size:
+            sample, waiting = waiting or next(lengths), None
+            number, length = sample
             if stage.batch_tokens and chosen and tokens + length > stage.batch_tokens:
+                waiting = sample
                 break
-            lengths.popleft()
             position = number + 1
-            too_long = stage.batch_tokens and length > stage.batch_tokens
-            if length and not too_long:
-                chosen.append((number, length))
+            if length and not (stage.batch_tokens and length > stage.batch_tokens):
+                chosen.append(sample)
                 tokens += length
-                missed = 0
+                in_a_row = 0
             else:
-                missed += 1
-                if number in ready:
-                    item = ready.pop(number)
-                    reason = f"{length} tokens, the whole batch has {stage.batch_tokens}"
-                    skipped.append(Skipped(number, item.name, reason) if isinstance(item, Item) else item)
-                if missed == MANY_SKIPPED:
-                    last = f": {skipped[-1].name}: {skipped[-1].reason}" if skipped else ""
-                    raise TrainingError(f"none of {missed} samples in a row can be used{last}")
-        cuts = [
-            cut([length for number, length in chosen if number % processes == r], stage.micro_tokens)
-            for r in range(processes)
-        ]
-        num_parts = max(map(len, cuts))
-        own: list[Any] = [ready.pop(number) for number, _ in chosen if number % processes == rank]
-        latest = own[-1] if own else latest or _any_item(dataset)
-        assert latest is not None
-        pieces = iter(own)
-        parts = [tuple(itertools.islice(pieces, size)) for size in cuts[rank]]
-        parts += [()] * (num_parts - len(parts))
-        yield GlobalBatch(tuple(parts), len(chosen), tokens, tuple(skipped), position, latest)
+                missed.append(sample)
+                in_a_row += 1
+                if in_a_row == MANY_SKIPPED:
+                    raise _NothingUsable(missed)
+        yield Choice(tuple(chosen), tuple(missed), position)
+
+
+def deal(choice: Choice, processes: int, micro_tokens: int) -> list[list[int]]:
+    """How many of its own samples every process puts into each piece: all have as many pieces, some of 0 samples."""
+    sizes = [
+        cut([length for number, length in choice.chosen if number % processes == rank], micro_tokens)
+        for rank in range(processes)
+    ]
+    most = max(map(len, sizes))
+    return [own + [0] * (most - len(own)) for own in sizes]
 
 
 def cut(lengths: Sequence[int], most: int) -> list[int]:
@@ -146,16 +144,72 @@ def cut(lengths: Sequence[int], most: int) -> list[int]:
     return sizes
 
 
+def own_numbers(position: int, rank: int, processes: int) -> Iterator[list[int]]:
+    """The numbers of a process's own samples from a position on, in order, `CHUNK` at a time."""
+    first = position + (rank - position) % processes
+    return ([first + processes * (CHUNK * c + i) for i in range(CHUNK)] for c in itertools.count())
+
+
+def global_batches(
+    dataset: Dataset, stage: TrainingStage, position: int, num_workers: int, accelerator: Accelerator
+) -> Iterator[GlobalBatch]:
+    """Batches of a stage, without end, from sample number `position` on.
+
+    dataset: number → `Item` or `Skipped`. Raises TrainingError if nothing usable comes for `MANY_SKIPPED` samples."""
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    ready: dict[int, Item | Skipped] = {}  # of this process
+    following = _made(dataset, own_numbers(position, rank, processes), num_workers)
+    latest: Item | None = None  # that this process had
+    choices = choose(_told(following, ready, accelerator), stage)
+    while True:
+        try:
+            choice = next(choices)
+        except _NothingUsable as error:
+            skipped = _skipped(error.missed, ready, stage)
+            last = f": {skipped[-1].name}: {skipped[-1].reason}" if skipped else ""
+            raise TrainingError(f"none of {MANY_SKIPPED} samples in a row can be used{last}") from None
+        own: list[Any] = [ready.pop(number) for number, _ in choice.chosen if number % processes == rank]
+        newest: Item = own[-1] if own else latest or _any_item(dataset)
+        items = iter(own)
+        parts = tuple(
+            tuple(itertools.islice(items, size)) for size in deal(choice, processes, stage.micro_tokens)[rank]
+        )
+        skipped = _skipped(choice.missed, ready, stage)
+        yield GlobalBatch(parts, len(choice.chosen), choice.tokens, skipped, choice.position, newest)
+        latest = newest
+
+
+def _told(
+    following: Iterator[list[Item | Skipped]], ready: dict[int, Item | Skipped], accelerator: Accelerator
+) -> Iterator[tuple[int, int]]:
+    """(number, tokens) of the samples of all processes, in order; what this process made is put into `ready`."""
+    for own in following:
+        ready.update((item.number, item) for item in own)
+        told = [(item.number, item.tokens if isinstance(item, Item) else 0) for item in own]
+        if accelerator.num_processes > 1:
+            told = accelerator.gather(torch.tensor(told, device=accelerator.device)).tolist()
+        yield from sorted((int(number), int(tokens)) for number, tokens in told)
+
+
+def _skipped(
+    missed: Sequence[tuple[int, int]], ready: dict[int, Item | Skipped], stage: TrainingStage
+) -> tuple[Skipped, ...]:
+    """Why samples of this process were left out."""
+    own = [(ready.pop(number), length) for number, length in missed if number in ready]
+    return tuple(
+        Skipped(item.number, item.name, f"{length} tokens, the whole batch has {stage.batch_tokens}")
+        if isinstance(item, Item)
+        else item
+        for item, length in own
+    )
+
+
 def _any_item(dataset: Dataset) -> Item:
     return next(item for item in map(dataset.__getitem__, itertools.count()) if isinstance(item, Item))
 
 
-def _loader(
-    dataset: Dataset, position: int, rank: int, processes: int, num_workers: int
-) -> Iterator[list[Item | Skipped]]:
-    """The process's own samples in order, `CHUNK` at a time, made by workers."""
-    first = position + (rank - position) % processes
-    chunks = ([first + processes * (CHUNK * c + i) for i in range(CHUNK)] for c in itertools.count())
+def _made(dataset: Dataset, chunks: Iterator[list[int]], num_workers: int) -> Iterator[list[Item | Skipped]]:
+    """Samples by their numbers, a chunk at a time, made by workers."""
     loader = DataLoader(
         dataset,
         batch_sampler=chunks,  # type: ignore[arg-type]  # any iterable of lists serves

@@ -24,7 +24,9 @@ from typing import Annotated, Literal, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ace.conditions.images import OpenedImage, normalise_mask, open_image, quiet_pillow
+from ace.conditions.images import OpenedImage, open_image, quiet_pillow
+from ace.conditions.masks import read_mask
+from ace.conditions.rules import ImageRules
 from ace.conditions.units import DEFAULT_MAX_HISTORY, MAX_IMAGES
 from ace.conversation.chat import (
     MAX_SIDE_RATIO,
@@ -383,7 +385,7 @@ def _message(studio: Studio, said: Said) -> Message:
                 drawn, mask = sketch_over(first.opened, strokes)
                 pictures[0] = Picture.of_image(drawn, "drawing")
             else:
-                mask = normalise_mask(strokes, first.opened.size)
+                mask = read_mask(strokes, first.opened, ImageRules(mask_means="opaque"), name="the painted mask").image
             if said.mask_mode == "hide":
                 pictures[0] = Picture.of_image(hide_under(first.opened, mask), "hidden")
                 settings = replace(settings, feather_px=0)
@@ -492,7 +494,7 @@ def _drift_along(studio: Studio, head: str | None) -> dict[str, str]:
         if head not in studio.drifts:
             try:
                 report = studio.chat.drift(head)
-                lines = (*([] if report is None else [str(report)]), *studio.chat.notes(head))
+                lines = (*([] if report is None or not report.telling else [str(report)]), *studio.chat.notes(head))
                 studio.drifts[head] = " · ".join(lines)
             except InputError:  # a damaged node before it
                 studio.drifts[head] = ""

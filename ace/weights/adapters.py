@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace.errors import ConfigError, InputError
+from ace.adapter_files import check_file
+from ace.errors import CheckpointError, ConfigError, InputError
 from ace.files import hash_file
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class AdapterChoice:
 
     @classmethod
     def parse(cls, text: str) -> AdapterChoice:
-        """From "path" or "path:weight". Raises ConfigError if there is no adapter."""
+        """From "path" or "path:weight", looked over as `check_adapter` does. Raises ConfigError."""
         path, colon, weight = text.rpartition(":")
         try:
             choice = cls(Path(path), float(weight)) if colon and path else cls(Path(text))
@@ -37,7 +38,7 @@ class AdapterChoice:
             choice = cls(Path(text))
         if abs(choice.weight) > 100:
             raise ConfigError(f"weight {choice.weight:g} of {choice.path.name}: use 0 to about 2")
-        find_adapter(choice.path)
+        check_adapter(choice.path)
         return choice
 
 
@@ -54,6 +55,16 @@ def find_adapter(path: Path) -> Path:
     return found
 
 
+def check_adapter(path: Path) -> tuple[str, ...]:
+    """Look an adapter over before a model is loaded; what of it will be left out, a line each.
+
+    Raises ConfigError if there is none, or for one that is damaged, of a kind that is no LoRA, or not finite."""
+    try:
+        return check_file(find_adapter(path))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+
+
 def attach_adapters(pipeline: ACEPipeline, choices: Sequence[AdapterChoice]) -> tuple[str, ...]:
     """Stack adapters on a pipeline's transformer; its recipes will say so. Returns the names they got.
 
@@ -66,6 +77,7 @@ def attach_adapters(pipeline: ACEPipeline, choices: Sequence[AdapterChoice]) -> 
     ]
     names = attach(pipeline.transformer, read)
     pipeline.adapters = describe(choices, pipeline.adapters)
+    pipeline.adapter_notes += tuple(note for adapter, _ in read for note in adapter.notes)
     return names
 
 

@@ -1,4 +1,4 @@
-"""The files of a published model from the hub, or from its cache on this machine.
+"""The files of a model from the hub, or from its cache on this machine.
 
 huggingface_hub does the work: it resumes a broken connection, keeps whole files and obeys `HF_HUB_OFFLINE`. What it
 does not do (since 2.0) is go on with a file that a killed process left half done; `_finish_partial_files` does.
@@ -13,6 +13,7 @@ import fnmatch
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import get_hf_file_metadata, hf_hub_url, http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from yaml import YAMLError
 
 from ace.errors import ModelNotFoundError
 
@@ -43,22 +45,47 @@ def fetch(hub_id: str) -> Path:
     known = HUB_IDS.values()
     if hub_id not in known:
         raise ModelNotFoundError(f"{hub_id} is neither a folder nor a known model: use a folder, {' or '.join(known)}")
+    return fetch_files(hub_id, [PATTERN])
+
+
+def fetch_files(
+    hub_id: str, patterns: Sequence[str], ignored: Sequence[str] = (), *, cached_only: bool = False
+) -> Path:
+    """The folder with those files of a repository that match one of `patterns` and none of `ignored`.
+
+    cached_only: nothing is downloaded, and the folder may lack some. Raises ModelNotFoundError, in one line."""
     try:
-        if not constants.HF_HUB_OFFLINE:
-            _finish_partial_files(hub_id)
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[PATTERN]))
+        if not (constants.HF_HUB_OFFLINE or cached_only):
+            _finish_partial_files(hub_id, patterns)
+        folder = huggingface_hub.snapshot_download(
+            hub_id, allow_patterns=list(patterns), ignore_patterns=list(ignored), local_files_only=cached_only
+        )
+        return Path(folder)
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelNotFoundError(f"the hub has no {hub_id} (or it needs a login): name a local copy") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise ModelNotFoundError(
-            f"{hub_id} is not in the hub's cache and the hub cannot be reached: go online, or name a local copy"
-        ) from None
+        reason = "it is not fetched here: make an image with it once" if cached_only else "the hub cannot be reached"
+        advice = "name a local copy" if cached_only else "go online, or name a local copy"
+        raise ModelNotFoundError(f"{hub_id} is not in the hub's cache and {reason}: {advice}") from None
     except (HTTPError, OSError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise ModelNotFoundError(f"{hub_id} was not fetched ({reason}): try again, it goes on from there") from None
 
 
-def _finish_partial_files(hub_id: str) -> None:
+def licence_of(folder: Path) -> str:
+    """What a repository's card says of its licence, in one line of printable text."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        text = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+        facts = huggingface_hub.ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, YAMLError):
+        facts = {}
+    named = [facts.get(key) for key in ("license_name", "license", "license_link")]
+    words = [str(value) for value in named if value and value != "other"]
+    return " ".join(", ".join(words).split())[:200] or "none is stated: ask its authors"
+
+
+def _finish_partial_files(hub_id: str, patterns: Sequence[str]) -> None:
     """Fetch the missing ends of files that an interrupted download left in the hub's cache.
 
     The start is trusted if the whole has the announced size and, where the hub announces it, the SHA-256; else it is
@@ -69,7 +96,9 @@ def _finish_partial_files(hub_id: str) -> None:
     if not started:
         return
     headers = build_hf_headers()
-    for file in fnmatch.filter(huggingface_hub.list_repo_files(hub_id), PATTERN):
+    for file in huggingface_hub.list_repo_files(hub_id):
+        if not any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns):
+            continue
         url = hf_hub_url(hub_id, file)
         facts = get_hf_file_metadata(url, headers=headers)
         etag, size = facts.etag, facts.size

@@ -19,7 +19,7 @@ from ace.comfyui.nodes import ACEChat, ACEPlusFinish, ACEPlusLoader, AcePlusLora
 from ace.comfyui.pictures import from_picture
 from ace.comfyui.processors import CONTROL_OF
 from ace.errors import ConfigError, ImageError, MaskError
-from ace.families import plus_edit
+from ace.plus import controls
 from tests.comfyui import stand_ins
 from tests.random_models import TINY_LIKE, random_pipeline
 
@@ -227,4 +227,4 @@ def test_chat_goes_on_from_its_history():
 
 
 def test_controls_are_named_as_the_command_line_names_them():
-    assert set(CONTROL_OF.values()) <= set(plus_edit.CONTROLS)
+    assert set(CONTROL_OF.values()) <= set(controls.CONTROLS)

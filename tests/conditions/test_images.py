@@ -13,13 +13,12 @@ from ace.conditions.images import (
     aspect_size,
     fit_size,
     normalise_image,
-    normalise_mask,
     open_image,
-    open_mask,
     prepare_image,
     prepare_mask,
     prepare_published,
 )
+from ace.conditions.masks import normalise_mask, open_mask
 from ace.errors import ImageError, MaskError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -160,20 +159,23 @@ def test_premultiplied_alpha_is_undone():
     assert opened.alpha.getpixel((0, 0)) == 128
 
 
-def test_sixteen_bit_grey_keeps_its_shades_and_says_so(tmp_path):
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, axis=0)
     for suffix in ("png", "tiff"):
         Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
         opened = open_image(tmp_path / f"a.{suffix}")
-        assert opened.converted == "16-bit to 8-bit"
+        assert opened.converted is None  # nothing is lost: `deep` has them
+        np.testing.assert_array_equal(opened.deep[..., 0], ramp)
         assert np.abs(pixels(opened.image)[0, :, 0] - np.arange(256)).max() <= 1
 
 
-def test_sixteen_bit_colour_is_reported(tmp_path):
+def test_sixteen_bit_colour_is_kept_beside_what_the_model_reads(tmp_path):
     values = (pixels(picture()) * 257).astype(np.uint16)
     (tmp_path / "a.png").write_bytes(png_16_bit_rgb(values))
     opened = open_image(tmp_path / "a.png")
-    assert opened.converted == "16-bit to 8-bit"
+    np.testing.assert_array_equal(opened.deep, values)
+    with Image.open(tmp_path / "a.png") as image:
+        assert normalise_image(image).converted == "16-bit to 8-bit"
     np.testing.assert_array_equal(opened.image, picture())
 
 
@@ -305,7 +307,9 @@ def test_white_means_change_and_grey_follows_the_threshold(tmp_path):
     assert set(np.unique(mask)) == {0, 255}
     np.testing.assert_array_equal(mask, disc())
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    np.testing.assert_array_equal(np.asarray(normalise_mask(ramp, (256, 1)))[0] > 0, np.arange(256) > 128)
+    weights = np.asarray(normalise_mask(ramp, (256, 1)))[0].astype(int)
+    np.testing.assert_array_equal(weights > 128, np.arange(256) > 128)
+    assert np.abs(weights - np.arange(256)).max() <= 8
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0, 255), (255, 255, 255, 255), (255, 0, 0, 255), (20, 160, 90, 128)])

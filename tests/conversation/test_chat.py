@@ -1,41 +1,47 @@
 """A conversation: messages, mentions, branches, variants, cancelling and making again, with the model that ships."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import ace
 from ace.conditions.images import normalise_image
-from ace.conversation.chat import (
+from ace.conversation import (
     ChatSession,
+    Loading,
+    Mask,
     Message,
+    Node,
     Picture,
     Progress,
-    Replay,
-    extend_canvas,
-    hide_under,
-    sketch_over,
+    Recipe,
+    Session,
+    Settings,
+    make,
 )
-from ace.conversation.edit import Settings
-from ace.conversation.session import Node, Session
-from ace.errors import ConditionError, ConfigError, MaskError, SessionError
-from ace.weights.sources import find_model
+from ace.conversation.recipe import hash_latents, match_files, read
+from ace.conversation.replay import Replay, job_of_recipe
+from ace.conversation.sketch import extend_canvas, hide_under, sketch_over
+from ace.errors import ConditionError, ConfigError, InputError, MaskError, SessionError
+from ace.families import find_family
+from ace.families.ace import AceFamily
 
 QUICK = Settings(seed=1, num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")
-def model():
-    pipeline = ace.load_tiny()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline, find_model("ace-tiny")
+def family():
+    found = find_family("ace-tiny")
+    assert isinstance(found, AceFamily)
+    found.load(Loading(device="cpu"))
+    return found
 
 
 @pytest.fixture
-def chat(model, tmp_path):
-    return ChatSession(Session.create(tmp_path / "talk"), *model)
+def chat(family, tmp_path):
+    return ChatSession(Session.create(tmp_path / "talk"), family)
 
 
 def photo(seed=0, size=(64, 64), mode="RGB"):
@@ -53,8 +59,8 @@ def half(size=(64, 64)):
     return mask
 
 
-def say(text, *pictures, **options):
-    return Message(text, options.pop("settings", QUICK), pictures, **options)
+def say(text, photo=None, *references, mask=None, settings=QUICK, **options):
+    return Message(text, settings, photo, references, None if mask is None else Mask(mask), **options)
 
 
 def answer(chat, message, start=None, **options):
@@ -81,19 +87,40 @@ def test_three_turns_make_a_conversation_that_reads_back_as_it_was_said(chat):
 
 def test_the_next_turn_goes_on_from_the_kept_latents_and_not_from_the_picture(chat):
     (first,) = answer(chat, say("a red apple"))
-    encoded = chat.pipeline.latent_cache.num_encoded
+    encoded = chat.family.pipeline.latent_cache.num_encoded
     (second,) = answer(chat, say("make it night"), first.id)
-    assert chat.pipeline.latent_cache.num_encoded == encoded
-    assert second.recipe.settings["latents"] == "kept"
+    assert chat.family.pipeline.latent_cache.num_encoded == encoded
+    latents = chat.session.latents(first.id)
+    assert [asked.latents for asked in second.recipe.history] == [hash_latents(latents)]
+    assert second.recipe.needs_latents
     job = chat.open(say("make it night"), first.id)
-    np.testing.assert_array_equal(job.unit.kept_history[0].latents, chat.session.latents(first.id))
+    np.testing.assert_array_equal(job.unit.kept_history[0].latents, latents)
+
+
+def test_the_same_two_turns_are_the_same_bytes_twice_and_replay_exactly(family, tmp_path):
+    folders = []
+    for name in ("once", "twice"):
+        chat = ChatSession(Session.create(tmp_path / name), family)
+        (first,) = answer(chat, say("a red apple"))
+        (second,) = answer(chat, say("make it night"), first.id)
+        folders.append([node.image_path.read_bytes() for node in (first, second)])
+    assert folders[0] == folders[1]
+    *_, replay = ChatSession(Session.open(tmp_path / "twice"), family).replay("0002")
+    assert replay.same_pixels
+    recipe = read(tmp_path / "twice" / "nodes" / "0002" / "image.png")
+    files = match_files(recipe, [tmp_path / "twice" / "nodes" / "0001" / "image.png"])
+    with pytest.raises(InputError, match="went on from latents that its session keeps"):
+        job_of_recipe(recipe, files)
+    kept = chat.session.latents("0001")
+    job = job_of_recipe(recipe, files, [kept])
+    np.testing.assert_array_equal(job.unit.kept_history[0].latents, kept)
 
 
 def test_latents_of_another_model_are_left_alone(chat):
     (first,) = answer(chat, say("a red apple"))
-    chat.model = replace(chat.model, name="another")
-    chat.model.__dict__["sha256"] = "0" * 64
-    assert chat.open(say("make it night"), first.id).unit.history[0].latents is None
+    other = AceFamily(replace(chat.family.model, name="another"), chat.family.pipeline)
+    other.model.__dict__["sha256"] = "0" * 64
+    assert ChatSession(chat.session, other).open(say("make it night"), first.id).unit.history[0].latents is None
 
 
 def test_with_no_history_the_last_answer_is_still_the_picture_that_is_edited(chat):
@@ -181,13 +208,48 @@ def test_every_kind_of_turn_is_made_again_to_the_pixel(chat):
     extended = Picture.of_image(canvas, "canvas")
     (third,) = answer(chat, say("fill it in", extended, mask=mask, settings=replace(QUICK, feather_px=0)), second.id)
     (fourth,) = answer(chat, say("like @1", mask=half(canvas.size)), third.id)
-    reopened = ChatSession(Session.open(chat.session.folder), chat.pipeline, chat.model)
+    reopened = ChatSession(Session.open(chat.session.folder), chat.family)
     for node in (first, second, third, fourth):
         *_, replay = reopened.replay(node.id)
         assert isinstance(replay, Replay)
         assert replay.same_pixels, (node.id, replay)
         assert replay.differences == ()
     assert len(reopened.session.nodes()) == 4
+
+
+def as_format_1(recipe: Recipe, **settings) -> Recipe:
+    """What version 0.1 would have written of the same image."""
+    written = json.loads(recipe.to_json())
+    del written["family"], written["rules"]
+    for asked in written["history"]:
+        del asked["latents"]
+    return Recipe.from_json(json.dumps({**written, "format_version": 1, "settings": settings}))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_session_of_format_1_is_made_again_from_what_it_went_on_from(family, tmp_path, kept):
+    """The studio and the server went on from latents and said so in the settings; the command line did not."""
+    session = Session.create(tmp_path / "talk")
+    chat = ChatSession(session, family)
+    (first,) = make(family, [chat.open(say("make it snow", picture(3), mask=half()))])
+    node = session.add_node(
+        first.job.unit.current, first.image, as_format_1(first.recipe, batch_size=2), latents=first.latents
+    )
+    job = chat.open(say("make it night"), node.id)
+    if not kept:
+        (turn,) = job.unit.history
+        job = replace(job, unit=replace(job.unit, history=(replace(turn, latents=None),)))
+    (second,) = make(family, [job])
+    settings = {"latents": "kept"} if kept else {}
+    session.add_node(
+        job.unit.current, second.image, as_format_1(second.recipe, **settings), parents=(node.id,), source=job.source
+    )
+    reopened = ChatSession(Session.open(session.folder), family)
+    assert [one.recipe.format_version for one in reopened.session.nodes()] == [1, 1]
+    for node_id in ("0001", "0002"):
+        *_, replay = reopened.replay(node_id)
+        assert replay.same_pixels, node_id
+        assert replay.differences == ()
 
 
 # Canvases and strokes
@@ -227,7 +289,7 @@ def test_what_is_hidden_is_grey():
 
 
 def test_a_request_that_cannot_be_met_is_refused_before_anything_runs(chat):
-    with pytest.raises(MaskError, match="a mask needs the picture"):
+    with pytest.raises(MaskError, match="a mask needs the image"):
         chat.open(say("make it night", mask=half()))
     with pytest.raises(MaskError, match="make the mask the size"):
         chat.open(say("make it night", picture(), mask=half((32, 32))))

@@ -237,8 +237,8 @@ def test_damaged_recipes_are_one_clear_line(tmp_path):
 
 
 def test_a_newer_format_asks_for_an_update(tmp_path):
-    with_recipe_text(tmp_path / "a.png", json.dumps({"format_version": 2, "anything": 1}))
-    with pytest.raises(InputError, match="format 2, this version reads 1: update"):
+    with_recipe_text(tmp_path / "a.png", json.dumps({"format_version": 3, "anything": 1}))
+    with pytest.raises(InputError, match="format 3, this version reads 1 to 2: update"):
         read(tmp_path / "a.png")
 
 
@@ -322,3 +322,52 @@ def test_hashes_are_of_bytes_and_model_hashes_of_what_matters(tmp_path):
     assert hash_model(tmp_path / "model") != first
     with pytest.raises(InputError, match="no model files"):
         hash_model(tmp_path / "model" / "gone")
+
+
+# Format 1, as version 0.1 wrote it
+
+FORMAT_1 = (
+    '{"format_version":1,"model":"ace-tiny","model_sha256":"' + "0" * 64 + '",'
+    '"instruction":"make {image} \\u00fcber red","negative_instruction":"","seed":9223372036854775808,'
+    '"num_inference_steps":2,"guidance_scale":4.5,"guidance_rescale":0.0,"size_px":[128,128],'
+    '"images":[{"name":"photo.png","sha256":"' + "a" * 64 + '"}],"masks":[null],'
+    '"history":[{"instruction":"first","images":[],"masks":[],'
+    '"answer":{"name":"image.png","sha256":"' + "b" * 64 + '"}}],'
+    '"settings":{"latents":"kept","batch_size":2,"feather_px":3},'
+    '"environment":{"system":"Linux","arch":"x86_64 AVX2","device":"cpu","dtype":"float32","num_threads":2,'
+    '"python":"3.11.7","packages":{"ace-allround":"0.1.0","torch":"2.13.0"}}}'
+)
+PLUS_FORMAT_1 = (
+    '{"format_version":1,"model":"ace-plus-fft","model_sha256":"' + "0" * 64 + '","instruction":"x",'
+    '"negative_instruction":"","seed":1,"num_inference_steps":2,"guidance_scale":50.0,"guidance_rescale":0.0,'
+    '"size_px":[128,128],"images":[],"masks":[],"history":[],"settings":{"family":"ace-plus","edits":false},'
+    '"environment":{"system":"Linux","arch":"x86_64 AVX2","device":"cpu","dtype":"float32","num_threads":2,'
+    '"python":"3.11.7","packages":{"ace-allround":"0.1.0","torch":"2.13.0"}}}'
+)
+
+
+@pytest.mark.parametrize(("text", "family"), [(FORMAT_1, "ace"), (PLUS_FORMAT_1, "ace-plus")])
+def test_a_recipe_of_format_1_is_read_and_written_again_as_it_was(text, family, tmp_path):
+    old = Recipe.from_json(text)
+    assert (old.format_version, old.family) == (1, family)
+    assert set(old.rules.values()) == {1}
+    assert old.to_json() == text
+    for name in ("a.png", "b.jpg", "c.webp"):
+        embed(picture(), tmp_path / name, old)
+        first = (tmp_path / name).read_bytes()
+        embed(picture(), tmp_path / name, read(tmp_path / name))
+        assert (tmp_path / name).read_bytes() == first
+
+
+def test_a_recipe_of_format_1_says_what_it_went_on_from():
+    old = Recipe.from_json(FORMAT_1)
+    assert old.needs_latents
+    assert old.history[0].latents is None
+    assert not Recipe.from_json(PLUS_FORMAT_1).needs_latents
+
+
+def test_a_recipe_names_the_noise_schedule_in_force():
+    from ace.conversation.recipe import CURRENT_RULES
+    from ace.diffusion import SCHEDULE_RULES
+
+    assert CURRENT_RULES["noise_schedule"] == SCHEDULE_RULES

@@ -17,8 +17,10 @@ class Seen:
 
 
 @contextmanager
-def chat_server(answer: Callable[[dict, int], tuple[int, str]]) -> Iterator[Seen]:
-    """Serve `answer(body, number of the request) -> (status, text)` for as long as the block runs."""
+def chat_server(answer: Callable[[dict, int], tuple[int, str | bytes]]) -> Iterator[Seen]:
+    """Serve `answer(body, number of the request) -> (status, text)` for as long as the block runs.
+
+    Bytes in place of the text are the whole reply."""
     seen = Seen("")
     lock = threading.Lock()
 
@@ -30,8 +32,10 @@ def chat_server(answer: Callable[[dict, int], tuple[int, str]]) -> Iterator[Seen
                 number = len(seen.bodies)
             status, text = answer(body, number)
             told = {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": {"total_tokens": 10}}
-            data = json.dumps(told).encode()
+            data = text if isinstance(text, bytes) else json.dumps(told).encode()
             self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", f"{seen.url}/elsewhere")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

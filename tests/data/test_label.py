@@ -6,9 +6,9 @@ import socket
 import pytest
 from PIL import Image
 
-from ace.data.engine import Job, Record
+from ace.data.engine import DataJob, Record
 from ace.data.instruct import Question, clean, paraphrase, read_instruction, why_not
-from ace.data.label import SILENT, SPENT, Endpoint, NoAnswer, label_pairs, reword
+from ace.data.label import FOREIGN, SILENT, SPENT, Endpoint, NoAnswer, label_pairs, reword
 from ace.data.recipe import Collection, DataRecipe, Labelling, Mining, Synthesis
 from ace.data.run import build, rework
 from ace.data.shards import from_row, read_shards
@@ -136,6 +136,28 @@ def test_a_server_that_stumbles_is_asked_again(tmp_path):
         assert len(server.bodies) == 3
 
 
+def test_a_server_that_stumbles_on_and_on_is_left_alone(tmp_path):
+    with chat_server(lambda body, number: (500, "")) as server:
+        who = Endpoint(settings(server.url, retries=1, parallel=1), tmp_path / "a.jsonl")
+        answers = who.ask([Question(f"number {n}") for n in range(6)])
+        assert [answer.reason for answer in answers] == [SILENT] * 6
+        assert len(server.bodies) == 6, "three questions, each asked twice"
+
+
+@pytest.mark.parametrize("said", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": null}', b"[" * 100_000])
+def test_a_server_that_speaks_something_else_is_said_to(tmp_path, said):
+    with chat_server(lambda body, number: (200, said)) as server:
+        (answer,) = Endpoint(settings(server.url), tmp_path / "a.jsonl").ask([Question("how?")])
+        assert answer.reason == FOREIGN
+
+
+def test_a_redirect_is_not_followed(tmp_path):
+    with chat_server(lambda body, number: (302, "elsewhere")) as server:
+        (answer,) = Endpoint(settings(server.url), tmp_path / "a.jsonl").ask([Question("how?")])
+        assert isinstance(answer, NoAnswer) and "302" in answer.detail
+        assert len(server.bodies) == 1
+
+
 def test_a_refusal_is_final(tmp_path):
     with chat_server(lambda body, number: (401, "")) as server:
         (answer,) = Endpoint(settings(server.url), tmp_path / "a.jsonl").ask([Question("how?")])
@@ -160,7 +182,7 @@ def test_what_was_answered_is_not_asked_again_and_the_budget_holds(tmp_path):
 def test_pairs_are_looked_at_and_then_put_into_words(tmp_path):
     pictures = collection(tmp_path / "pictures", 2)
     recipe = DataRecipe(Collection(str(pictures)), mine=Mining(), label=Labelling("local", model="none", pairs=True))
-    records = list(read_pictures(recipe, Job("0", {"pictures": [{"file": "000.png"}, {"file": "001.png"}]})))
+    records = list(read_pictures(recipe, DataJob("0", {"pictures": [{"file": "000.png"}, {"file": "001.png"}]})))
     pair = {"first": records[0].facts, "second": records[1].facts, "cosine": 0.8}
 
     def look_then_write(body, number):

@@ -91,8 +91,8 @@ def test_what_is_bad_is_rejected_with_its_reason_and_the_run_goes_on(tmp_path):
         "one.png": "too small",
         "cmyk.jpg": "colours that are not RGB",
         "huge.png": "too large",
-        "named.jpg": "wrong extension",
-        "moving.gif": "animated",
+        "named.jpg": "no caption",
+        "moving.gif": "no caption",
         "silent.png": "no caption",
         "double.png": "no caption",
     }
@@ -110,13 +110,13 @@ def test_the_same_pixels_twice_are_one_source(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed = 1", "source is missing"),
+        ("seed = 1", "recipe.toml: source is missing"),
         ("[source]\npath = 'pictures'\nsize = 3", "unknown key 'source.size'"),
-        ("[source]\npath = 'pictures'\nmin_side_px = 'small'", "source.min_side_px is 'small': it must be a whole"),
-        ("[source]\npath = 'pictures'\n[synthesize]\ntasks = ['cooking']", "unknown task cooking"),
-        ("[source]\npath = 'pictures'\nkind = 'floppy'", "source: kind is 'floppy'"),
+        ("[source]\npath = 'pictures'\nmin_side_px = 'small'", "source.min_side_px is 'small': use a whole number"),
+        ("[source]\npath = 'pictures'\n[synthesize]\ntasks = ['cooking']", "synthesize: unknown task 'cooking'"),
+        ("[source]\npath = 'pictures'\nkind = 'floppy'", "source.kind is 'floppy'"),
         ("[source]\npath = 'pictures'\n[label]\nby = 'endpoint'", "label: needs endpoint"),
-        ("[source", "is not TOML"),
+        ("[source", "is not valid TOML"),
     ],
 )
 def test_a_wrong_recipe_stops_before_work_starts(tmp_path, text, said):

@@ -1,6 +1,9 @@
 """The procedural world over the pack that ships with the package: split, exactness, history. Offline."""
 
+import hashlib
+import json
 import pickle
+import random
 import re
 
 import numpy as np
@@ -11,11 +14,22 @@ from ace.data.sample import TASKS
 from ace.data.wordings import TEMPLATES
 from ace.data.world import SpriteLibrary, World
 from ace.data.world.backgrounds import LANDSCAPES, PLACES, Background, paint
-from ace.data.world.chance import is_held_out, split_templates, with_article
-from ace.data.world.levels import MIXTURE
+from ace.data.world.chance import (
+    LETTERS,
+    LONGEST_WORD,
+    Chance,
+    Material,
+    is_held_out,
+    split_templates,
+    with_article,
+)
+from ace.data.world.levels import DEFAULT_STYLE, LEVELS, MIXTURE
+from ace.data.world.places import CELLS, PAIRS, SLOTS, THING, TRIPLES, snapped
+from ace.data.world.places import on_grid as place_on_grid
 from ace.data.world.puppet import POSE_REQUESTS, POSES, Puppet, draw_puppet, keypoints
-from ace.data.world.scene import Camera, Scene, SpriteObject, draw, render
+from ace.data.world.scene import Camera, Scene, SpriteObject, TextObject, draw, render
 from ace.data.world.sprites import HELD_OUT_STYLE, SHIPPED_PACK
+from ace.data.world.tasks.chain import edits_around
 from ace.errors import ConfigError
 
 # tasks in which a mask bounds the change
@@ -250,6 +264,144 @@ def test_an_unknown_task_split_or_size_is_refused(library, worlds):
         World(64, "test", library)
     with pytest.raises(ConfigError, match="16 px"):
         World(8, "train", library)
+
+
+# -- placement, words, vocabulary, levels ------------------------------------------------------------------------------
+
+
+def on_grid(item):
+    edges = (item.x - item.size / 2, item.y - item.size / 2, item.size)
+    return all(abs(edge * CELLS - round(edge * CELLS)) < 1e-6 for edge in edges)
+
+
+@pytest.mark.parametrize("task", ["text_guided_generation/text_to_image", "element_editing/object_add"])
+def test_what_words_place_stands_on_whole_cells(library, task):
+    world, sizes = World(128, "train", library, free_share=1.0), set()
+    for seed in range(150):
+        sample = world.sample(seed, task)
+        if sample.request.current.masks and sample.request.current.masks[0] is not None:
+            continue
+        for drawn in world.drawn(seed, task):
+            item = drawn.scene.objects[drawn.index]
+            assert on_grid(item)
+            sizes.add(item.size)
+    assert sizes == {0.5}
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (None, 0.1, 0.35), (1.0, 0.9, 1)])
+def test_what_a_picture_places_is_free_in_a_share_of_the_samples(library, share, low, high):
+    world, task = World(32, "train", library, free_share=share), "element_editing/object_replace"
+    items = [d.scene.objects[d.index] for seed in range(200) for d in world.drawn(seed, task)]
+    assert low <= np.mean([not on_grid(item) for item in items]) <= high
+    assert all(0 <= i.x - i.size / 2 + 1e-6 and i.x + i.size / 2 <= 1 + 1e-6 for i in items)
+
+
+def test_every_slot_fits_the_picture_at_every_size():
+    for slot in SLOTS:
+        for cells in range(1, CELLS + 1):
+            x, y, size = place_on_grid(slot, cells)
+            assert size == cells / CELLS and (x, y, size) == snapped(x, y, cells)
+            assert size / 2 <= min(x, y) and max(x, y) <= 1 - size / 2
+    for pair in (*PAIRS, *((a, c) for a, _, c in TRIPLES)):
+        (ax, ay, _), (bx, by, _) = map(place_on_grid, pair)
+        assert max(abs(ax - bx), abs(ay - by)) >= THING / CELLS
+
+
+def test_chains_stay_on_the_grid_too(library):
+    world = World(32, "train", library, free_share=0.0)
+    material = Material(library)
+    for seed in range(30):
+        chance = Chance(material, "train", random.Random(seed), 32, world.level)
+        for step in edits_around(chance, 4)[1]:
+            assert all(on_grid(item) for item in step.state.scene.objects)
+
+
+def test_words_are_letters_of_one_font_in_cells_of_the_grid(library):
+    world, lengths, made = World(128, "train", library), set(), set()
+    for seed in range(80):
+        sample = world.sample(seed, "element_editing/text_add")
+        word = re.search('"(.*)"', sample.request.current.instruction)[1]
+        assert set(word) <= set(LETTERS) and 1 <= len(word) <= LONGEST_WORD
+        before, after = (np.asarray(p) for p in (sample.request.current.images[0], sample.target))
+        rows, columns = np.nonzero((before != after).any(2))
+        left = (CELLS - len(word)) // 2 * 16
+        assert left <= columns.min() and columns.max() < left + 16 * len(word)
+        assert rows.min() // 32 == rows.max() // 32 or rows.min() >= 48
+        lengths.add(len(word))
+        made.add(word)
+    assert lengths == set(range(1, 7)) and len(made) > 60
+
+
+def test_the_same_letter_has_the_same_pixels_wherever_it_stands(library):
+    def word(text, x):
+        scene = Scene(Background("plain", ("white",)), texts=(TextObject(text, "red", x, 0.125, 0.25, "mono"),))
+        return draw(scene, library, 128)
+
+    one, two = word("AB", 0.5), word("BA", 0.5)
+    assert np.array_equal(one[:32, 48:64], two[:32, 64:80]) and np.array_equal(one[:32, 64:80], two[:32, 48:64])
+    assert not np.array_equal(one[:32, 48:64], one[:32, 64:80])
+
+
+def test_training_draws_core_concepts_from_their_names_and_shows_all_others(library):
+    world = World(32, "train", library)
+    concepts, drawn = {c.slug: c for c in library.concepts}, set()
+    for task in (
+        "text_guided_generation/text_to_image",
+        "element_editing/object_add",
+        "element_editing/object_replace",
+    ):
+        for seed in range(250):
+            drawn |= {d.scene.objects[d.index].slug for d in world.drawn(seed, task)}
+            assert world.sample(seed, task).provenance["unseen"] == 0
+    assert all(concepts[slug].core for slug in drawn) and len(drawn) > 150
+    kept = {c.slug for c in library.concepts if not c.core and not is_held_out(c)}
+    removed = set()
+    for seed in range(400):
+        words = world.sample(seed, "element_editing/object_remove").request.current.instruction
+        removed |= {slug for slug in kept if concepts[slug].name in words}
+    assert len(removed) > 60
+
+
+def test_the_held_out_side_says_what_has_to_be_drawn_unseen_and_can_do_without(library):
+    task = "element_editing/object_add"
+    world, seen = (World(32, "held_out", library, seen_only=only) for only in (False, True))
+    concepts = {c.slug: c for c in library.concepts}
+    flags = []
+    for seed in range(150):
+        (drawn,) = world.drawn(seed, task)
+        item = drawn.scene.objects[drawn.index]
+        flag = world.sample(seed, task).provenance["unseen"]
+        assert flag == (is_held_out(concepts[item.slug]) or item.style == HELD_OUT_STYLE)
+        flags.append(flag)
+        sample = seen.sample(seed, task)
+        assert not any(sample.provenance[name] for name in ("unseen", "held_out_concept", "held_out_style"))
+    assert 0.1 < np.mean(flags) < 0.45
+
+
+def test_levels_show_more_and_more(library):
+    style = set()
+    for level, most in (("one", 1), ("two", 2)):
+        world = World(32, "train", library, level)
+        for seed in range(60):
+            sample = world.sample(seed)
+            assert sample.task == "text_guided_generation/text_to_image"
+            drawn = world.drawn(seed)
+            assert 1 <= len(drawn) <= most and drawn[0].scene.background.kind == "plain"
+            style |= {item.style for item in drawn[0].scene.objects}
+    assert style == {DEFAULT_STYLE}
+    tasks = {World(32, "train", library, "edits").sample(seed).task for seed in range(80)}
+    assert tasks == set(LEVELS["edits"].tasks)
+    assert len({World(32, "train", library, "tasks").sample(seed).task for seed in range(300)}) > 35
+    with pytest.raises(ConfigError, match="level"):
+        World(32, "train", library, "most")
+    with pytest.raises(ConfigError, match="free_share"):
+        World(32, "train", library, free_share=2)
+
+
+def test_the_templates_are_those_that_were_frozen():
+    """The split of templates is a hash of their words: a changed word may move to the other side."""
+    digest = hashlib.sha256(json.dumps(TEMPLATES).encode()).hexdigest()
+    assert digest.startswith("73169624252bef67")
 
 
 # -- scenes -----------------------------------------------------------------------------------------------------------

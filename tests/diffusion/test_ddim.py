@@ -1,5 +1,7 @@
 """The sampler: its plan for every step count, mixtures of requests, and its life as a diffusers scheduler."""
 
+import decimal
+import hashlib
 import math
 
 import pytest
@@ -8,6 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 
 from ace.diffusion import DIFFUSERS_SCHEDULE, ACEDDIMScheduler, add_noise, ddim_plan, ddim_step, linear_schedule
 from ace.diffusion.loss import prediction_target
+from ace.diffusion.noise import SCHEDULE_RULES
 from ace.errors import ConfigError, ShapeError
 
 TYPES = ("epsilon", "v_prediction", "sample")
@@ -27,6 +30,33 @@ def test_every_step_count_falls_from_the_last_timestep_and_ends_without_noise():
 def test_the_counts_that_gain_a_step_are_the_published_ones():
     longer = [steps for steps in range(1, 301) if len(ddim_plan(steps)) == steps + 1]
     assert longer == [61, 103, 121, 122, 201, 206, 217, 223, 227, 233, 242, 244]
+
+
+def test_plans_and_tables_are_the_same_to_the_bit_on_every_machine():
+    """If this fails on purpose, `SCHEDULE_RULES` goes up: pictures change, and recipes have to know it."""
+    digest = hashlib.sha256()
+    schedule = linear_schedule()
+    tables = [schedule.betas, schedule.alpha_bar, schedule.alpha, schedule.sigma]
+    for steps in range(1, 1001):
+        tables += vars(ddim_plan(steps)).values()
+    for table in tables:
+        digest.update(table.numpy().tobytes())
+    assert (SCHEDULE_RULES, digest.hexdigest()[:16]) == (2, "a4d96079c597c557")
+
+
+def test_the_plan_is_that_of_the_definition_in_exact_numbers():
+    with decimal.localcontext(prec=40):
+        product, ks = decimal.Decimal(1), []
+        for t in range(1000):
+            product *= 1 - (decimal.Decimal("0.0001") + decimal.Decimal("0.0199") * t / 999)
+            ks.append(((1 - product) / product).sqrt())
+        for steps in (1, 7, 20, 61, 400):
+            plan = ddim_plan(steps)
+            for t, k, sigma in zip(plan.timesteps.tolist(), plan.k.tolist(), plan.sigma.tolist(), strict=False):
+                low, high, share = ks[int(t)], ks[math.ceil(t)], decimal.Decimal(t - int(t))
+                exact = low * ((high / low).ln() * share).exp()
+                assert k == pytest.approx(float(exact), rel=1e-7)
+                assert sigma == pytest.approx(float(exact / (1 + exact**2).sqrt()), rel=1e-7)
 
 
 def test_fractional_timesteps_are_rounded_for_the_network_and_floored_for_the_clean_estimate():
@@ -96,13 +126,14 @@ def test_it_agrees_with_diffusers_trailing_ddim_where_steps_divide_the_schedule_
 @pytest.mark.parametrize("solver", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
 def test_fast_solvers_of_diffusers_run_on_the_same_betas(solver):
     scheduler = solver(**DIFFUSERS_SCHEDULE, prediction_type="v_prediction")
-    assert torch.equal(scheduler.alphas_cumprod, linear_schedule().alpha_bar)
+    assert torch.equal(scheduler.betas, linear_schedule().betas)
+    torch.testing.assert_close(scheduler.alphas_cumprod, linear_schedule().alpha_bar, rtol=5e-6, atol=0)
     scheduler.set_timesteps(8)
     clean, x = torch.randn(1, 64), torch.randn(1, 64)
     schedule = linear_schedule()
     for t in scheduler.timesteps:
         sigma = schedule.sigma[t]
-        noise = (x - schedule.alpha_bar[t].sqrt() * clean) / sigma
+        noise = (x - schedule.alpha[t] * clean) / sigma
         x = scheduler.step(prediction_target(clean, noise, t[None], "v_prediction"), t, x).prev_sample
     torch.testing.assert_close(x, clean, atol=2e-2, rtol=0)
 

@@ -22,7 +22,7 @@ def test_v_and_the_noisy_latents_give_back_latents_and_noise():
     x, noise, t = torch.randn(4, 6), torch.randn(4, 6), torch.tensor([1, 300, 700, 999])
     v, noisy = prediction_target(x, noise, t, "v_prediction"), add_noise(x, noise, t)
     schedule = linear_schedule()
-    alpha, sigma = schedule.alpha_bar[t].sqrt()[:, None], schedule.sigma[t][:, None]
+    alpha, sigma = schedule.alpha[t][:, None], schedule.sigma[t][:, None]
     torch.testing.assert_close(alpha * noisy - sigma * v, x, atol=1e-5, rtol=0)
     torch.testing.assert_close(sigma * noisy + alpha * v, noise, atol=1e-5, rtol=0)
 
@@ -44,7 +44,7 @@ def test_packed_losses_equal_each_sample_alone():
 def test_min_snr_weighs_the_same_error_of_the_clean_latents_alike_for_every_prediction_type():
     t = torch.tensor([5, 200, 600, 950])
     schedule = linear_schedule()
-    alpha, sigma = schedule.alpha_bar[t].sqrt()[:, None], schedule.sigma[t][:, None]
+    alpha, sigma = schedule.alpha[t][:, None], schedule.sigma[t][:, None]
     x, noise, error = torch.randn(4, 6), torch.randn(4, 6), torch.randn(4, 6) * 0.1
     wrong = {"sample": x + error, "epsilon": noise - alpha / sigma * error}
     noisy = add_noise(x, noise, t)

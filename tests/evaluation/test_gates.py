@@ -19,7 +19,7 @@ from ace.evaluation.gates import Gate, gates, growth, markdown
 from ace.evaluation.metrics import Interval, changed_pixels, levels
 from ace.evaluation.scores import edited_input
 from ace.evaluation.systems import edit_with_ace
-from ace.evaluation.things import EDIT_TASKS, WORDS_TASK, ThingJudge
+from ace.evaluation.things import EDIT_TASKS, STYLE_TASK, WORDS_TASK, ThingJudge
 from ace.evaluation.timing import summary, time_requests
 from ace.evaluation.turns import RepeatedEdit
 from tests.random_models import random_pipeline
@@ -93,6 +93,20 @@ def test_each_thing_of_a_new_picture_has_to_be_the_right_one(world, judge):
         assert found["all_known"] == 0 and found["things_known"] == pytest.approx(1 - 1 / len(drawn))
         several += len(drawn) > 1
     assert several > 5
+
+
+def test_a_style_is_the_right_one_or_another_one(world, judge):
+    judges = Judges(things=judge)
+    for number in range(16):
+        sample, scene = world.sample(number, STYLE_TASK), world.restyled(number)
+        given = edited_input(sample)[0]
+        assert np.array_equal(draw(scene, world.library, 128), np.asarray(sample.target))
+        assert scores(judges, sample, sample.target)["style_known"] == 1
+        assert scores(judges, sample, given)["style_known"] == 0
+        other = replace(scene, look="sepia" if scene.look != "sepia" else "negative")
+        assert scores(judges, sample, Image.fromarray(draw(other, world.library, 128)))["style_known"] == 0
+        soft = sample.target.resize((64, 64), Image.Resampling.BOX).resize((128, 128), Image.Resampling.BICUBIC)
+        assert scores(judges, sample, soft)["style_known"] == 1
 
 
 def test_things_are_only_looked_for_in_samples_of_the_same_world(world, judge):

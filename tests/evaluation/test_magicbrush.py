@@ -11,7 +11,7 @@ from ace.conditions.images import open_image
 from ace.errors import ConfigError, DataError
 from ace.evaluation.benchmarks.magicbrush import SETTINGS, read_sessions, unpack_hub_set
 from ace.evaluation.editing import Scorers, evaluate_magicbrush
-from ace.evaluation.systems import Contestant, edit_with_ace
+from ace.evaluation.systems import Contestant, our_contestant
 
 from .random_encoders import picture, random_clip, random_dino, write_magicbrush
 
@@ -140,7 +140,7 @@ def test_a_folder_never_mixes_two_systems(data, tmp_path):
 def test_the_small_model_answers_a_conversation_with_long_context(data, tmp_path):
     tables = evaluate_magicbrush(
         data,
-        Contestant("ace-tiny", edit_with_ace(load_tiny(), num_inference_steps=1), {}),
+        Contestant("ace-tiny", our_contestant(load_tiny(), num_inference_steps=1).edit, {}),
         tmp_path / "run",
         SCORERS,
         settings=SETTINGS[2:],

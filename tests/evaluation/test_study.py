@@ -77,7 +77,7 @@ def post(url: str, **fields: object) -> str:
 
 
 def key_on(page: str) -> str:
-    return page.split("name='key' value='")[1].split("'")[0]
+    return page.split('name="key" value="')[1].split('"')[0]
 
 
 def test_a_rater_sees_anonymous_answers_and_a_killed_page_loses_nothing(serve):

@@ -8,11 +8,14 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
+from ace.conversation import Loading
 from ace.errors import ConditionError, DataError
-from ace.evaluation.systems import edit_over_http, edit_with_diffusers
+from ace.evaluation.systems import contestant_of, edit_over_http
+from ace.families import find_family
 from tests.server.running import running
 
 from .random_encoders import picture, random_clip
@@ -40,7 +43,7 @@ def test_a_server_is_measured_through_the_openai_api(tmp_path):
     assert first[0].tobytes() != other[0].tobytes() and first[0].mode == "RGB"
 
 
-def test_an_editing_pipeline_of_diffusers_is_measured_as_it_is():
+def test_an_editing_pipeline_of_diffusers_is_measured_as_it_is(tmp_path):
     torch.manual_seed(0)
     words = random_clip().tokenizer
     words.model_max_length = 77
@@ -79,10 +82,23 @@ def test_an_editing_pipeline_of_diffusers_is_measured_as_it_is():
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.set_progress_bar_config(disable=True)
-    edit = edit_with_diffusers(pipeline, num_inference_steps=2)
+    pipeline.save_pretrained(tmp_path / "pix2pix")
+    family = find_family(str(tmp_path / "pix2pix"))
+    family.load(Loading(device="cpu"))
+    contestant = contestant_of(family, num_inference_steps=2)
+    assert (contestant.name, contestant.pipeline) == ("pix2pix", None)
+    assert contestant.settings["weights_sha256"] == family.sha256
+    edit = contestant.edit
     first, again, other = (edit([unit("make it red", SHOWN)], [seed])[0] for seed in (1, 1, 2))
-    assert first.tobytes() == again.tobytes() != other.tobytes() and first.size == SHOWN.size
-    for wrong in (WITH_HISTORY, unit("a cat"), unit("{image} and {image1}", SHOWN, SHOWN)):
-        with pytest.raises(ConditionError, match="one picture"):
+    assert first.tobytes() == again.tobytes() != other.tobytes() and first.size == (16, 16)
+    for wrong, words in (
+        (WITH_HISTORY, "sees no earlier rounds"),
+        (unit("a cat"), "makes nothing from words alone"),
+        (unit("{image} and {image1}", SHOWN, SHOWN), "takes one image"),
+    ):
+        with pytest.raises(ConditionError, match=words):
             edit([wrong], [0])
+    mask = Image.new("L", SHOWN.size, 0)
+    mask.paste(255, (0, 0, 32, 64))
+    (masked,) = edit([LongContextConditionUnit(ConditionUnit("make it red", (SHOWN,), (mask,)))], [1])
+    assert masked.crop((32, 0, 64, 64)).tobytes() == SHOWN.crop((32, 0, 64, 64)).tobytes()

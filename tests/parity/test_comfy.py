@@ -46,8 +46,11 @@ def target_share(inputs, mask, args):
         target_height, target_width = args["height"], args["width"]
     else:
         target_height, target_width = inputs["edit_image"].shape[1:3]
-    rate = args.get("keep_pixels_rate", 1.0)
-    panel = int(width * int(target_height * rate) / height)
+    rate = args.get("keep_pixels_rate")  # of a reference that keeps its pixels; without one it is aligned
+    if rate is None:
+        panel = int(width * target_height / height)
+    else:  # one that is lower than its share of the height stays as large as it is
+        panel = int(width * int(target_height * rate) / height) if height >= rate * target_height else width
     return target_width / (target_width + panel)
 
 
@@ -55,14 +58,15 @@ def target_share(inputs, mask, args):
 def test_conditioning_nodes_put_in_the_recorded_tensors(case):
     pixels, mask = case.tensors["in.pixels"], case.tensors["in.mask"]
     positive, negative = [[torch.zeros(1, 2, 3), {"pooled_output": 1}]], [[torch.ones(1, 2, 3), {}]]
-    if case.meta["fft"]:
-        outputs = AcePlusConditioning().encode(positive, negative, ToyVae(), pixels, case.tensors["in.cpixels"], mask)
-    else:
-        outputs = AcePlusLoraConditioning().encode(positive, negative, ToyVae(), pixels, mask)
+    pictures = (pixels, case.tensors["in.cpixels"]) if case.meta["fft"] else (pixels,)
+    node = AcePlusConditioning() if case.meta["fft"] else AcePlusLoraConditioning()
+    outputs = node.encode(positive, negative, ToyVae(), *pictures, mask, noise_mask=case.meta["noise_mask"])
     first, second, latent = outputs
     for entry in (*first, *second):
         for name in ("concat_latent_image", "concat_mask"):
             torch.testing.assert_close(entry[1][name], case.tensors[f"out.{name}"], atol=1e-6, rtol=0)
     assert first[0][1]["pooled_output"] == 1 and "concat_mask" not in positive[0][1]
     torch.testing.assert_close(latent["samples"], case.tensors["out.samples"], atol=1e-6, rtol=0)
-    torch.testing.assert_close(latent["noise_mask"], case.tensors["out.noise_mask"], atol=1e-6, rtol=0)
+    assert ("noise_mask" in latent) == ("out.noise_mask" in case.tensors) == case.meta["noise_mask"]
+    if case.meta["noise_mask"]:
+        torch.testing.assert_close(latent["noise_mask"], case.tensors["out.noise_mask"], atol=1e-6, rtol=0)

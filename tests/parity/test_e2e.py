@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.diffusion import ACEDDIMScheduler, seeded_generator
+from ace.diffusion import seeded_generator
 from ace.inference.pipeline import ACEPipeline, Request
 from ace.inference.published import PublishedUnit, published_unit
 from ace.model.text import encode_indicators
 from tests.parity.published_models import ToyVAE, config_of, text_encoder_of, tokenizer_of, transformer_of
+from tests.parity.published_schedule import recorded_scheduler
 
 
 def pipeline_of(case) -> ACEPipeline:
@@ -27,7 +28,7 @@ def pipeline_of(case) -> ACEPipeline:
         vae,
         encoder,
         tokenizer,
-        ACEDDIMScheduler(),
+        recorded_scheduler(),
         budget=config.max_positions,
         max_text_tokens=case.meta["config"]["COND_STAGE_MODEL"]["LENGTH"],
         published=True,

@@ -1,8 +1,12 @@
 """The network, adapters and sampler of ACE++ against the recorded published code."""
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models import embeddings
 
 from ace.plus.inputs import condition_tokens, fold_mask, pack, position_ids, shift_mu, unpack
 from ace.plus.layouts import FluxSizes, check_checkpoint, flux_sizes, pieces, read_adapter
@@ -20,6 +24,16 @@ def test_mask_folds_into_the_recorded_channels(case):
     assert torch.equal(fold_mask(case.tensors["in.mask"]), case.tensors["out.mask64"][0])
 
 
+def frequencies_moved(by: float):
+    """diffusers' timestep embedding with every frequency times 1 + by."""
+    plain = embeddings.get_timestep_embedding
+
+    def moved(timesteps: torch.Tensor, *arguments: Any, scale: float = 1, **settings: Any) -> torch.Tensor:
+        return plain(timesteps.float() * (1 + by), *arguments, scale=scale, **settings)
+
+    return mock.patch.object(embeddings, "get_timestep_embedding", moved)
+
+
 @pytest.mark.parity("flux")
 @torch.no_grad()
 def test_diffusers_transformer_with_our_weights_and_tokens_predicts_the_recorded_velocity(case, assert_close):
@@ -27,8 +41,9 @@ def test_diffusers_transformer_with_our_weights_and_tokens_predicts_the_recorded
     shapes = {name: tuple(value.shape) for name, value in published.items()}
     sizes = flux_sizes(shapes)
     check_checkpoint(shapes, sizes)
-    model = flux_with_narrow_mlp(sizes)
-    assert tuple(model.config.axes_dims_rope) == tuple(case.meta["config"]["AXES_DIM"])
+    axes, theta = case.meta["config"]["AXES_DIM"], case.meta["config"]["THETA"]
+    assert sum(axes) == sizes.head_dim
+    model = flux_with_narrow_mlp(sizes, axes, theta)
     model.load_state_dict(diffusers_state(published), strict=True)
     for number, (height, width) in enumerate(case.meta["sizes"]):
         noise = case.tensors["in.x"][number, :, : height * width].reshape(16, height, width)
@@ -38,18 +53,26 @@ def test_diffusers_transformer_with_our_weights_and_tokens_predicts_the_recorded
         if number == 0 and "mid.img_tokens" in case.tensors:
             assert torch.equal(tokens, case.tensors["mid.img_tokens"])
         text = case.tensors[f"in.context.{number}"]
-        (velocity,) = model(
-            tokens[None],
-            encoder_hidden_states=text[None],
-            pooled_projections=case.tensors[f"in.y.{number}"],
-            timestep=case.tensors["in.t"][number : number + 1],
-            guidance=case.tensors["in.guidance"][number : number + 1],
-            img_ids=position_ids(height, width),
-            txt_ids=torch.zeros(len(text), 3),
-            return_dict=False,
-        )
+        inputs = {
+            "hidden_states": tokens[None],
+            "encoder_hidden_states": text[None],
+            "pooled_projections": case.tensors[f"in.y.{number}"],
+            "timestep": case.tensors["in.t"][number : number + 1],
+            "guidance": case.tensors["in.guidance"][number : number + 1] if sizes.guidance else None,
+            "img_ids": position_ids(height, width),
+            "txt_ids": torch.zeros(len(text), 3),
+            "return_dict": False,
+        }
+        (velocity,) = model(**inputs)
         recorded = case.tensors["out.v"][number, :, : height * width].reshape(16, height, width)
-        assert_close(unpack(velocity[0], height, width), recorded, 1e-4)
+        # Guidance 50 enters as the sine of angles up to 50,000 rad, so the last bit of a frequency, which torch's exp
+        # rounds differently by processor, is worth 0.006 rad there and up to 1e-3 of the velocity.
+        moved = []
+        for by in (2**-23, -(2**-23)):
+            with frequencies_moved(by):
+                moved.append(float((model(**inputs)[0] - velocity).abs().max() / recorded.abs().max()))
+        assert max(moved) < 5e-3
+        assert_close(unpack(velocity[0], height, width), recorded, 1e-4 + max(moved))
 
 
 @pytest.mark.parity("lora")

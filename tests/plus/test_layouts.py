@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from ace.adapter_files import AdapterSettings
 from ace.errors import CheckpointError
 from ace.plus.layouts import (
     ACE_PLUS_FFT,
@@ -166,7 +167,9 @@ def test_alpha_counts_wherever_it_stands():
     pairs = adapter_tensors(MODULES)
     plain = read_adapter(as_comfy(pairs, 2.0), SMALL, "rank = alpha")
     half = read_adapter(as_comfy(pairs, 1.0), SMALL, "half")
-    beside = read_adapter(as_names(pairs, "", "lora_A.weight", "lora_B.weight"), SMALL, "metadata", {"": 1.0})
+    beside = read_adapter(
+        as_names(pairs, "", "lora_A.weight", "lora_B.weight"), SMALL, "metadata", AdapterSettings(1.0)
+    )
     zero = torch.zeros(())
     for name, delta in plain.deltas.items():
         whole = delta.apply(zero, 1.0)

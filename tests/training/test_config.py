@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ace.cli import app
 from ace.errors import ConfigError
-from ace.training.config import AutoencoderRecipe, ModelRecipe, Stage, read_recipe, write_recipe
+from ace.training.config import AutoencoderRecipe, ModelRecipe, TrainingStage, read_recipe, write_recipe
 from ace.training.plan import Device, plan
 from ace.training.speed import this_device
 from ace.weights.sources import SHIPPED_MODEL
@@ -34,12 +34,15 @@ def test_the_shipped_recipes_are_valid():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('kind = "model"\nlearning_rate = 1', "unknown key learning_rate"),
+        ('kind = "model"\nlearning_rate = 1', "unknown key 'learning_rate'"),
         ('kind = "gan"', "kind is 'gan'"),
         ('kind = "model"', "no [[stage]]"),
         ("kind = ", "not valid TOML"),
-        ('kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nepochs = 3', "unknown key epochs"),
-        ('kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nschedule = "step"', "schedule 'step'"),
+        ('kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nepochs = 3', "unknown key 'stage.1.epochs'"),
+        (
+            'kind = "model"\n[[stage]]\nname = "a"\nsamples = 64\nlr = 1e-3\nschedule = "step"',
+            "stage.1.schedule is 'step': use 'constant', 'linear' or 'cosine'",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(tmp_path: Path, text: str, says: str):
@@ -57,7 +60,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path):
 
 
 def test_a_stage_warms_up_and_comes_down():
-    stage = Stage("a", samples=3200, lr=1.0, batch_size=32, schedule="linear", warmup_steps=10)
+    stage = TrainingStage("a", samples=3200, lr=1.0, batch_size=32, schedule="linear", warmup_steps=10)
     rates = [stage.lr_at(step) for step in range(stage.steps)]
     assert stage.steps == 100
     assert rates[0] < rates[5] < rates[10]
@@ -93,8 +96,9 @@ def test_a_plan_is_for_a_device_and_says_whether_its_memory_is_enough():
     assert "there are" not in "\n".join(plan(recipe, A800).lines()), (
         "the memory of a card that is not here is not known"
     )
-    with pytest.raises(ConfigError, match="more than 0"):
-        Device("nothing", 0.0)
+    for tflops in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="more than 0"):
+            Device("nothing", tflops)
 
 
 def test_a_dry_run_needs_nothing_that_the_recipe_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -126,3 +130,66 @@ def test_this_machine_is_measured():
     assert 0.001 < device.tflops < 10_000 and device.memory_bytes > 2**30
     made = plan(read_recipe(RECIPES / "tiny.toml"), device)
     assert device.name in "\n".join(made.lines())
+
+
+def test_overrides_take_the_place_of_what_the_recipe_says(tmp_path: Path):
+    path = RECIPES / "tiny.toml"
+    plain = read_recipe(path)
+    changed = read_recipe(path, ["seed=3", "stage.lr=5e-5", "stage.2.steps=7", "tracker=none", "stage.1.batch_size=16"])
+    assert (changed.seed, changed.tracker) == (3, "none")
+    assert [stage.lr for stage in changed.stages] == [5e-5, 5e-5]
+    assert [stage.steps for stage in changed.stages] == [plain.stages[0].samples // 16, 7]
+    assert read_recipe(RECIPES / "lora.toml", ["lora.rank=2", "data.1.path=elsewhere"]).lora.rank == 2
+    write_recipe(changed, tmp_path / "recipe.toml")
+    assert read_recipe(tmp_path / "recipe.toml") == changed
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("seed", "write KEY=VALUE"),
+        ("=3", "write KEY=VALUE"),
+        ("seed=nan", "seed is nan: use a whole number"),
+        ("stage.lr=-1", "stage.1.lr is -1: use a number above 0"),
+        ("stage.3.lr=1", "tiny.toml has no 'stage.3' to set 'lr' in"),
+        ("stage.0.lr=1", "has no 'stage.0'"),
+        ("lora.rank=3", "has no 'lora'"),
+        ("learning_rate=3", "unknown key 'learning_rate'"),
+        ("kind=gan", "kind is 'gan'"),
+        ("stage=3", "stage is 3: use a list"),
+        ("a.b.c=3", "has no 'a.b'"),
+        ("size_px.x=3", "has no 'size_px'"),
+    ],
+)
+def test_an_override_of_nothing_or_by_nonsense_is_refused(override: str, says: str):
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(RECIPES / "tiny.toml", [override])
+    assert says in str(caught.value)
+
+
+def test_a_wrong_option_of_ace_train_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = str(RECIPES / "tiny.toml")
+    for options, says in (
+        (["--lr", "nan"], "stage.1.lr is nan: use a finite number"),
+        (["--steps", "0"], "stage.1"),
+        (["--seed", "-1"], "seed is -1: use 0 or more"),
+        (["--set", "betas=['x', 'y']"], "betas.1 is 'x': use a number"),
+        (["--device-tflops", "3"], "--device-tflops describes an estimate: add --dry-run"),
+    ):
+        said = CliRunner().invoke(app, ["train", recipe, *options])
+        assert said.exit_code == 2 and says in said.stderr, said.output
+        assert said.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_ace_train_override_the_recipe_in_its_estimate(tmp_path: Path):
+    recipe = str(RECIPES / "lora.toml")
+    said = CliRunner().invoke(
+        app, ["train", recipe, "--dry-run", "--device-tflops", "1", "--steps", "12", "--set", "lora.rank=1", "--json"]
+    )
+    made = json.loads(said.stdout)
+    assert made["stages"][0]["steps"] == 12
+    assert made["trained"] * 16 == plan(read_recipe(RECIPES / "lora.toml"), A800).trained

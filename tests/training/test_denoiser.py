@@ -21,7 +21,7 @@ from ace.inference.inputs import Geometry
 from ace.inference.pipeline import ACEPipeline, Request
 from ace.training.adapters import read_lora
 from ace.training.batches import Samples, make_batch
-from ace.training.config import Lora, ModelRecipe, Source, Stage
+from ace.training.config import DataSource, Lora, ModelRecipe, TrainingStage
 from ace.training.denoiser import cell_weights
 from ace.training.model import train_model
 from ace.training.previews import draw_previews
@@ -32,7 +32,7 @@ from ace.weights.adapters import AdapterChoice
 from ace.weights.sources import SHIPPED_MODEL, find_model, load_pipeline
 
 GEOMETRY = Geometry(budget=64, cell_px=8, latent_px=8, enlarge=True, mask_by_area=True)
-STAGE = Stage("only", samples=8, lr=1e-3, batch_size=4)
+STAGE = TrainingStage("only", samples=8, lr=1e-3, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def samples(dropout: float, **settings: object) -> Samples:
     stage = dataclasses.replace(STAGE, **settings)
-    mixture = Mixture((Source("world", "world"),), (WorldRecords(64, stage.tasks),), stage, 0)
+    mixture = Mixture((DataSource("world", "world"),), (WorldRecords(64, stage.tasks),), stage, 0)
     return Samples(mixture, GEOMETRY, dropout, stage.max_images)
 
 
@@ -107,7 +107,7 @@ def test_samples_with_more_images_than_the_stage_takes_are_left_out_by_name():
 
 
 def test_a_recipe_ends_in_a_pipeline_that_loads_draws_and_was_previewed(tmp_path: Path, text_encoder: Path):
-    stage = Stage("only", steps=4, lr=1e-3, batch_tokens=512, micro_tokens=300)
+    stage = TrainingStage("only", steps=4, lr=1e-3, batch_tokens=512, micro_tokens=300)
     wanted = recipe(text_encoder, stages=(stage,), preview_steps=4, tracker="tensorboard")
     trained = train_model(wanted, tmp_path, quiet=True)
     pipeline = load_pipeline(find_model(str(tmp_path / "model")), device="cpu")
@@ -116,7 +116,7 @@ def test_a_recipe_ends_in_a_pipeline_that_loads_draws_and_was_previewed(tmp_path
     written = "".join(file.read_text() for file in (tmp_path / "model").rglob("*.json"))
     assert str(tmp_path) not in written
     assert str(SHIPPED_MODEL) not in written
-    mixture = Mixture((Source("world", "world"),), (WorldRecords(64),), stage, 0)
+    mixture = Mixture((DataSource("world", "world"),), (WorldRecords(64),), stage, 0)
     again = draw_previews(pipeline, mixture, tmp_path / "again.png")
     (preview,) = (tmp_path / "previews").iterdir()
     assert Image.open(again).tobytes() == Image.open(preview).tobytes(), "previews are what inference draws"
@@ -215,7 +215,7 @@ def test_a_preview_of_a_lora_is_what_inference_draws_with_it(tmp_path: Path):
     train_model(wanted, tmp_path, quiet=True)
     base = load_pipeline(find_model("ace-tiny"), device="cpu")
     base.set_progress_bar_config(disable=True)
-    mixture = Mixture((Source("world", "world"),), (WorldRecords(base.geometry.side_px),), STAGE, 0)
+    mixture = Mixture((DataSource("world", "world"),), (WorldRecords(base.geometry.side_px),), STAGE, 0)
     plain = draw_previews(base, mixture, tmp_path / "plain.png")
     choices = [AdapterChoice(tmp_path / "adapter")]
     adapted = load_pipeline(find_model("ace-tiny"), device="cpu", adapters=choices)
@@ -235,7 +235,7 @@ def test_a_lora_without_a_matching_layer_is_refused(tmp_path: Path):
 
 def test_data_that_is_not_there_is_found_before_the_first_step(tmp_path: Path):
     wanted = ModelRecipe(
-        (STAGE,), init="ace-tiny", data=(Source("mine", "csv", str(tmp_path / "no.csv")),), tracker="none"
+        (STAGE,), init="ace-tiny", data=(DataSource("mine", "csv", str(tmp_path / "no.csv")),), tracker="none"
     )
     with pytest.raises(DataError, match=r"there is no .*no\.csv"):
         train_model(wanted, tmp_path / "run", quiet=True)

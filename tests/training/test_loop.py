@@ -101,6 +101,26 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_gone(tmp_
     assert lines(tmp_path) == 4
 
 
+def test_a_refused_second_run_leaves_everything_of_the_first_as_it_is(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.toml").write_text("of the run that is going on")
+    hold = "import sys, time, pathlib; from ace.training.lock import held\n"
+    hold += "with held(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    first = subprocess.Popen([sys.executable, "-c", hold, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        command = [sys.executable, "-m", "ace", "train", str(ROOT / "recipes" / "lora.toml"), "--output", str(folder)]
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert second.stderr == "ace: another process trains in run: stop it, or choose another folder\n"
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    finally:
+        first.kill()
+        first.communicate()
+
+
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path: Path):
     expected = run(tmp_path / "whole", steps=8, save_steps=2).state_dict()
     folder = tmp_path / "full"
@@ -150,7 +170,7 @@ def test_eight_bit_adamw_learns_and_goes_on_exactly_from_its_checkpoint(tmp_path
 def test_when_no_checkpoint_is_whole_the_run_does_not_silently_start_over(tmp_path: Path):
     run(tmp_path, steps=2)
     for path in (tmp_path / "checkpoints").iterdir():
-        (path / "optimizer.bin").unlink()
+        (path / "optimizer.pt").unlink()
     with pytest.raises(CheckpointError, match="delete the folder to start over"):
         run(tmp_path, steps=2)
 

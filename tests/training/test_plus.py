@@ -17,7 +17,7 @@ from ace.plus.pipeline import ACEPlusPipeline
 from ace.plus.sources import find_plus
 from ace.plus.weights import load_adapter
 from ace.training.adapters_plus import PLUS_TARGETS
-from ace.training.config import Lora, PlusRecipe, Source, Stage
+from ace.training.config import DataSource, Lora, PlusRecipe, TrainingStage
 from ace.training.plan import FLUX_PARAMETERS
 from ace.training.plus import start_plus, train_plus
 from ace.training.previews import preview_samples, save_sheet
@@ -52,11 +52,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(base: Path, pairs: Path, **settings: object) -> PlusRecipe:
-    stage = Stage("only", lr=1e-2, steps=3, batch_size=2)
+    stage = TrainingStage("only", lr=1e-2, steps=3, batch_size=2)
     return PlusRecipe(
         (stage,),
         init=str(base),
-        data=(Source("pairs", "csv", str(pairs)),),
+        data=(DataSource("pairs", "csv", str(pairs)),),
         num_workers=0,
         mixed_precision="no",
         tracker="none",

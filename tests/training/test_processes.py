@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ace.training.config import ModelRecipe, PlusRecipe, Source, Stage, write_recipe
+from ace.training.config import DataSource, ModelRecipe, PlusRecipe, TrainingStage, write_recipe
 from tests.random_flux import SMALL, random_plus
 from tests.training.toy import run
 
@@ -92,14 +92,14 @@ def test_a_sharded_run_draws_its_previews_from_the_whole_averages(tmp_path: Path
 @pytest.mark.parametrize("kind", ["model", "plus"])
 def test_ace_train_on_two_processes_writes_the_whole_model_and_its_previews(tmp_path: Path, kind: str):
     common = {"num_workers": 0, "mixed_precision": "no", "tracker": "none", "preview_steps": 1}
-    stages = (Stage("only", lr=1e-3, steps=2, batch_size=2),)
+    stages = (TrainingStage("only", lr=1e-3, steps=2, batch_size=2),)
     if kind == "model":
         recipe = ModelRecipe(stages, init="ace-tiny", num_inference_steps=1, **common)
     else:
         random_plus(SMALL).save_pretrained(tmp_path / "flux")
         Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
         (tmp_path / "list.csv").write_text("a.png#;##;##;#a.png#;#as it is#;#local_editing\n")
-        source = Source("pairs", "csv", str(tmp_path / "list.csv"))
+        source = DataSource("pairs", "csv", str(tmp_path / "list.csv"))
         init, small = str(tmp_path / "flux"), {"max_sequence": 64, "max_text_tokens": 16, "num_inference_steps": 1}
         recipe = PlusRecipe(stages, init=init, data=(source,), **small, **common)
     write_recipe(recipe, tmp_path / "recipe.toml")

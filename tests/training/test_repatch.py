@@ -10,7 +10,7 @@ import pytest
 
 from ace.data.world import World
 from ace.errors import ConfigError
-from ace.training.config import ModelRecipe, Stage
+from ace.training.config import ModelRecipe, TrainingStage
 from ace.training.model import train_model
 from ace.training.repatch import repatched
 from ace.training.start import start_pipeline
@@ -29,7 +29,11 @@ def test_larger_patches_keep_most_of_what_was_learned(tmp_path: Path):
     patch_size = 2 * own.patch_size
     side = 128 if own.patch_size == 1 else 256
     recipe = ModelRecipe(
-        (Stage("only", lr=1e-9, steps=2, batch_size=8),), init="ace-tiny", size_px=side, num_workers=0, tracker="none"
+        (TrainingStage("only", lr=1e-9, steps=2, batch_size=8),),
+        init="ace-tiny",
+        size_px=side,
+        num_workers=0,
+        tracker="none",
     )
     fitted = dataclasses.replace(recipe, patch_size=patch_size)
     pipeline, _ = start_pipeline(fitted)

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ace.training.config import ModelRecipe, Stage
+from ace.training.config import ModelRecipe, TrainingStage
 from ace.training.loop import Task, train
 from ace.training.stream import Item, Skipped
 
@@ -61,8 +61,8 @@ def say(line: str) -> None:
 
 def toy_recipe(steps: int = 20, **settings: object) -> ModelRecipe:
     stages = (
-        Stage("one", lr=0.01, batch_tokens=24, steps=steps, micro_tokens=11),
-        Stage("two", lr=0.01, batch_size=4, steps=steps, schedule="linear"),
+        TrainingStage("one", lr=0.01, batch_tokens=24, steps=steps, micro_tokens=11),
+        TrainingStage("two", lr=0.01, batch_size=4, steps=steps, schedule="linear"),
     )
     return ModelRecipe(
         stages,
@@ -87,7 +87,7 @@ def toy_task(folder: Path, dataset: Dataset | None = None) -> Task:
 
 
 def run(folder: Path, dataset: Dataset | None = None, steps: int = 20, **settings: object) -> nn.Module:
-    return train(toy_task(folder, dataset), toy_recipe(steps, **settings), folder, quiet=True, tell=say)
+    return train(toy_task(folder, dataset), toy_recipe(steps, **settings), folder, quiet=True, on_warning=say)
 
 
 def main(folder: Path, options: dict[str, int]) -> None:
@@ -109,7 +109,7 @@ def main(folder: Path, options: dict[str, int]) -> None:
 
     steps = options.pop("steps", 20)
     task = dataclasses.replace(task, losses=slow_losses)
-    module = train(task, toy_recipe(steps, **options), folder, quiet=True, tell=say)
+    module = train(task, toy_recipe(steps, **options), folder, quiet=True, on_warning=say)
     if PartialState().is_main_process:
         torch.save(module.state_dict(), folder / "done.pt")
 

@@ -308,69 +308,16 @@ def test_a_full_disk_is_noticed_before_the_work(light, monkeypatch):
     refused(light, OutputError, "GB are needed")
 
 
-STAND_IN = """
-import http.server, json, sys, time
-from pathlib import Path
-root = Path(sys.argv[1])
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_): pass
-    def do_HEAD(self): self.answer(body=False)
-    def do_GET(self): self.answer(body=True)
-    def answer(self, body):
-        path = self.path.split("?")[0]
-        prefix = "/scepter-studio/ACE-0.6B-512px/resolve/"
-        if path.startswith("/api/models/scepter-studio/ACE-0.6B-512px"):
-            if "/tree/" in path:
-                data = [{"type": "file", "path": f, "size": (root / f).stat().st_size, "oid": "0" * 40} for f in files]
-            else:
-                data = {"id": "scepter-studio/ACE-0.6B-512px", "modelId": "scepter-studio/ACE-0.6B-512px",
-                        "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
-            content, start, headers = json.dumps(data).encode(), 0, {"Content-Type": "application/json"}
-        elif path.startswith(prefix):
-            name = path[len(prefix):].split("/", 1)[1]
-            content = (root / name).read_bytes()
-            headers = {"X-Repo-Commit": COMMIT, "ETag": '"' + name.replace("/", "-") + '"', "Accept-Ranges": "bytes"}
-            asked = self.headers.get("Range")
-            start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-            if body:
-                print("GET", name, start, flush=True)
-                if len(sys.argv) > 2 and name == sys.argv[2] and not start:  # a line that dies
-                    self.send_response(200)
-                    for key, value in headers.items(): self.send_header(key, value)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content[: len(content) * 2 // 3])
-                    self.wfile.flush()
-                    print("STALLED", flush=True)
-                    time.sleep(600)
-        else:
-            self.send_response(404); self.send_header("X-Error-Code", "RepoNotFound"); self.end_headers(); return
-        rest = content[start:]
-        self.send_response(206 if start else 200)
-        for key, value in headers.items(): self.send_header(key, value)
-        if start: self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        if body:
-            self.wfile.write(rest)
-
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-print(server.server_address[1], flush=True)
-server.serve_forever()
-"""
+HUB = str(Path(__file__).parents[1] / "stand_in_hub.py")
+HUB_ID = "scepter-studio/ACE-0.6B-512px"
 
 
 def test_a_hub_id_is_fetched_cached_and_found_again_offline(published, tmp_path):
     extra = published / "README.md"
     extra.write_text("not needed")
-    script = tmp_path / "hub.py"
-    script.write_text(STAND_IN)
     fetch = "import sys; from ace.weights.hub import fetch; print(fetch(sys.argv[1]))"
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_HOME": str(tmp_path / "hf")}
-    server = subprocess.Popen([sys.executable, str(script), str(published)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, HUB, str(published), HUB_ID], stdout=subprocess.PIPE, text=True)
     try:
         environment["HF_ENDPOINT"] = f"http://127.0.0.1:{server.stdout.readline().strip()}"
 
@@ -378,7 +325,7 @@ def test_a_hub_id_is_fetched_cached_and_found_again_offline(published, tmp_path)
             command = [sys.executable, "-W", "ignore", "-c", fetch, hub_id]
             return subprocess.run(command, env=environment | more, capture_output=True, text=True, check=False)
 
-        online = run("scepter-studio/ACE-0.6B-512px")
+        online = run(HUB_ID)
         assert online.returncode == 0, online.stderr
         absent = run("scepter-studio/ACE-0.6B-1024px")
     finally:
@@ -388,7 +335,7 @@ def test_a_hub_id_is_fetched_cached_and_found_again_offline(published, tmp_path)
     files = find_files(folder)
     assert files.dit.read_bytes() == (published / "models" / "dit" / "ace_0.6b_512px.pth").read_bytes()
     assert not (folder / "README.md").exists()
-    offline = run("scepter-studio/ACE-0.6B-512px", HF_HUB_OFFLINE="1")
+    offline = run(HUB_ID, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     assert offline.stdout.strip().splitlines()[-1] == str(folder)
     not_cached = run("scepter-studio/ACE-0.6B-1024px", HF_HUB_OFFLINE="1")
@@ -404,9 +351,7 @@ def test_a_killed_download_goes_on_where_it_stopped(tmp_path):
     served = tmp_path / "served" / name
     served.parent.mkdir(parents=True)
     served.write_bytes(content)
-    script = tmp_path / "hub.py"
-    script.write_text(STAND_IN)
-    command = [sys.executable, str(script), str(tmp_path / "served"), name]
+    command = [sys.executable, HUB, str(tmp_path / "served"), HUB_ID, name]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {

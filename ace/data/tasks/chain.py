@@ -57,7 +57,7 @@ FIRST = ("based on {image}, show <caption>", "change {image} to <caption>", "aft
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainStep:
     """A single-picture task as a round. check: its own, None = none. of_objects: whether it has to find objects, which
     is slow, so that it is tried less often."""
 
@@ -67,33 +67,33 @@ class Step:
 
 
 STEPS = {
-    "semantic_editing/camera": Step(camera.make),
-    "semantic_editing/style": Step(style.make),
-    "semantic_editing/time_of_day": Step(time_of_day.make),
-    "semantic_editing/face": Step(face.make, face.check),
-    "semantic_editing/background": Step(background.make, of_objects=True),
-    "element_editing/text_add": Step(text_add.make, text_add.check),
-    "element_editing/text_remove": Step(text_remove.make, text_remove.check),
-    "element_editing/object_remove": Step(object_remove.make, check_visible, of_objects=True),
-    "element_editing/object_replace": Step(object_replace.make, of_objects=True),
-    "low_level_analysis/gray": Step(gray.SIGNAL.analyse),
-    "low_level_analysis/mosaic": Step(mosaic.SIGNAL.analyse),
-    "low_level_analysis/degradation": Step(degradation.SIGNAL.analyse),
+    "semantic_editing/camera": ChainStep(camera.make),
+    "semantic_editing/style": ChainStep(style.make),
+    "semantic_editing/time_of_day": ChainStep(time_of_day.make),
+    "semantic_editing/face": ChainStep(face.make, face.check),
+    "semantic_editing/background": ChainStep(background.make, of_objects=True),
+    "element_editing/text_add": ChainStep(text_add.make, text_add.check),
+    "element_editing/text_remove": ChainStep(text_remove.make, text_remove.check),
+    "element_editing/object_remove": ChainStep(object_remove.make, check_visible, of_objects=True),
+    "element_editing/object_replace": ChainStep(object_replace.make, of_objects=True),
+    "low_level_analysis/gray": ChainStep(gray.SIGNAL.analyse),
+    "low_level_analysis/mosaic": ChainStep(mosaic.SIGNAL.analyse),
+    "low_level_analysis/degradation": ChainStep(degradation.SIGNAL.analyse),
 }
 # for the first round alone: what they begin with is no answer of another task
 BEGINNINGS = {
-    "repainting/inpainting": Step(inpainting.make),
-    "repainting/outpainting": Step(outpainting.make),
-    "controllable_generation/gray": Step(gray.SIGNAL.control),
-    "controllable_generation/mosaic": Step(mosaic.SIGNAL.control),
-    "controllable_generation/degradation": Step(degradation.SIGNAL.control),
-    "element_editing/object_add": Step(object_add.make, check_visible, of_objects=True),
+    "repainting/inpainting": ChainStep(inpainting.make),
+    "repainting/outpainting": ChainStep(outpainting.make),
+    "controllable_generation/gray": ChainStep(gray.SIGNAL.control),
+    "controllable_generation/mosaic": ChainStep(mosaic.SIGNAL.control),
+    "controllable_generation/degradation": ChainStep(degradation.SIGNAL.control),
+    "element_editing/object_add": ChainStep(object_add.make, check_visible, of_objects=True),
 }
 # for the last round alone: little can be done to what they end in
 ENDINGS = {
-    "low_level_analysis/edge": Step(edge.SIGNAL.analyse),
-    "low_level_analysis/depth": Step(depth.SIGNAL.analyse),
-    "low_level_analysis/doodle": Step(doodle.SIGNAL.analyse),
+    "low_level_analysis/edge": ChainStep(edge.SIGNAL.analyse),
+    "low_level_analysis/depth": ChainStep(depth.SIGNAL.analyse),
+    "low_level_analysis/doodle": ChainStep(doodle.SIGNAL.analyse),
 }
 
 
@@ -162,7 +162,7 @@ def _mixed(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return _finish(source, turns, {"kind": "mixed", "tasks": " ".join(tasks), **slots})
 
 
-def _choose(done: list[str], wanted: int, dice: Random, tools: Tools) -> tuple[str, Step]:
+def _choose(done: list[str], wanted: int, dice: Random, tools: Tools) -> tuple[str, ChainStep]:
     """A task for the next of so many rounds, whose tools are there."""
     steps = STEPS
     if dice.random() < END_SHARE:
@@ -175,7 +175,7 @@ def _choose(done: list[str], wanted: int, dice: Random, tools: Tools) -> tuple[s
     return dice.choices(list(steps.items()), [1 if step.of_objects else 4 for step in steps.values()])[0]
 
 
-def _fault(made: EditSample, step: Step, tools: Tools) -> str | None:
+def _fault(made: EditSample, step: ChainStep, tools: Tools) -> str | None:
     """Why a round does not keep its promises, None if it does."""
     return check_sample(made) or (step.check(made, tools) if step.check else None)
 

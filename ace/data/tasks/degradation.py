@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.degrade import blur, jpeg, low_resolution, noise
@@ -30,7 +30,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return image
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="degradation",
     names=("degraded version", "low quality version", "damaged version"),
     draw=draw,

@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.depth import draw_depth
@@ -18,7 +18,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return draw_depth(near) if near.std() > 0.05 else Rejected("the picture has no depth")
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="depth",
     names=("depth map", "depth image", "depth estimate"),
     draw=draw,

@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.exact import canny
@@ -20,7 +20,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn if drawn.mean() > 1 else Rejected("the picture has no edges")
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="edge",
     names=("edge map", "canny edge map", "edges", "canny edges"),
     draw=draw,

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 
 from ace.data.tasks.common import SEEN
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.exact import gray
@@ -21,7 +21,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return drawn
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="gray",
     names=("gray image", "grayscale image", "black and white image"),
     draw=draw,

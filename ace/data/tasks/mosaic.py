@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.exact import mosaic
@@ -18,7 +18,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return mosaic(image, dice.randint(max(3, side // 40), max(4, side // 12)))
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="mosaic",
     names=("mosaic", "pixelated version", "mosaic image"),
     draw=draw,

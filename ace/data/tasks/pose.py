@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.people import draw_person
@@ -24,7 +24,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return draw_person(person, *image.shape[:2])
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="pose",
     names=("human pose", "pose skeleton", "body keypoints", "pose map"),
     draw=draw,

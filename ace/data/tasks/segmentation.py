@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from ace.data.tasks.signals import Signal
+from ace.data.tasks.signals import SignalTask
 from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 from ace.extract.segments import draw_objects
@@ -22,7 +22,7 @@ def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected
     return draw_objects([o.mask for o in objects], *image.shape[:2])
 
 
-SIGNAL = Signal(
+SIGNAL = SignalTask(
     name="segmentation",
     names=("segmentation map", "segmentation", "segmentation mask", "color map of its objects"),
     draw=draw,

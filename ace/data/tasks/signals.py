@@ -63,7 +63,7 @@ Draw = Callable[[np.ndarray, Random, Tools], "np.ndarray | Rejected"]
 
 
 @dataclass(frozen=True)
-class Signal:
+class SignalTask:
     """One of the ten; `analyse` and `control` are its two tasks.
 
     name: as in the tasks' names. names: what people call it. draw: makes it. analysis_words, control_words: further

@@ -119,7 +119,8 @@ class Chance:
 
     rng: the sample's own; split, level, seen_only: as in `World`. held_out_concept, held_out_style: whether such
     material is wanted; used: what was shown of it; unseen: what of it has to be drawn without having been seen. free:
-    things that a picture or a mask places stand off the grid. drawn: what had to be drawn from its name."""
+    things that a picture or a mask places stand off the grid. drawn: what had to be drawn from its name.
+    restyled: the answer of an edit of the style."""
 
     def __init__(
         self,
@@ -144,6 +145,7 @@ class Chance:
         self.used: set[str] = set()  # "concept", "style", "face"
         self.unseen: set[str] = set()
         self.drawn: list[Drawn] = []
+        self.restyled: Scene | None = None
 
     # -- plain choices ------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ace.data.sample import FAMILIES, EditSample, family_of
 from ace.data.world.chance import Chance, Drawn, Material, Split
 from ace.data.world.levels import LEVELS, Level
+from ace.data.world.scene import Scene
 from ace.data.world.sprites import SpriteLibrary
 from ace.data.world.tasks import chain, element, generation, layers, reference, repainting, semantic, signals
 from ace.errors import ConfigError
@@ -102,6 +103,12 @@ class World:
     def drawn(self, seed: int, task: str | None = None) -> tuple[Drawn, ...]:
         """What the answer to the sample of a seed has to draw from names: the scene, and which of its objects."""
         return tuple(self._make(seed, task)[1].drawn)
+
+    def restyled(self, seed: int) -> Scene:
+        """The scene of the answer to a seed's sample of style editing."""
+        scene = self._make(seed, "semantic_editing/style")[1].restyled
+        assert scene is not None
+        return scene
 
     def _make(self, seed: int, task: str | None) -> tuple[EditSample, Chance]:
         if task is None:

@@ -27,7 +27,7 @@ from ace.evaluation.systems import Contestant
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplePlace:
     """Where a sample lies: the set's name, its shards, the row in them."""
 
     set_name: str
@@ -101,15 +101,17 @@ def _read_sets(sources: Sequence[Path]) -> list[tuple[str, Shards]]:
     ]
 
 
-def _find_places(sets: Sequence[tuple[str, Shards]], tasks: Sequence[str], limit: int | None) -> dict[str, list[Place]]:
+def _find_places(
+    sets: Sequence[tuple[str, Shards]], tasks: Sequence[str], limit: int | None
+) -> dict[str, list[SamplePlace]]:
     """By task, where its samples lie: the first `limit` of each set. Raises DataError for a set without any."""
-    places: dict[str, list[Place]] = defaultdict(list)
+    places: dict[str, list[SamplePlace]] = defaultdict(list)
     for name, read in sets:
         found = Counter[str]()
         for row, task in enumerate(read.column("task")):
             if task in tasks and (limit is None or found[task] < limit):
                 found[task] += 1
-                places[task].append(Place(name, read, row))
+                places[task].append(SamplePlace(name, read, row))
         if not found:
             raise DataError(f"{name} has no sample of these tasks")
     return places

@@ -11,7 +11,6 @@ A picture without a face: 0 for a result, left out and counted for an original.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from ace.evaluation.metrics import bootstrap
 from ace.evaluation.pairs import is_picture
 from ace.evaluation.tables import Table, TableRow
 from ace.extract.faces import FaceEmbedder, FaceFinder
+from ace.lists import read_objects
 
 THRESHOLD = 0.3493
 COLUMNS = (
@@ -60,7 +60,7 @@ def read_pairs(file: Path) -> tuple[list[FacePair], list[str]]:
     or cannot be read. Raises DataError."""
     pairs: list[FacePair] = []
     missing: list[str] = []
-    for number, row in read_lines(file):
+    for number, row in read_objects(file):
         try:
             key, original = str(row["id"]), beside(file, row["original"])
             made = beside(file, row["made"], must_exist=False)
@@ -156,20 +156,6 @@ def _published() -> tuple[TableRow, ...]:
         )
         for label, (similarity, effective) in PUBLISHED.items()
     )
-
-
-def read_lines(file: Path) -> list[tuple[int, dict]]:
-    """(number, object) of every line of a JSON-lines file. Raises DataError."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        rows = [(number, json.loads(line)) for number, line in enumerate(lines, 1) if line.strip()]
-    except OSError as error:
-        raise DataError(f"cannot read {file.name}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{file.name} is not JSON lines: {error}") from error
-    if wrong := [number for number, row in rows if not isinstance(row, dict)]:
-        raise DataError(f"{file.name}, line {wrong[0]} is not an object")
-    return rows
 
 
 def beside(file: Path, name: str, *, must_exist: bool = True) -> Path:

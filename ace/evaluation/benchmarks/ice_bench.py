@@ -20,6 +20,7 @@ from ace.errors import DataError
 from ace.evaluation.lines import check_unique, unique_keys
 from ace.evaluation.tables import Table, TableRow
 from ace.files import write_atomically
+from ace.lists import numbered_lines
 
 _EDITS = (
     *("Color Editing", "Face Editing", "Style Editing", "Texture Editing", "Motion Editing", "Scene Editing"),
@@ -119,13 +120,7 @@ def read_items(file: Path, root: Path | None = None) -> list[IceItem]:
     Raises DataError for a line that is no item, an unknown task, an id that occurs twice or a missing picture."""
     base = (root or file.parent).resolve()
     items: list[IceItem] = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {file.name}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(file):
         try:
             row = json.loads(line)
             item = IceItem(
@@ -155,7 +150,7 @@ def write_raw(path: Path, items: Sequence[IceItem], scores: Mapping[str, Mapping
 def read_raw(path: Path) -> dict[str, dict[str, float]]:
     """Raw metrics by id from an eval_result.txt. Raises DataError, also for ids that occur twice."""
     found: list[tuple[str, dict[str, float]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in numbered_lines(path):
         try:
             key, _, values = line.split("#;#", 2)
             found.append((key, {name: float(value) for name, value in json.loads(values).items()}))

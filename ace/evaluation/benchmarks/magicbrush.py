@@ -79,14 +79,14 @@ class EditTurn:
 
 
 @dataclass(frozen=True)
-class Session:
+class EditSession:
     """A picture and its turns, in order."""
 
     id: str
     turns: tuple[EditTurn, ...]
 
 
-def read_sessions(folder: Path, captions: Path | None = None) -> list[Session]:
+def read_sessions(folder: Path, captions: Path | None = None) -> list[EditSession]:
     """The sessions of an unpacked archive, by id.
 
     captions: {id: {file name: caption}}; None = the first of `CAPTIONS` that is there. Raises DataError, also for
@@ -109,7 +109,7 @@ def read_sessions(folder: Path, captions: Path | None = None) -> list[Session]:
             )
             for number, turn in enumerate(turns, 1)
         ]
-        found.append(Session(key, tuple(own)))
+        found.append(EditSession(key, tuple(own)))
     turns = [(session.id, turn) for session in found for turn in session.turns]
     check_unique((f"{key} {turn.target.name}" for key, turn in turns), "edit_sessions.json")
     missing = [f"{key} turn {t.number}" for key, t in turns if not (t.source.is_file() and t.target.is_file())]
@@ -158,7 +158,7 @@ def made_file(results: Path, setting: str, session: str, number: int) -> Path:
 
 
 def make_answers(
-    sessions: Sequence[Session],
+    sessions: Sequence[EditSession],
     settings: Iterable[str],
     edit: Editor,
     results: Path,
@@ -185,7 +185,7 @@ def make_answers(
                 advance(len(part))
 
 
-def list_pairs(sessions: Sequence[Session], setting: str, results: Path) -> tuple[list[Pair], list[str]]:
+def list_pairs(sessions: Sequence[EditSession], setting: str, results: Path) -> tuple[list[Pair], list[str]]:
     """The pairs of one setting that can be scored, and the ids of those without a finished picture that
     can be read."""
     pairs, missing = [], []
@@ -199,7 +199,7 @@ def list_pairs(sessions: Sequence[Session], setting: str, results: Path) -> tupl
     return pairs, missing
 
 
-def list_copies(sessions: Sequence[Session], setting: str) -> list[Pair]:
+def list_copies(sessions: Sequence[EditSession], setting: str) -> list[Pair]:
     """The baseline: every input left as it is. In multi-turn that is the session's first picture."""
     single = setting == "single-turn"
     return [
@@ -234,7 +234,7 @@ def _mean(rows: Sequence[ScoredPair], metric: str):
     return bootstrap([values])
 
 
-def _unit(session: Session, number: int, setting: str, results: Path) -> LongContextConditionUnit:
+def _unit(session: EditSession, number: int, setting: str, results: Path) -> LongContextConditionUnit:
     turn = session.turns[number - 1]
     if setting == "single-turn" or number == 1:
         return LongContextConditionUnit(ConditionUnit(turn.instruction, (_open(turn.source),)))

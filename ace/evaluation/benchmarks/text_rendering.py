@@ -17,13 +17,14 @@ from PIL import Image
 
 from ace.conditions.images import open_image
 from ace.errors import DataError
-from ace.evaluation.benchmarks.faces import beside, read_lines
+from ace.evaluation.benchmarks.faces import beside
 from ace.evaluation.facts import text_similarity
 from ace.evaluation.lines import check_unique
 from ace.evaluation.metrics import bootstrap
 from ace.evaluation.pairs import is_picture
 from ace.evaluation.tables import Table, TableRow
 from ace.extract.text import TextReader
+from ace.lists import read_objects
 
 COLUMNS = ("normalised edit distance ↑", "sentence accuracy ↑")
 PUBLISHED = {"UDiffText": (0.6827, 0.4110), "AnyText": (0.6035, 0.3313), "ACE": (0.8211, 0.5767)}  # ACE, table 7
@@ -46,7 +47,7 @@ def read_text_lines(file: Path) -> tuple[list[TextLine], list[str]]:
     found: list[TextLine] = []
     ids: list[str] = []
     missing: list[str] = []
-    for number, row in read_lines(file):
+    for number, row in read_objects(file):
         try:
             ids.append(str(row["id"]))
             image = beside(file, row["image"], must_exist=False)

@@ -126,7 +126,7 @@ def _open_turn(
         edited = pictures[0].opened if pictures else None if parent is None else session.answer(parent)
         if edited is None:
             raise InputError("a mask needs the picture that it belongs to: send the image as well")
-        opened, _ = open_mask(mask, edited, front.settings.max_pixels)
+        opened = open_mask(mask, edited, front.settings.max_pixels)[0].image
     return front.service.open_turn(session, Message(fields.prompt, settings, tuple(pictures), opened), parent)
 
 

@@ -22,6 +22,7 @@ def style(chance: Chance) -> EditSample:
     task = "semantic_editing/style"
     before, _ = chance.scene()
     after, words = restyled(chance, before)
+    chance.restyled = after
     return in_style(scene_edit(chance, task, chance.say(task, style=words), before, after), after)
 
 

@@ -1,0 +1,184 @@
+"""Adapter files before any model is loaded: what they are, how strong they are, whether they are sound. No torch.
+
+ACE and ACE++ read the same: settings beside the file (PEFT's `adapter_config.json`) or in its metadata (diffusers',
+kohya's), with alpha, patterns and rank stabilisation (alpha / sqrt(rank)). What can be refused by name is refused here:
+DoRA, LoKr, LoHa and other kinds that are no LoRA, and weights that are not finite. Imports: errors.
+
+Not here: layers (`model/lora.py`, `plus/layouts.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ace.errors import CheckpointError
+
+_HEADER_LIMIT = 100_000_000  # bytes; what safetensors itself allows
+_READ_AT_ONCE = 1 << 24  # values that are checked at a time
+_OTHER_KINDS = {
+    "LoKr": re.compile(r"[._]lokr_"),
+    "LoHa": re.compile(r"[._]hada_"),
+    "OFT": re.compile(r"[._]oft_|\.oft\."),
+    "IA3": re.compile(r"[._]ia3_"),
+    "GLoRA": re.compile(r"\.[abcd][12]\.weight$"),
+}
+_MAGNITUDES = re.compile(r"lora_magnitude_vector|\.dora_scale$|\.magnitude$")
+_OF_TEXT_ENCODERS = re.compile(r"^(lora_te\d*[._]|text_encoder(_\d+)?\.|(base_model\.model\.)?text_model\.|te\d*\.)")
+# safetensors' name of a number type → (numpy's for its bits, mask of the exponent that only infinite and NaN have)
+_EXPONENTS = {
+    "F64": (np.uint64, 0x7FF0000000000000),
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F8_E5M2": (np.uint8, 0x7C),
+    "F8_E4M3": (np.uint8, 0x7F),  # has no infinity: all ones is NaN
+}
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What stands beside an adapter's tensors. alpha: None = the rank, a strength of one. alpha_pattern: layer (a name,
+    its end, or a pattern) → alpha. rslora: alpha / sqrt(rank) instead of alpha / rank. dora: its layers have
+    magnitudes."""
+
+    alpha: float | None = None
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rslora: bool = False
+    dora: bool = False
+
+    def strength(self, layer: str, rank: int, alpha: float | None = None) -> float:
+        """What B · A of a layer is multiplied by. alpha: of the layer itself, where the file has one."""
+        if alpha is None:
+            own = next((value for key, value in self.alpha_pattern.items() if _means(key, layer)), self.alpha)
+            alpha = float(rank) if own is None else own
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: name → dtype, shape, data_offsets; `__metadata__`.
+
+    Raises CheckpointError for another file and for one that is cut off."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path.name} is no safetensors file: convert it, or get the safetensors version")
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _HEADER_LIMIT:
+                raise ValueError
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if path.stat().st_size < 8 + length + max(ends, default=0):
+            raise CheckpointError(f"{path.name} is cut off: get the file again")
+        return header
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise CheckpointError(f"{path.name} is damaged or no safetensors file: get the file again") from None
+
+
+def read_settings(path: Path, metadata: Mapping[str, str] | None = None) -> AdapterSettings:
+    """The settings of an adapter's file: beside it, else in its metadata. Raises CheckpointError if they are damaged,
+    or if they ask for what the file does not have."""
+    beside = path.parent / "adapter_config.json"
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else _in_metadata(metadata or {})
+        pattern = {str(key): float(value) for key, value in (found.get("alpha_pattern") or {}).items()}
+        alpha = found.get("lora_alpha")
+        return AdapterSettings(
+            None if alpha is None else float(alpha),
+            pattern,
+            bool(found.get("use_rslora")),
+            bool(found.get("use_dora")),
+        )
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"the settings of {path.name} cannot be read: get the adapter again") from None
+
+
+def check_kind(name: str, keys: Iterable[str], settings: AdapterSettings) -> None:
+    """Raise CheckpointError, naming the kind, for an adapter that is no LoRA. name: the file's; keys: its tensors."""
+    keys = list(keys)
+    for kind, pattern in _OTHER_KINDS.items():
+        if any(pattern.search(key) for key in keys):
+            raise CheckpointError(f"{name} is a {kind} adapter, which cannot be attached: train or get it as LoRA")
+    magnitudes = any(_MAGNITUDES.search(key) for key in keys)
+    if magnitudes:
+        raise CheckpointError(f"{name} is a DoRA adapter, which cannot be attached: merge it, or train a LoRA")
+    if settings.dora:
+        raise CheckpointError(f"{name} is an incomplete DoRA adapter: its magnitudes are missing, get it again")
+
+
+def check_file(path: Path) -> tuple[str, ...]:
+    """Look an adapter's file over before anything is loaded; what of it will be left out, a line each.
+
+    Raises CheckpointError for a damaged file, a kind that is no LoRA, and for weights that are not finite."""
+    header = read_header(path)
+    metadata = header.pop("__metadata__", {})
+    check_kind(path.name, header, read_settings(path, metadata))
+    _check_finite(path, header)
+    return left_out(path.name, header)
+
+
+def is_of_text_encoder(key: str) -> bool:
+    """Whether a tensor belongs to a text encoder, which no model here changes."""
+    return bool(_OF_TEXT_ENCODERS.search(key))
+
+
+def left_out(name: str, keys: Iterable[str]) -> tuple[str, ...]:
+    """What is said of a file's tensors for text encoders; nothing if it has none."""
+    count = sum(map(is_of_text_encoder, keys))
+    return (f"{name}: its {count} tensors for the text encoder are left out, the rest is loaded",) if count else ()
+
+
+def _in_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The transformer's settings in a file's metadata: diffusers' (JSON under any key), else kohya's single alpha."""
+    found: dict[str, Any] = {}
+    for text in metadata.values():
+        if not text.startswith("{"):
+            continue
+        try:
+            settings = json.loads(text)
+        except ValueError:
+            continue
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            owner, _, name = key.rpartition(".")
+            if not owner.startswith("text_encoder"):
+                found[name] = value
+    if "lora_alpha" not in found and "ss_network_alpha" in metadata:
+        found["lora_alpha"] = metadata["ss_network_alpha"]
+    return found
+
+
+def _means(pattern: str, layer: str) -> bool:
+    """Whether a key of PEFT's patterns is about a layer."""
+    if layer == pattern or layer.endswith(f".{pattern}"):
+        return True
+    if len(pattern) > 200 or sum(map(pattern.count, "*+{")) > 2:  # a hostile one would search for hours
+        return False
+    try:
+        return bool(re.search(rf"(^|\.)({pattern})$", layer))
+    except re.error:
+        return False
+
+
+def _check_finite(path: Path, header: Mapping[str, Any]) -> None:
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    data = np.memmap(path, np.uint8, "r", offset=8 + length) if path.stat().st_size > 8 + length else np.empty(0)
+    for name, entry in header.items():
+        kind = _EXPONENTS.get(entry["dtype"])
+        if kind is None:
+            continue
+        bits, exponent = np.dtype(kind[0]), kind[1]
+        start, end = entry["data_offsets"]
+        for first in range(start, end, _READ_AT_ONCE * bits.itemsize):
+            part = np.ascontiguousarray(data[first : min(end, first + _READ_AT_ONCE * bits.itemsize)])
+            values = part[: len(part) // bits.itemsize * bits.itemsize].view(bits)
+            if ((values & bits.type(exponent)) == bits.type(exponent)).any():
+                raise CheckpointError(f"{path.name} holds values that are not finite, in {name}: get the adapter again")

@@ -1,0 +1,388 @@
+"""Any image-editing pipeline of diffusers as a `Family`: a folder that it was saved to, or `hf://owner/name`.
+
+The library owns the denoising loop, so its call runs in `Stepwise`; every request has its own copy of the pipeline with
+its own scheduler, around the same weights. These models see no earlier rounds: a round edits the answer before it.
+A mask goes to those that take one; for all others the image is made without it and pasted back inside it afterwards.
+
+The edited image is scaled to the size that the model works at (its aspect, at most the model's own area), so that the
+answer lies exactly over it. What its recipe records beside the request: `pipeline`, the class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ace.conditions.units import MAX_IMAGES
+from ace.conversation.family import Answer, Family, Loading, OnLoaded, OnNote, Traits
+from ace.conversation.job import Job
+from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ace.families.library_call import arguments, call_pipeline, decode_small
+from ace.families.signature import read_signature
+from ace.families.stepwise import Stepwise
+from ace.files import cache_folder, hash_file, hash_model_once
+from ace.model.devices import find_device
+from ace.model.sizes import BYTES, GB, LIBRARIES, free_memory, weight_bytes
+from ace.weights.hub import fetch_files, licence_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+HUB = "hf://"
+OURS = ("ACEPipeline", "ACEPlusPipeline", "FluxFillPipeline")  # which have families of their own
+_SMALL_FILES = ("model_index.json", "README.md", "*/config.json")
+_PART_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+_OTHER_WEIGHTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")  # beside the ones that diffusers takes by default
+_MEMORY_MODES = ("auto", "full", "offload", "lean")
+_WORK = 3 * GB  # activations at the largest usual size, roughly
+
+
+def is_library(name: str) -> bool:
+    """Whether a model's name is a hub address or the folder of a diffusers pipeline that has no family of its own."""
+    if name.startswith(HUB):
+        return True
+    folder = Path(name).expanduser()
+    return (folder / "model_index.json").is_file() and read_index(folder)["_class_name"] not in OURS
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """A pipeline's model_index.json. Raises ModelNotFoundError."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if isinstance(index["_class_name"], str) and all(name.isidentifier() for name in index):
+            return index
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ModelNotFoundError(f"model_index.json of {folder.name} is missing or damaged: copy the whole folder again")
+
+
+@dataclass(eq=False)
+class LibraryState:
+    """A request on its way. size: (width, height) in px the model works at; asked: what the pipeline is called with."""
+
+    job: Job
+    call: Stepwise
+    size: tuple[int, int]
+    asked: dict[str, Any]
+    pipeline: DiffusionPipeline
+
+    @property
+    def step_index(self) -> int:
+        """Steps done."""
+        return self.call.num_steps
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all; until the first one is done, as they were asked for."""
+        if self.call.num_steps == 0:
+            return self.asked["num_inference_steps"]
+        return int(getattr(self.pipeline, "_num_timesteps", None) or len(self.pipeline.scheduler.timesteps))
+
+    @property
+    def done(self) -> bool:
+        """True when only decoding is left."""
+        return self.call.ended or 0 < self.num_steps <= self.step_index
+
+
+class LibraryFamily(Family):
+    """One pipeline of diffusers. download: whether what is not on this machine may be fetched from the hub."""
+
+    kind = "diffusers"
+
+    def __init__(self, name: str, *, download: bool = True) -> None:
+        self._asked = name
+        self._download = download
+        self._pipeline: DiffusionPipeline | None = None
+        self._offloads = False
+        if self.index["_class_name"] in OURS:
+            raise ModelNotFoundError(f"{name} holds a {self.index['_class_name']}: download it and name its folder")
+        self.signature = read_signature(self.index["_class_name"])  # which refuses what edits no images
+
+    @property
+    def name(self) -> str:
+        """The model as recipes name it: the address, or the folder's name."""
+        return self._asked if self._is_on_hub else Path(self._asked).expanduser().resolve().name
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the settings and of all parts, names and contents."""
+        digest = hashlib.sha256(hash_file(self.folder / "model_index.json").encode())
+        for part in self.parts:
+            digest.update(f"{part}\0{hash_model_once(self.folder / part, cache_folder())}\n".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What it can do, by the signature of its class."""
+        call = self.signature
+        options = {"guidance_rescale"} if "guidance_rescale" in call else set()
+        if "negative_prompt" in call and self._guidance is not None:
+            options.add("negative_instruction")
+        return Traits(
+            sees_masks="mask_image" in call,
+            max_images=MAX_IMAGES if call.several_images else 1,
+            history=False,
+            text_to_image=call.without_image,
+            options=frozenset(options),
+        )
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files are; of a hub address the small ones only until it is loaded. Raises ModelNotFoundError."""
+        if not self._is_on_hub:
+            return Path(self._asked).expanduser()
+        return fetch_files(self._asked.removeprefix(HUB), _SMALL_FILES, cached_only=not self._download)
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """Its model_index.json."""
+        return read_index(self.folder)
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its parts."""
+        return tuple(sorted(k for k, v in self.index.items() if isinstance(v, list) and v and v[0] is not None))
+
+    @property
+    def pipeline(self) -> DiffusionPipeline:
+        """The loaded pipeline."""
+        assert self._pipeline is not None, "load() comes first"
+        return self._pipeline
+
+    def open(self, job: Job) -> Job:
+        """Check size and guidance. Raises ConfigError."""
+        settings = job.settings
+        if settings.size is not None:
+            self._check_size(settings.size)
+        if self._guidance is None and settings.guidance_scale not in (None, 1.0):
+            raise ConfigError(f"{self.name} takes no guidance scale: leave it out")
+        return job
+
+    def load(
+        self,
+        loading: Loading,
+        on_note: OnNote = lambda line: None,
+        on_loaded: OnLoaded = lambda done, total: None,
+    ) -> None:
+        """Bring the weights into memory, fetched first where they are not here: the licence is told before that.
+
+        Raises InputError or CheckpointError."""
+        if loading.memory not in _MEMORY_MODES:
+            raise ConfigError(f"memory {loading.memory!r}: {self.name} takes {', '.join(_MEMORY_MODES)}")
+        if loading.dtype not in ("auto", *BYTES):
+            raise ConfigError(f"dtype {loading.dtype!r}: use one of auto, {', '.join(BYTES)}")
+        device = find_device(loading.device)
+        self._fetch(on_note)
+        dtype = ("float32" if device == "cpu" else "bfloat16") if loading.dtype == "auto" else loading.dtype
+        mode = self._place(loading.memory, device, dtype)
+        import diffusers
+        import torch
+        from safetensors import SafetensorError
+
+        try:
+            pipeline = getattr(diffusers, self.signature.class_name).from_pretrained(
+                self.folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise CheckpointError(f"the model {self.name} cannot be loaded ({reason}): fetch it again") from error
+        pipeline.set_progress_bar_config(disable=True)
+        self._offloads = mode != "full"
+        if mode == "offload":
+            pipeline.enable_model_cpu_offload(device=device)
+        elif mode == "lean":
+            pipeline.enable_sequential_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
+        if self._offloads:
+            on_note(f"memory: {mode}")
+        self._pipeline = pipeline
+
+    def prepare(self, jobs: Sequence[Job]) -> list[LibraryState]:
+        """The calls, none of them begun. Raises InputError."""
+        from copy import copy
+
+        states = []
+        for job in jobs:
+            own = copy(self.pipeline)  # the same weights; a call keeps its state on the pipeline and its scheduler
+            own.scheduler = type(own.scheduler).from_config(own.scheduler.config)
+            own.maybe_free_model_hooks = lambda: None  # `finish` does, once no call is in the middle of its work
+            size = self._working_size(job)
+            asked = arguments(self.signature, job, size, self._own_size[0] ** 2, self._guidance)
+            call = Stepwise(lambda on_step, own=own, asked=asked: call_pipeline(own, asked, on_step))
+            states.append(LibraryState(job, call, size, asked, own))
+        return states
+
+    def step(self, states: Sequence[LibraryState]) -> None:
+        """One step of every state, one after the other: the library's loops cannot be packed."""
+        for state in states:
+            self._on(state.call.step)
+
+    def preview(self, state: LibraryState) -> Image.Image:
+        """The latents as they are now, reduced and decoded; the edited image, or grey, where that is not cheap."""
+        image = None if self._offloads else decode_small(self.pipeline, state.call.made, state.size)
+        if image is not None:
+            return image
+        source = state.job.source
+        shown = Image.new("RGB", state.size, (127, 127, 127)) if source is None else source.image.copy()
+        shown.thumbnail((256, 256))
+        return shown
+
+    def finish(self, states: Sequence[LibraryState]) -> list[Answer]:
+        """Decode the answers."""
+        answers = []
+        for state in states:
+            image, asked = self._on(state.call.result), state.asked
+            guidance = asked.get("true_cfg_scale", asked.get("guidance_scale", 1.0))
+            answers.append(
+                Answer(
+                    image=image,
+                    size_px=state.size,
+                    num_steps=asked["num_inference_steps"],
+                    guidance_scale=float(guidance),
+                    guidance_rescale=float(asked.get("guidance_rescale", 0.0)),
+                    settings={"pipeline": self.signature.class_name},
+                    device=self.pipeline._execution_device.type,
+                    dtype=str(self.pipeline.dtype).removeprefix("torch."),
+                )
+            )
+        self.pipeline.maybe_free_model_hooks()
+        return answers
+
+    def most_together(self, job: Job) -> int:
+        """One: nothing is gained by making several at a time."""
+        return 1
+
+    def describe(self) -> dict[str, Any]:
+        """The pipeline's class, size and steps."""
+        width, height = self._own_size
+        return {
+            "family": self.kind,
+            "name": self.name,
+            "pipeline": self.signature.class_name,
+            "size": f"{width}x{height}",
+            "size_step_px": self._step_px,
+            "steps": int(self.signature.number("num_inference_steps") or 50),
+            "guidance": self.signature.number(self._guidance) if self._guidance else 1.0,
+        }
+
+    @property
+    def _is_on_hub(self) -> bool:
+        return self._asked.startswith(HUB)
+
+    @property
+    def _guidance(self) -> str | None:
+        """The parameter that is this model's guidance scale; None if it was distilled to do without."""
+        if self.index.get("is_distilled") is True:
+            return None
+        for name in ("guidance_scale", "true_cfg_scale"):
+            if self.signature.number(name) is not None:
+                return name
+        return None
+
+    def _fetch(self, on_note: OnNote) -> None:
+        """See to it that all files are here. Raises ModelNotFoundError."""
+        if self._is_on_hub and self._missing() and self._download:
+            hub_id = self._asked.removeprefix(HUB)
+            on_note(f"{self.name}: licence {licence_of(self.folder)}")
+            patterns = [f"{part}/{kind}" for part in self.parts for kind in _PART_FILES]
+            self.folder = fetch_files(hub_id, [*_SMALL_FILES, *patterns], _OTHER_WEIGHTS)
+        if missing := self._missing():
+            raise ModelNotFoundError(f"{self.name} lacks {', '.join(missing)}: fetch or copy it whole")
+
+    def _missing(self) -> list[str]:
+        """Parts that are not here, or whose weights are not."""
+        missing = []
+        for part in self.parts:
+            folder = self.folder / part
+            needed = ["*.safetensors"] if (folder / "config.json").is_file() else ["*"]
+            try:
+                for index in folder.glob("*.safetensors.index.json"):
+                    needed += set(json.loads(index.read_bytes())["weight_map"].values())
+                if not all(any(folder.glob(name)) for name in needed):
+                    missing.append(part)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError):
+                missing.append(part)
+        return missing
+
+    def _place(self, mode: str, device: str, dtype: str) -> str:
+        """Where the weights are: "full", "offload" or "lean". Raises ConfigError for what does not fit or cannot be."""
+        sizes = [weight_bytes(self.folder / part, BYTES[dtype]) for part in self.parts]
+        total, free = sum(sizes), free_memory()
+        if device != "cuda":
+            if mode in ("offload", "lean"):
+                raise ConfigError(f"memory {mode} moves parts to a GPU, and there is none: use full")
+            needed = total + LIBRARIES + (_WORK if total > _WORK else 0)
+        else:
+            import torch
+
+            needed, free = total + LIBRARIES, free + float(torch.cuda.mem_get_info()[0])
+            on_gpu = float(torch.cuda.mem_get_info()[0]) - _WORK
+            if mode == "auto":
+                mode = "full" if total < on_gpu else "offload" if max(sizes, default=0) < on_gpu else "lean"
+        if needed > free:
+            raise ConfigError(
+                f"{self.name} needs about {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free: close other "
+                "programs, or use a smaller model"
+            )
+        return "full" if mode == "auto" else mode
+
+    # Sizes
+
+    @cached_property
+    def _cell_px(self) -> int:
+        """Side of the autoencoder's cells."""
+        settings = self._settings_of("vae")
+        levels = settings.get("block_out_channels")
+        return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else 8
+
+    @property
+    def _step_px(self) -> int:
+        return 2 * self._cell_px
+
+    @cached_property
+    def _own_size(self) -> tuple[int, int]:
+        cells = self._settings_of("unet").get("sample_size", 128)
+        side = self._cell_px * (cells if isinstance(cells, int) else 128)
+        return side, side
+
+    def _settings_of(self, part: str) -> dict[str, Any]:
+        try:
+            settings = json.loads((self.folder / part / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        step, (width, height) = self._step_px, size
+        if "height" not in self.signature:
+            raise ConfigError(f"{self.name} does not take a size: leave it out")
+        if min(size) < step or width % step or height % step:
+            nearest = "x".join(str(max(1, round(side / step)) * step) for side in size)
+            raise ConfigError(f"size {width}x{height} px: {self.name} works in steps of {step} px, use {nearest}")
+        own = self._own_size[0]
+        if width * height > 4 * own**2:
+            raise ConfigError(f"size {width}x{height} px is far beyond what {self.name} was made for: {own}x{own}")
+
+    def _working_size(self, job: Job) -> tuple[int, int]:
+        """As asked, else the edited image's aspect on at most the model's own area."""
+        if job.settings.size is not None or job.source is None:
+            return job.settings.size or self._own_size
+        (width, height), step, own = job.source.size, self._step_px, self._own_size[0]
+        ratio = min(max(width / height, 0.125), 8.0) ** 0.5
+        return max(step, int(own * ratio) // step * step), max(step, int(own / ratio) // step * step)
+
+    def _on(self, work: Any) -> Any:
+        """Run part of a call; what the library refuses is told in one line. Raises ConfigError."""
+        try:
+            return work()
+        except (ValueError, TypeError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise ConfigError(f"{self.name} cannot make this ({reason}): ask for something else") from error
