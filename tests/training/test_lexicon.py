@@ -13,13 +13,13 @@ from ace.data.world.sprites import SpriteLibrary
 from ace.diffusion import seeded_generator
 from ace.errors import ConfigError
 from ace.model.lexicon import CELLS
-from ace.training.config import ModelRecipe, Stage
+from ace.training.config import ModelRecipe, TrainingStage
 from ace.training.lexicon import components, drawing_cells, start_lexicon
 from ace.training.model import train_model
 from ace.training.places import teach_places
 from ace.weights.sources import SHIPPED_MODEL
 
-STAGE = Stage("only", samples=12, lr=1e-3, batch_size=4, level="edits")
+STAGE = TrainingStage("only", samples=12, lr=1e-3, batch_size=4, level="edits")
 
 
 @pytest.fixture(scope="module")
