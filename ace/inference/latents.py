@@ -1,4 +1,4 @@
-"""Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC` small).
+"""Pictures ↔ latents, for diffusers' autoencoders (`AutoencoderKL` published, `AutoencoderDC`) and `Pixels` (small).
 
 On CPUs, where a batch saves nothing, pictures go through the autoencoder one by one: a picture's latents and pixels are
 then the same to the bit in any company. Elsewhere small ones of one size go together, unless asked not to. The
@@ -19,11 +19,12 @@ from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
 from ace.errors import CheckpointError
+from ace.inference.pixels import Pixels
 from ace.model.devices import working_device
 
 ALONE_PX = 256 * 256  # pictures with more pixels go one by one everywhere
 
-Autoencoder = AutoencoderKL | AutoencoderDC
+Autoencoder = AutoencoderKL | AutoencoderDC | Pixels
 
 
 def check_finite(values: Tensor) -> None:
@@ -39,6 +40,8 @@ def encode_pictures(autoencoder: Autoencoder, pictures: Sequence[Tensor], alone:
     """Pictures (3, H_k, W_k) in [-1, 1] → scaled latents (C, H_k / f, W_k / f), float32.
 
     alone: one at a time; None = on CPUs."""
+    if isinstance(autoencoder, Pixels):
+        return [picture.to(working_device(autoencoder), torch.float32) for picture in pictures]
 
     def encode(batch: Tensor) -> Tensor:
         output = autoencoder.encode(batch)
@@ -91,6 +94,8 @@ class LatentCache:
 
 def decode_latents(autoencoder: Autoencoder, latents: Sequence[Tensor], alone: bool | None = None) -> list[Tensor]:
     """Scaled latents (C, h_k, w_k) → pictures (3, h_k f, w_k f) in [-1, 1], float32, clamped. alone: as above."""
+    if isinstance(autoencoder, Pixels):
+        return [own.float().clamp(-1, 1) for own in latents]
 
     def decode(batch: Tensor) -> Tensor:
         batch = batch / autoencoder.config.scaling_factor + _shift(autoencoder)

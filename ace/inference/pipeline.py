@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
@@ -35,7 +35,8 @@ from ace.diffusion import guide, sample_noise, seeded_generator
 from ace.errors import ConditionError, ConfigError, ShapeError
 from ace.inference.accelerate import Fast, continue_series, end_series, set_step_cache
 from ace.inference.inputs import Geometry, Inputs, prepare_inputs
-from ace.inference.latents import LatentCache, check_finite, decode_latents, scale_factor
+from ace.inference.latents import Autoencoder, LatentCache, check_finite, decode_latents, scale_factor
+from ace.inference.pixels import Pixels
 from ace.inference.preserve import paste_back
 from ace.inference.previews import LatentColours, fit_colours, predicted_clean
 from ace.inference.published import (
@@ -46,6 +47,7 @@ from ace.inference.published import (
     prepare_published_inputs,
     sample_posteriors,
 )
+from ace.model.frames import FrameCache, joined, num_tokens
 from ace.model.text import encode_texts, unread_part
 from ace.model.tokens import (
     ConditionPatches,
@@ -56,7 +58,7 @@ from ace.model.tokens import (
     pack_latents,
     unpack_latents,
 )
-from ace.model.transformer import ACETransformer, BlockText, TextKeysValues
+from ace.model.transformer import ACETransformer, FrameKeysValues, TextKeysValues
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Branch:
-    """One guidance branch of a request: its frames as the model sees them and its text keys and values."""
+    """One guidance branch of a request: its frames as the model sees them, its text keys and values, and with
+    `frames_once` those of its image frames, which are then no frames of the request any more."""
 
     frames: RequestFrames
     patches: ConditionPatches
     text: TextKeysValues
+    before: FrameKeysValues | None = None
 
 
 @dataclass
@@ -148,7 +152,9 @@ class _Packed:
     branches: tuple[tuple[Branch, ...], ...]
     layout: Layout
     patches: tuple[ConditionPatches, ...]
+    owners: tuple[int, ...]  # of every entry of patches: the number of its request
     text: TextKeysValues
+    before: FrameKeysValues | None
 
 
 class ACEPipeline(DiffusionPipeline):
@@ -165,7 +171,7 @@ class ACEPipeline(DiffusionPipeline):
     def __init__(
         self,
         transformer: ACETransformer,
-        vae: AutoencoderKL | AutoencoderDC,
+        vae: Autoencoder,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         scheduler: SchedulerMixin,
@@ -201,8 +207,9 @@ class ACEPipeline(DiffusionPipeline):
         self._fast: Fast | None = None
         self._exact: bool | None = None
         self.latent_cache = LatentCache()
+        self.frame_cache = FrameCache()
         self._packed: _Packed | None = None
-        self._colours: tuple[AutoencoderKL | AutoencoderDC, LatentColours] | None = None
+        self._colours: tuple[Autoencoder, LatentColours] | None = None
 
     @property
     def fast(self) -> Fast | None:
@@ -367,10 +374,13 @@ class ACEPipeline(DiffusionPipeline):
         timesteps = [state.scheduler.timesteps[state.step_index] for state in states]
         noisy = [_scaled(state.scheduler, state.latents, t) for state, t in zip(states, timesteps, strict=True)]
         config = self.transformer.config
+        noisy, timesteps = ([own[n] for n in packed.owners] for own in (noisy, timesteps))
         tokens = pack_latents(noisy, packed.patches, config.patch_size).to(self.transformer.dtype)
 
         def compute() -> Tensor:
-            return self.transformer(tokens, torch.stack(timesteps), packed.layout, text_keys_values=packed.text)
+            return self.transformer(
+                tokens, torch.stack(timesteps), packed.layout, text_keys_values=packed.text, before=packed.before
+            )
 
         predicted, computed = self._in_series(states, compute)
         for state in states:
@@ -429,7 +439,7 @@ class ACEPipeline(DiffusionPipeline):
         exact: through the decoder, at the model's size; the last step's is then the picture itself before `decode`
         resizes it or puts it back where a mask kept the input. Before the first step it is the noise."""
         latents = state.latents if state.done or state.denoised is None else state.denoised
-        if exact:
+        if exact or isinstance(self.vae, Pixels):
             return _to_image(decode_latents(self.vae, [latents], self.exact)[0])
         if self._colours is None or self._colours[0] is not self.vae:
             self._colours = (self.vae, fit_colours(self.vae))
@@ -450,7 +460,9 @@ class ACEPipeline(DiffusionPipeline):
         if preserve and mask is not None and source is not None:
             cells = F.avg_pool2d(torch.from_numpy(prepare_mask(mask, state.inputs.size)), self.geometry.latent_px)
             changed = cells.to(latents)
-            latents = torch.lerp(state.branches[0].frames.images[source].to(latents), latents, changed)
+            kept = state.branches[0].frames.source
+            assert kept is not None  # what is edited is shown on the target's channels, or could be
+            latents = torch.lerp(kept.to(latents), latents, changed)
         return Turn(unit.current, answer, latents.cpu().numpy())
 
     def _finish(self, state: RequestState, picture: Tensor, preserve: bool) -> Image.Image:
@@ -536,13 +548,23 @@ class ACEPipeline(DiffusionPipeline):
             image_masks=inputs.frame_masks,
             source=None if inputs.source is None else images[inputs.source],
         )
-        text = self.transformer.encode_text(torch.cat(texts), self._layout([frames]))
+        if inputs.source is not None and not sizes.source_as_frame:
+            frames = frames.without_source(inputs.source)
+        before = None
+        if sizes.frames_once:
+            before = self.frame_cache.encode(self.transformer, frames)
+            frames = frames.alone()
+        text = self.transformer.encode_text(torch.cat(frames.texts), self._layout([frames]))
         source_channels = sizes.latent_channels if sizes.source_on_channels else 0
-        return Branch(frames, condition_patches(frames, sizes.patch_size, source_channels), text)
+        return Branch(frames, condition_patches(frames, sizes.patch_size, source_channels), text, before)
 
-    def _layout(self, frames: Sequence[RequestFrames], repeats: Sequence[bool] = ()) -> Layout:
+    def _layout(
+        self, frames: Sequence[RequestFrames], repeats: Sequence[bool] = (), before: Sequence[int] = ()
+    ) -> Layout:
         sizes = self.transformer.sizes
-        layout = make_layout(frames, sizes.patch_size, sizes.head_dim, repeats).to(self._execution_device)
+        layout = make_layout(
+            frames, sizes.patch_size, sizes.head_dim, repeats, sizes.rotary, bool(sizes.memory_blocks), before
+        ).to(self._execution_device)
         return layout.in_float16() if self.float16_attention else layout
 
     def _pack(self, states: Sequence[RequestState]) -> _Packed:
@@ -553,11 +575,20 @@ class ACEPipeline(DiffusionPipeline):
             if all(first is second for first, second in pairs):
                 return kept
         branches = [branch for own in active for branch in own]
-        repeats = [number > 0 for own in active for number in range(len(own))]
-        layout = self._layout([branch.frames for branch in branches], repeats)
-        depth = self.transformer.sizes.depth
-        text = tuple(_joined([branch.text[n] for branch in branches]) for n in range(depth))
-        packed = _Packed(active, layout, tuple(own[0].patches for own in active), text)
+        shares = not self.transformer.sizes.pooled_text  # else branches differ from the first block on
+        repeats = [number > 0 and shares for own in active for number in range(len(own))]
+        before = [num_tokens(branch.before) for branch in branches]
+        layout = self._layout([branch.frames for branch in branches], repeats, before)
+        entering = [number for number, repeat in enumerate(repeats) if not repeat]
+        owners = [number for number, own in enumerate(active) for _ in own]
+        packed = _Packed(
+            active,
+            layout,
+            tuple(branches[number].patches for number in entering),
+            tuple(owners[number] for number in entering),
+            TextKeysValues.joined([branch.text for branch in branches]),
+            joined([branch.before for branch in branches]),
+        )
         if len(states) == 1:
             states[0].packed = packed
         else:
@@ -585,12 +616,6 @@ def _scaled(scheduler: SchedulerMixin, latents: Tensor, timestep: Tensor) -> Ten
     """Latents as the network reads them; flow schedulers leave them as they are and have no word for it."""
     scale = getattr(scheduler, "scale_model_input", None)
     return latents if scale is None else scale(latents, timestep)
-
-
-def _joined(parts: Sequence[BlockText]) -> BlockText:
-    """What one block reads of all branches, one after the other."""
-    keys, values, one = (torch.cat(own) for own in zip(*parts, strict=True))
-    return keys, values, one
 
 
 def _own_unit(request: Request) -> LongContextConditionUnit:

@@ -44,7 +44,7 @@ class AttentionPlan:
 
     cu_queries, cu_keys: (S + 1,) int32 running segment bounds; max_queries, max_keys: longest segments; groups: the
     same segments for the stacked path. round_to_float16: float32 operands and results are rounded to float16, as
-    upstream does."""
+    upstream does. key_rows: (Tk,) rows of the keys given to `attend` that are the packed keys; None = they are."""
 
     cu_queries: Tensor
     cu_keys: Tensor
@@ -52,6 +52,7 @@ class AttentionPlan:
     max_keys: int
     groups: tuple[Group, ...]
     round_to_float16: bool = False
+    key_rows: Tensor | None = None
 
     def to(self, device: torch.device) -> AttentionPlan:
         """The same plan with its indices on another device."""
@@ -66,6 +67,7 @@ class AttentionPlan:
             self.max_keys,
             groups,
             self.round_to_float16,
+            None if self.key_rows is None else self.key_rows.to(device),
         )
 
 
@@ -97,7 +99,9 @@ def plan_attention(query_lengths: list[int], key_lengths: list[int], pad_keys_to
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
     """Softmax attention within each segment, scale 1 / sqrt(d).
 
-    query: (Tq, heads, d); key, value: (Tk, heads, d). Returns (Tq, heads, d)."""
+    query: (Tq, heads, d); key, value: (Tk, heads, d), packed or chosen by the plan's rows. Returns (Tq, heads, d)."""
+    if plan.key_rows is not None:
+        key, value = (t.index_select(0, plan.key_rows) for t in (key, value))
     if plan.round_to_float16 and query.dtype == torch.float32:
         rounded = (t.half().float() for t in (query, key, value))
         return _attend(*rounded, plan).half().float()

@@ -47,7 +47,7 @@ def step_cost(
     linears = (
         tokens * config.in_channels * cells * width
         + len(branches) * target * width * config.out_channels * cells
-        + NUM_INDICATORS * (config.text_channels * width + square)
+        + NUM_INDICATORS * _text_embed(config)
         + TIME_CHANNELS * width
         + 7 * square
     )
@@ -70,9 +70,15 @@ def step_cost(
 def text_cost(config: ACEConfig, texts: Sequence[int]) -> int:
     """Operations for the keys and values of all texts of one branch, the target's first, once per request."""
     width = config.hidden_size
-    embed = (sum(texts) + NUM_INDICATORS) * (config.text_channels * width + width * width)
+    embed = (sum(texts) + NUM_INDICATORS) * _text_embed(config)
+    pooled = width * width if config.pooled_text else 0
     rows = [sum(texts)] * (config.depth - 1) + [texts[0]]  # the last block reads the target's text only
-    return 2 * (embed + sum(rows) * 2 * width * width)
+    return 2 * (embed + pooled + sum(rows) * 2 * width * width)
+
+
+def _text_embed(config: ACEConfig) -> int:
+    """Multiply-adds that embed one text token; a `LexiconEncoder`'s states are embedded already."""
+    return 0 if config.memory_blocks else config.text_channels * config.hidden_size + config.hidden_size**2
 
 
 def num_parameters(config: ACEConfig) -> int:
@@ -87,8 +93,8 @@ def num_parameters(config: ACEConfig) -> int:
         + (TIME_CHANNELS * width + width)
         + (width * width + width)
         + 6 * (width * width + width)
-        + (config.text_channels * width + width)
-        + (width * width + width)
+        + (0 if config.memory_blocks else (config.text_channels * width + width) + (width * width + width))
+        + (width * width + width if config.pooled_text else 0)
         + config.depth * block
         + 2 * width
         + width * config.out_channels * cells

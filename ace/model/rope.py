@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-THETA = 10000.0
+from ace.model.config import PUBLISHED_ROTARY, Rotary
 
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
@@ -18,14 +18,14 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 4 * s, 2 * s, 2 * s
 
 
-def rotary_table(positions: Tensor, head_dim: int) -> Tensor:
-    """Rotation of every token as unit complex numbers. positions: (T, 3) int (frame, row, column).
+def rotary_table(positions: Tensor, head_dim: int, rotary: Rotary = PUBLISHED_ROTARY) -> Tensor:
+    """Rotation of every token as unit complex numbers. positions: (T, 3) (frame, row, column).
 
     Returns (T, 1, head_dim / 2) complex64. Angles are computed in float64, as the published tables are."""
     angles = []
     for axis, width in enumerate(axis_widths(head_dim)):
-        frequencies = THETA ** (-torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width)
-        angles.append(positions[:, axis, None].double() * frequencies)
+        frequencies = rotary.theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width)
+        angles.append(positions[:, axis, None].double() * (rotary.scale * frequencies))
     angle = torch.cat(angles, dim=1)  # (T, head_dim / 2)
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).unsqueeze(1)
 

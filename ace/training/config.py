@@ -204,7 +204,12 @@ class ModelRecipe(TrainingRecipe):
     from. text_lr_scale: factor on the encoder's learning rate, 0 = frozen.
     text_dropout: share of samples whose instruction is replaced by the empty one, for guidance.
     change_weight: weight in the loss of latent cells that differ from the edited image, against 1 for those copied.
-    prediction_type: what the network learns; "flow" is rectified flow. timestep_sampling: how noisy the samples are.
+    prediction_type: what the network learns; "flow" is rectified flow. timestep_sampling: how noisy the samples are;
+    noise_share: of them that are nothing but noise, where words alone decide. kept_tokens: of a target that are trained
+    on, those that change first; 0 = all. A preset with a memory begins without a trained autoencoder or encoder
+    (autoencoder = "pixels"): text_encoder then gives the word pieces; memory_lr_scale: factor on the learning rate of
+    its tables; memory_start: they begin as principal components of the world's own drawings; place_lessons: samples on
+    which its text encoder first learns where things are wanted, without pictures (`places.py`).
     min_snr_gamma: weights of min-SNR, 0 = none. published_noise: the published code's noising with its defect, for
     comparison only. cache: folder where latents and texts of frozen encoders are kept, empty = none.
     size_px: 0 = the model's own, or `SIZE_PX` from scratch. patch_size: 0 = the model's own."""
@@ -227,6 +232,11 @@ class ModelRecipe(TrainingRecipe):
     change_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     timestep_sampling: TimestepSampling = "uniform"
     min_snr_gamma: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    noise_share: Share = 0.0
+    kept_tokens: Annotated[int, Field(ge=0, le=10**6)] = 0
+    memory_lr_scale: Annotated[float, Field(ge=0, le=100)] = 1.0
+    memory_start: bool = True
+    place_lessons: Annotated[int, Field(ge=0, le=10**9)] = 0
     published_noise: bool = False
     source_on_channels: bool = True
     cache: Text = ""
@@ -238,6 +248,8 @@ class ModelRecipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _check(self) -> ModelRecipe:
+        if self.place_lessons and self.init:
+            raise ValueError("place_lessons are for a text encoder from scratch: leave them out with init")
         if self.lora and not self.init:
             raise ValueError("a lora adapts a trained model: name it with init")
         if self.prediction_type == "flow" and (self.min_snr_gamma or self.published_noise):

@@ -8,6 +8,7 @@ Not here: what a run starts from (`start.py`) and ends in (`model.py`), batches,
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ace.diffusion import add_noise, diffusion_losses
 from ace.diffusion.flow import flow_losses, flow_noise, sample_sigma
 from ace.inference.latents import Autoencoder, encode_pictures, scale_factor
+from ace.model.frames import encode_all, joined, num_tokens
+from ace.model.lexicon import LexiconEncoder
 from ace.model.text import encode, encode_texts
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents, patchify
 from ace.model.transformer import ACETransformer
@@ -24,6 +27,7 @@ from ace.training.batches import Batch
 from ace.training.cache import FeatureCache, picture_content
 from ace.training.config import ModelRecipe
 
+KEEP_CHANGED = 0.7  # chance by which a token that changes comes before one that does not
 CHANGED = 0.5  # mean difference of two latents, in standard deviations, from which a cell counts as changed
 
 
@@ -42,6 +46,8 @@ class Denoiser(nn.Module):
         self.transformer = transformer
         if recipe.text_lr_scale and not recipe.lora:
             self.text_encoder = text_encoder
+        if isinstance(text_encoder, LexiconEncoder):
+            text_encoder.train()  # it has no dropout; in training it pads words to the batch's longest text only
         self._frozen = (autoencoder, text_encoder)  # in a tuple: neither trained nor saved with the checkpoint
         self.trains_text = "text_encoder" in self._modules
         self.recipe = recipe
@@ -63,28 +69,56 @@ class Denoiser(nn.Module):
         requests = []
         for inputs, frames, texts in zip(batch.inputs, batch.frames, batch.texts, strict=True):
             images = tuple(latents[f] for f in frames)
-            requests.append(
-                RequestFrames(
-                    size=(inputs.size[1] // factor, inputs.size[0] // factor),
-                    texts=tuple(states[t] for t in texts),
-                    target_mask=inputs.target_mask,
-                    images=images,
-                    image_masks=inputs.frame_masks,
-                    source=None if inputs.source is None else images[inputs.source],
-                )
+            request = RequestFrames(
+                size=(inputs.size[1] // factor, inputs.size[0] // factor),
+                texts=tuple(states[t] for t in texts),
+                target_mask=inputs.target_mask,
+                images=images,
+                image_masks=inputs.frame_masks,
+                source=None if inputs.source is None else images[inputs.source],
             )
+            if inputs.source is not None and not self.transformer.sizes.source_as_frame:
+                request = request.without_source(inputs.source)
+            requests.append(request)
         clean = [latents[t] for t in batch.targets]
         sigmas, noise = [], []
-        for number, own in zip(batch.numbers, clean, strict=True):
+        for place, (number, own) in enumerate(zip(batch.numbers, clean, strict=True)):
             generator = torch.Generator().manual_seed((self.recipe.seed << 32) + number)
-            sigmas.append(sample_sigma(generator, self.recipe.timestep_sampling == "logit_normal"))
+            sigmas.append(self._level(generator))
             noise.append(torch.randn(own.shape, generator=generator).to(device))
+            if self.recipe.kept_tokens:
+                requests[place] = dataclasses.replace(
+                    requests[place], kept=self._kept(own, requests[place].source, generator)
+                )
         return self._losses(requests, clean, noise, torch.tensor(sigmas, device=device))
+
+    def _level(self, generator: torch.Generator) -> float:
+        """How far a sample is on its way to noise, in (0, 1]."""
+        if self.recipe.noise_share and float(torch.rand((), generator=generator)) < self.recipe.noise_share:
+            return 1.0
+        return sample_sigma(generator, self.recipe.timestep_sampling == "logit_normal")
+
+    def _kept(self, clean: Tensor, source: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        """The target's tokens that count, those that change first; None = all of them."""
+        weights = cell_weights(clean, source, self.transformer.sizes.patch_size, 2.0).cpu()
+        if len(weights) <= self.recipe.kept_tokens:
+            return None
+        order = torch.rand(len(weights), generator=generator) + KEEP_CHANGED * (weights - 1)
+        return order.topk(self.recipe.kept_tokens).indices.sort().values
 
     def _losses(self, requests: list[RequestFrames], clean: list[Tensor], noise: list[Tensor], level: Tensor) -> Tensor:
         """level: (B,) in (0, 1), how far each sample is on its way to noise."""
         recipe, sizes = self.recipe, self.transformer.sizes
-        layout = make_layout(requests, sizes.patch_size, sizes.head_dim).to(level.device)
+        has_rows = bool(sizes.memory_blocks)
+        before = None
+        lengths: list[int] = []
+        if sizes.frames_once:
+            frames = encode_all(self.transformer, requests)
+            lengths, before = [num_tokens(own) for own in frames], joined(frames)
+            requests = [request.alone() for request in requests]
+        layout = make_layout(requests, sizes.patch_size, sizes.head_dim, (), sizes.rotary, has_rows, lengths).to(
+            level.device
+        )
         source_channels = sizes.latent_channels if sizes.source_on_channels else 0
         conditions = [condition_patches(r, sizes.patch_size, source_channels) for r in requests]
         flow = recipe.prediction_type == "flow"
@@ -98,20 +132,21 @@ class Denoiser(nn.Module):
             ]
         patches = pack_latents(noisy, conditions, sizes.patch_size)
         texts = torch.cat([text for request in requests for text in request.texts])
-        predicted = self.transformer(patches, timestep, layout, texts=texts)
+        predicted = self.transformer(patches, timestep, layout, texts=texts, before=before)
         if sizes.learned_sigma:  # features are (row, column, channel); the channels' second half is not trained
             kept = predicted.unflatten(-1, (sizes.patch_size**2, sizes.out_channels))[..., : sizes.latent_channels]
             predicted = kept.transpose(1, 2).flatten(1)  # as `patchify`: (channel, row, column)
         elif sizes.patch_size > 1:
             predicted = predicted.unflatten(-1, (sizes.patch_size**2, -1)).transpose(1, 2).flatten(1)
-        cells, noise_cells = (torch.cat([patchify(x, sizes.patch_size) for x in xs]) for xs in (clean, noise))
-        lengths = [rows * columns for rows, columns in layout.target_sizes]
-        weights = torch.cat(
-            [
-                cell_weights(c, r.source, sizes.patch_size, recipe.change_weight)
-                for r, c in zip(requests, clean, strict=True)
-            ]
+        cells, noise_cells = (
+            torch.cat([_computed(patchify(x, sizes.patch_size), r) for x, r in zip(xs, requests, strict=True)])
+            for xs in (clean, noise)
         )
+        rows = [
+            _computed(cell_weights(c, r.source, sizes.patch_size, recipe.change_weight), r)
+            for r, c in zip(requests, clean, strict=True)
+        ]
+        lengths, weights = [len(own) for own in rows], torch.cat(rows)
         if recipe.prediction_type == "flow":
             return flow_losses(predicted, cells, noise_cells, lengths=lengths, row_weights=weights)
         return diffusion_losses(
@@ -156,6 +191,11 @@ class Denoiser(nn.Module):
                 if self.states:
                     self.states.put(text.encode(), own)
         return [found[text].to(device, torch.float32) for text in batch.words]
+
+
+def _computed(rows: Tensor, request: RequestFrames) -> Tensor:
+    """Of one row per token of a target, those of the tokens that are computed."""
+    return rows if request.kept is None else rows[request.kept.to(rows.device)]
 
 
 def cell_weights(target: Tensor, source: Tensor | None, patch_size: int, change_weight: float) -> Tensor:

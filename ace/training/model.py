@@ -24,9 +24,11 @@ from ace.inference.pipeline import ACEPipeline
 from ace.model.cost import step_cost, text_cost
 from ace.training.adapters import add_lora, save_lora
 from ace.training.batches import Batch, Samples, make_batch
+from ace.training.checkpoint import FOLDER as CHECKPOINTS
 from ace.training.config import DataSource, ModelRecipe, TrainingStage
 from ace.training.denoiser import Denoiser
 from ace.training.loop import Task, train
+from ace.training.places import teach_places
 from ace.training.previews import draw_previews
 from ace.training.report import write_report
 from ace.training.sources import Mixture, Records, WorldRecords, open_records
@@ -55,6 +57,9 @@ def train_model(
     torch.manual_seed(recipe.seed)
     pipeline, recipe = start_pipeline(recipe)
     run = _ModelRun(pipeline, recipe, folder)
+    if recipe.place_lessons and not (folder / CHECKPOINTS).exists():  # a run that goes on has had them
+        level, lr = recipe.stages[-1].level, recipe.stages[0].lr
+        teach_places(pipeline.tokenizer, pipeline.text_encoder, level, recipe.place_lessons, lr)
     train(run.task(), recipe, folder, quiet, on_warning)
     if not PartialState().is_main_process:
         return run.pipeline
@@ -88,7 +93,12 @@ class _ModelRun:
             self.collate,
             lambda model, batch: model(batch),
             self.operations,
-            {"text_encoder.": self.recipe.text_lr_scale},
+            {
+                "text_encoder.table": self.recipe.memory_lr_scale,
+                "text_encoder.halves": self.recipe.memory_lr_scale,
+                "text_encoder.names": self.recipe.memory_lr_scale,
+                "text_encoder.": self.recipe.text_lr_scale,
+            },
             self.preview,
             self.rebuild,
         )

