@@ -68,7 +68,7 @@ def open_page(
 
 def shoot(page: Page, path: Path) -> None:
     """Once everything that is shown has loaded and come to rest."""
-    page.wait_for_function("[...document.images].every((one) => one.complete || one.loading === 'lazy')")
+    page.wait_for_function("() => [...document.images].every((one) => one.complete || one.loading === 'lazy')")
     page.wait_for_timeout(800)
     page.screenshot(path=path)
     print(path.name, flush=True)
@@ -152,7 +152,7 @@ def take_all(browser: Browser, address: Callable[[], str], folder: Path) -> None
     page.click("#turn-0004 summary[aria-label=More]")
     page.click("#turn-0004 .variants")
     page.wait_for_selector(".running .previews.many img:nth-child(1)")
-    page.wait_for_function("document.querySelector('.running progress').value > 6")
+    page.wait_for_function("() => document.querySelector('.running progress').value > 6")
     settle(page)
     shoot(page, folder / "studio-variants.png")
     page.click("#send")  # which stops them
