@@ -2,6 +2,7 @@
 #   make demo [SEED=n]     show edited images made by the model in the package
 #   make test [ARGS=...]   run the tests
 #   make test-slow         run the tests that take longer, on a Ray cluster of two as well
+#   make test-processors   run parity, determinism and replay tests as other processors would, by environment settings
 #   make soak              a real server under broken, impatient and hostile load for a minute
 #   make weights           fetch the extractors' weights (about 510 MB, once); tests that need them are skipped without
 #   make check             style, types, spelling;  make fix  puts right what can be put right by itself
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-slow soak weights check fix docs bench
+.PHONY: demo test test-slow test-processors soak weights check fix docs bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.core
@@ -34,6 +35,9 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(PIP_INSTALL) ray
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-processors: $(VENV)/.dev
+	$(BIN)/python tests/processors.py $(ARGS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py --seconds 60 --requests 0

@@ -6,7 +6,7 @@ Importing this package loads nothing heavy; the doors below import their room on
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _DOORS = {
     "ACEPipeline": "ace.inference.pipeline",

@@ -70,9 +70,8 @@ def read_table(path: Path, fields: Sequence[str], delimiter: str) -> Iterator[tu
             order = names
             continue
         if len(values) != len(fields):
-            raise DataError(
-                f"{path.name} line {number} has {len(values)} fields: {', '.join(fields)} are {len(fields)}"
-            )
+            wanted = f"{', '.join(fields)} are {len(fields)}"
+            raise DataError(f"{path.name} line {number} has {len(values)} fields: {wanted}")
         yield number, dict(zip(order, values, strict=True))
 
 

@@ -22,12 +22,12 @@ from ace.data.recipe import Collection
 from ace.errors import InputError, MaskError
 from ace.inference.latents import decode_latents, encode_pictures
 from ace.inference.pipeline import Request
-from ace.training.config import Source, Stage
+from ace.training.config import DataSource, TrainingStage
 from ace.training.sources import open_records
 from tests.input_cases import FILES, SELECTED, SIZE, masks, plain_mask, scene, soft_mask, write_mpo, write_turned
 from tests.random_models import PUBLISHED_LIKE, random_pipeline
 
-STAGE = Stage("only", lr=1.0, steps=1)
+STAGE = TrainingStage("only", lr=1.0, steps=1)
 KINDS = [
     "plain",
     "a black ground with a hole, as OpenAI has it",
@@ -216,7 +216,7 @@ def test_the_round_trip_is_the_input_encoded_and_decoded():
 
 def csv(folder: Path, rows: str) -> object:
     (folder / "list.csv").write_text(rows, encoding="utf-8")
-    return open_records(Source("a", "csv", str(folder / "list.csv")), 64, STAGE)
+    return open_records(DataSource("a", "csv", str(folder / "list.csv")), 64, STAGE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,7 +238,9 @@ def test_a_list_reads_masks_as_the_command_line_does(kind, tmp_path):
         ),
         encoding="utf-8",
     )
-    jsonl = open_records(Source("b", "jsonl", str(tmp_path / "list.jsonl"), task="repainting/inpainting"), 64, STAGE)
+    jsonl = open_records(
+        DataSource("b", "jsonl", str(tmp_path / "list.jsonl"), task="repainting/inpainting"), 64, STAGE
+    )
     for records in (csv(tmp_path, row), csv(tmp_path, f"{header}\n{row}\n"), jsonl):
         assert len(records) == 1
         unit = records[0].request.current
@@ -268,5 +270,5 @@ def test_lists_and_collections_see_srgb(tmp_path):
     for path in (mpo, tmp_path / "a.avif"):
         opened = open_picture(path.read_bytes(), f"{path.stem}.bin", Collection(str(tmp_path), min_side_px=16))
         assert isinstance(opened, Image.Image)
-    with pytest.raises(InputError, match=r"gone\.png: no such file"):
+    with pytest.raises(InputError, match=r"gone\.png"):
         csv(tmp_path, "gone.png#;##;##;#gone.png#;#x#;#local")[0]

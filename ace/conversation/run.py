@@ -87,10 +87,11 @@ def conclude(family: Family, job: Job, answer: Answer) -> Made:
         image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule), image
     elif job.source is not None:
         image = in_profile_of(image, job.source.icc_profile)
-    recipe, notes = _recipe(family, job, answer), (*job.notes, *answer.notes, *notes_on(family, job))
+    notes = [*job.notes, *answer.notes, *notes_on(family, job)]
     if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
-        notes += (f"{job.source.name} has 16 bits per channel, the answer 8",)
-    return Made(job, image, recipe, drift_of(job, image), notes, answer.latents, unpasted)
+        notes.append(f"{job.source.name} has 16 bits per channel, the answer 8")
+    recipe = _recipe(family, job, answer)
+    return Made(job, image, recipe, drift_of(job, image), tuple(notes), answer.latents, unpasted)
 
 
 def as_written(made: Made, data: bytes) -> Made:
@@ -104,9 +105,7 @@ def as_written(made: Made, data: bytes) -> Made:
     drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
     notes = made.notes
     if made.job.mask is not None:
-        notes += (
-            "JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it exactly",
-        )
+        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it",)
     return replace(made, drift=drift, notes=notes)
 
 

@@ -42,8 +42,8 @@ PART_SCHEMA = pa.schema(
 
 _ONE_AT_A_TIME = threading.Lock()
 
-Tell = Callable[[int, int], None]  # (jobs done, jobs in all)
-Told = Callable[[str], Tell | None]  # whom a stage tells, by its name
+OnProgress = Callable[[int, int], None]  # (jobs done, jobs in all)
+Told = Callable[[str], OnProgress | None]  # whom a stage tells, by its name
 
 _GROUP = 4096  # rows of a part that are written and read together
 _PATIENCE_S = 600  # a busy machine of a cluster takes minutes to import what a worker needs; Daft waits for two
@@ -139,7 +139,7 @@ class Part:
 
 
 def run_stage(
-    stage: str, jobs: Sequence[DataJob], work: Work, folder: Path, where: Where, tell: Tell | None = None
+    stage: str, jobs: Sequence[DataJob], work: Work, folder: Path, where: Where, on_progress: OnProgress | None = None
 ) -> list[Part]:
     """Do the jobs of a stage that have no part yet; returns all parts, in the order of the jobs.
 
@@ -151,14 +151,14 @@ def run_stage(
     parts = [Part(place / f"{job.name}.parquet") for job in jobs]
     pending = [job for job, part in zip(jobs, parts, strict=True) if not part.file.exists()]
     done, failed = len(jobs) - len(pending), []
-    if tell:
-        tell(done, len(jobs))
+    if on_progress:
+        on_progress(done, len(jobs))
     for said in _in_daft(pending, work, place, where) if pending else ():
         if said:
             failed.append(said)
         done += 1
-        if tell:
-            tell(done, len(jobs))
+        if on_progress:
+            on_progress(done, len(jobs))
     if failed:
         raise OutputError(
             f"{len(failed)} of {len(jobs)} pieces of work of stage {stage!r} could not be written ({failed[0]}): "

@@ -66,7 +66,7 @@ class Question:
     attempt: int = 0
 
 
-def paraphrase(instruction: str, earlier: Sequence[str], dice: Random) -> str | None:
+def paraphrase(instruction: str, earlier: Sequence[str], rng: Random) -> str | None:
     """Another wording by the phrase classes, unlike all earlier ones; None if none is found in 40 tries.
 
     `{image}` names and everything in quotes stay as they are."""
@@ -74,9 +74,9 @@ def paraphrase(instruction: str, earlier: Sequence[str], dice: Random) -> str | 
         text = instruction
         for phrases in PHRASES:
             found = re.search(rf"\b({'|'.join(sorted(phrases, key=len, reverse=True))})\b", _outside_quotes(text))
-            if found and dice.random() < 0.6:
-                text = text[: found.start()] + dice.choice(phrases) + text[found.end() :]
-        frame = dice.choice(FRAMES)
+            if found and rng.random() < 0.6:
+                text = text[: found.start()] + rng.choice(phrases) + text[found.end() :]
+        frame = rng.choice(FRAMES)
         body = text[:1].lower() + text[1:] if frame != "{}" and not text[:2].isupper() else text
         text = frame.replace("{}", body.rstrip(".")) if frame != "{}" else text
         if why_not(text, instruction, earlier) is None:

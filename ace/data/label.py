@@ -27,7 +27,7 @@ from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit
 from ace.data.endpoint import check_client, connect
-from ace.data.engine import DataJob, Part, Record, Tell, Where, run_stage
+from ace.data.engine import DataJob, OnProgress, Part, Record, Where, run_stage
 from ace.data.instruct import (
     Question,
     ask_difference,
@@ -188,7 +188,7 @@ def label_parts(
     sources: Sequence[dict[str, Any]],
     work: Path,
     where: Where,
-    tell: Tell | None,
+    on_progress: OnProgress | None,
 ) -> list[Part]:
     """Parts with further wordings of every sample and, where asked for, samples of mined pairs."""
     assert recipe.label is not None
@@ -201,7 +201,7 @@ def label_parts(
         ]
         slices = [chosen[i : i + _PAIRS_PER_JOB] for i in range(0, len(chosen), _PAIRS_PER_JOB)]
         jobs += [DataJob(f"pairs-{number:06d}", {"pairs": part}) for number, part in enumerate(slices)]
-    return run_stage("label", jobs, partial(label_job, recipe, str(work)), work, where, tell)
+    return run_stage("label", jobs, partial(label_job, recipe, str(work)), work, where, on_progress)
 
 
 def label_job(recipe: DataRecipe, work: str, job: DataJob) -> Iterator[Record]:
@@ -318,10 +318,10 @@ def _reworded_by_grammar(recipe: DataRecipe, records: Sequence[Record]) -> Itera
     for record in records:
         yield record
         row = record.sample or {}
-        dice = Random(f"{recipe.seed}:words:{row['id']}")
+        rng = Random(f"{recipe.seed}:words:{row['id']}")
         known: list[str] = []
         for number in range(recipe.label.rewrites):
-            text = paraphrase(row["instruction"], known, dice)
+            text = paraphrase(row["instruction"], known, rng)
             if text is None:
                 yield replace(record, reason="no further wording was found", sample=None)
                 break

@@ -98,7 +98,7 @@ def train_captioner(
     samples: Sequence[EditSample],
     recipe: CaptionerRecipe,
     folder: Path,
-    tell: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Fit an adapter to curated samples and save it in a folder; returns the mean loss of the last tenth of the steps.
 
@@ -131,8 +131,8 @@ def train_captioner(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if tell:
-            tell(step + 1, recipe.steps)
+        if on_progress:
+            on_progress(step + 1, recipe.steps)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -242,6 +242,6 @@ def _without_deprecations() -> Iterator[None]:
         yield
 
 
-def _endless(count: int, dice: Random) -> Iterator[int]:
+def _endless(count: int, rng: Random) -> Iterator[int]:
     while True:
-        yield from dice.sample(range(count), count)
+        yield from rng.sample(range(count), count)

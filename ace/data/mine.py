@@ -196,7 +196,7 @@ def load_safety(settings: Mining) -> SafetyNet | None:
 
 
 def _of_any(encode: Encode) -> Second:
-    """An encoder that can tell of any picture, for the second turn."""
+    """An encoder that can describe any image, for the second turn."""
     return lambda pictures: (encode(pictures), np.ones(len(pictures), bool))
 
 

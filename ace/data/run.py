@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 
 from ace.data import collect, filter, label, mine, report
-from ace.data.engine import DataJob, Part, Record, StageReport, Tell, Where, report_stage, run_stage
+from ace.data.engine import DataJob, OnProgress, Part, Record, StageReport, Where, report_stage, run_stage
 from ace.data.recipe import DataRecipe
 from ace.data.shards import MANIFEST, SCHEMA, Manifest, read_manifest, read_shards, write_atomically, write_rows
 from ace.data.sources import PER_JOB, read_sources
@@ -41,7 +41,7 @@ REJECTED_SCHEMA = pa.schema(
     [("stage", pa.string()), ("what", pa.string()), ("reason", pa.string()), ("detail", pa.string()), *SCHEMA]
 )
 
-TellStage = Callable[[str, int, int], None]  # (stage, pieces of work done, in all)
+OnStageProgress = Callable[[str, int, int], None]  # (stage, pieces of work done, in all)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Run:
     recipe: DataRecipe
     folder: Path
     where: Where
-    tell: TellStage | None
+    on_progress: OnStageProgress | None
     start: float = field(default_factory=time.perf_counter)
     stages: list[StageReport] = field(default_factory=list)
     outcomes: list[tuple[str, Sequence[Part] | Sequence[Record]]] = field(default_factory=list)
@@ -73,8 +73,8 @@ class _Run:
     def seconds(self) -> float:
         return time.perf_counter() - self.start
 
-    def told(self, stage: str) -> Tell | None:
-        return partial(self.tell, stage) if self.tell else None
+    def told(self, stage: str) -> OnProgress | None:
+        return partial(self.on_progress, stage) if self.on_progress else None
 
     def note(self, stage: str, parts: Sequence[Part]) -> None:
         """Keep what a stage did."""
@@ -82,12 +82,15 @@ class _Run:
         self.outcomes.append((stage, parts))
 
 
-def build(recipe: DataRecipe, folder: Path | str, where: Where | None = None, tell: TellStage | None = None) -> Built:
+def build(
+    recipe: DataRecipe, folder: Path | str, where: Where | None = None, on_progress: OnStageProgress | None = None
+) -> Built:
     """Make the data set of a recipe in a folder; goes on from what is there.
 
-    tell: told of progress. Raises ConfigError for a folder that holds another recipe's work, DataError if there are no
-    pictures, MissingDependencyError, OutputError if the folder cannot be written; pictures never raise."""
-    run = _Run(recipe, Path(folder), where or Where(), tell)
+    on_progress: called with (stage, jobs done, jobs in all). Raises ConfigError for a folder of another recipe's work,
+    DataError if there are no images, MissingDependencyError, OutputError if the folder cannot be written; a bad image
+    never raises."""
+    run = _Run(recipe, Path(folder), where or Where(), on_progress)
     _claim(recipe, run.folder)
     sources = _read(run)
     pairs: list[dict[str, Any]] = []
@@ -103,11 +106,13 @@ def build(recipe: DataRecipe, folder: Path | str, where: Where | None = None, te
     return _finish(run, made, {s["id"]: s.get("set") or s["id"] for s in sources})
 
 
-def rework(recipe: DataRecipe, folder: Path | str, where: Where | None = None, tell: TellStage | None = None) -> Built:
+def rework(
+    recipe: DataRecipe, folder: Path | str, where: Where | None = None, on_progress: OnStageProgress | None = None
+) -> Built:
     """Label or filter a data set that is there already (the recipe's source, shards of ours) into a new folder.
 
     Raises as `build`."""
-    run = _Run(recipe, Path(folder), where or Where(), tell)
+    run = _Run(recipe, Path(folder), where or Where(), on_progress)
     samples = read_shards(recipe.source.path)
     _claim(recipe, run.folder)
     jobs = [
@@ -123,13 +128,13 @@ def rework(recipe: DataRecipe, folder: Path | str, where: Where | None = None, t
 
 
 def mine_only(
-    recipe: DataRecipe, folder: Path | str, where: Where | None = None, tell: TellStage | None = None
+    recipe: DataRecipe, folder: Path | str, where: Where | None = None, on_progress: OnStageProgress | None = None
 ) -> Built:
     """Find sets and pairs and stop there: `metadata.jsonl` (the pictures with their sets, as a collection's caption
     file), `pairs.jsonl` and a report. Raises as `build`."""
     if recipe.mine is None:
         raise ConfigError("there is no [mine] in the recipe: say how pictures are related")
-    run = _Run(recipe, Path(folder), where or Where(), tell)
+    run = _Run(recipe, Path(folder), where or Where(), on_progress)
     _claim(recipe, run.folder)
     found = _mine(run, _read(run))
     count = 0
@@ -173,11 +178,11 @@ def _finish(run: _Run, made: Sequence[Part], groups: dict[str, str]) -> Built:
     judged = run_stage("filter", jobs, judge, run.work, run.where, run.told("filter"))
     verdicts = filter.decide(run.recipe, judged, groups)
     run.stages.append(filter.report_verdicts(judged, verdicts))
-    tell = run.told("shards") or (lambda done, total: None)
-    tell(0, 1)
+    on_progress = run.told("shards") or (lambda done, total: None)
+    on_progress(0, 1)
     try:
         manifest = _write(run, made, verdicts)
-        tell(1, 1)
+        on_progress(1, 1)
         report.write_report(run.folder, run.stages, manifest, run.seconds)
     except OSError as error:
         raise _unwritable(run.folder, error) from None

@@ -16,7 +16,7 @@ from typing import Any
 
 from ace.data import collect
 from ace.data.collect import Pointer
-from ace.data.engine import DataJob, Part, Record, Tell, Where, run_stage
+from ace.data.engine import DataJob, OnProgress, Part, Record, Where, run_stage
 from ace.data.recipe import DataRecipe
 from ace.data.shards import write_atomically
 from ace.data.tasks.source import Rejected, Source
@@ -28,13 +28,13 @@ OF_ONE_PICTURE = (AceError, OSError, ValueError, RuntimeError, ArithmeticError, 
 
 
 def read_sources(
-    recipe: DataRecipe, work: Path, where: Where, tell: Tell | None
+    recipe: DataRecipe, work: Path, where: Where, on_progress: OnProgress | None
 ) -> tuple[list[Part], list[dict[str, Any]], list[Record]]:
     """The parts of reading, the facts of every picture that is the first of its pixels, and the doubles."""
     pointers = _listed(recipe, work)
     slices = [pointers[i : i + PER_JOB] for i in range(0, len(pointers), PER_JOB)]
     jobs = [DataJob(f"{n:06d}", {"pictures": [p.to_json() for p in part]}) for n, part in enumerate(slices)]
-    read = run_stage("read", jobs, partial(read_pictures, recipe), work, where, tell)
+    read = run_stage("read", jobs, partial(read_pictures, recipe), work, where, on_progress)
     return read, *_unique(read)
 
 

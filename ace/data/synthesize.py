@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ace.data.engine import DataJob, Part, Record, Tell, Where, run_stage
+from ace.data.engine import DataJob, OnProgress, Part, Record, Where, run_stage
 from ace.data.recipe import GENERATORS, DataRecipe, Models
 from ace.data.shards import to_row
 from ace.data.sources import OF_ONE_PICTURE, load_source
@@ -39,7 +39,7 @@ def tasks_of(recipe: DataRecipe) -> list[str]:
 
 
 def synthesize(
-    recipe: DataRecipe, sources: Sequence[dict[str, Any]], work: Path, where: Where, tell: Tell | None
+    recipe: DataRecipe, sources: Sequence[dict[str, Any]], work: Path, where: Where, on_progress: OnProgress | None
 ) -> list[Part]:
     """All parts of synthesis, in an order of sources that the seed decides."""
     sets = _sets(sources)
@@ -49,9 +49,13 @@ def synthesize(
     slices = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     do = partial(synthesize_slice, recipe)
     if recipe.synthesize.samples_per_task:
-        return _in_rounds(recipe, slices, lambda jobs, told: run_stage("synthesize", jobs, do, work, where, told), tell)
+        return _in_rounds(
+            recipe, slices, lambda jobs, told: run_stage("synthesize", jobs, do, work, where, told), on_progress
+        )
     everything = dict.fromkeys(tasks_of(recipe), -1)
-    return run_stage("synthesize", [_job(n, part, everything) for n, part in enumerate(slices)], do, work, where, tell)
+    return run_stage(
+        "synthesize", [_job(n, part, everything) for n, part in enumerate(slices)], do, work, where, on_progress
+    )
 
 
 def _job(number: int, sources: Sequence[dict[str, Any]], quota: dict[str, int]) -> DataJob:
@@ -61,8 +65,8 @@ def _job(number: int, sources: Sequence[dict[str, Any]], quota: dict[str, int]) 
 def _in_rounds(
     recipe: DataRecipe,
     slices: Sequence[Sequence[dict[str, Any]]],
-    run: Callable[[Sequence[DataJob], Tell | None], list[Part]],
-    tell: Tell | None,
+    run: Callable[[Sequence[DataJob], OnProgress | None], list[Part]],
+    on_progress: OnProgress | None,
 ) -> list[Part]:
     """Parts until every task has its quota, in rounds of a few slices: what a round still has to add is known from the
     rounds before, so that where and how often it ran changes nothing."""
@@ -74,7 +78,7 @@ def _in_rounds(
         if not quota:
             break
         # a round may add a few too many; the filter drops them
-        told = partial(_told_after, tell, first, len(slices)) if tell else None
+        told = partial(_told_after, on_progress, first, len(slices)) if on_progress else None
         new = run([_job(number, slices[number], quota) for number in numbers], told)
         parts += new
         for record in (record for part in new for record in part.records(samples=False)):
@@ -85,8 +89,8 @@ def _in_rounds(
     return parts
 
 
-def _told_after(tell: Tell, before: int, total: int, done: int, _: int) -> None:
-    tell(before + done, total)
+def _told_after(on_progress: OnProgress, before: int, total: int, done: int, _: int) -> None:
+    on_progress(before + done, total)
 
 
 def synthesize_slice(recipe: DataRecipe, job: DataJob) -> Iterator[Record]:
@@ -108,11 +112,11 @@ def synthesize_slice(recipe: DataRecipe, job: DataJob) -> Iterator[Record]:
 def _make(recipe: DataRecipe, task: str, facts: dict[str, Any]) -> Record:
     """One sample of a task from a source, or why there is none."""
     where = {"what": facts["id"], "task": task}
-    dice = Random(f"{recipe.seed}:{task}:{facts['id']}")
+    rng = Random(f"{recipe.seed}:{task}:{facts['id']}")
     tools = tools_of(recipe.models)
     try:
         source = load_source(recipe, facts if task.startswith(_OF_SETS) else {**facts, "others": ()})
-        sample = TASK_MAKERS[task](source, dice, tools)
+        sample = TASK_MAKERS[task](source, rng, tools)
         if isinstance(sample, Rejected):
             return Record(**where, reason=sample.reason, detail=sample.detail)
         reason = check(sample, tools)

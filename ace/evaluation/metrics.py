@@ -82,10 +82,10 @@ def bootstrap(groups: Sequence[Sequence[float]]) -> Interval | None:
     filled = [np.asarray(group, dtype=np.float64) for group in groups if len(group)]
     if not filled:
         return None
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     sums = np.zeros(NUM_RESAMPLES)
     for group in filled:
-        sums += group[dice.integers(len(group), size=(NUM_RESAMPLES, len(group)))].sum(axis=1)
+        sums += group[rng.integers(len(group), size=(NUM_RESAMPLES, len(group)))].sum(axis=1)
     count = sum(len(group) for group in filled)
     low, high = np.percentile(sums / count, [2.5, 97.5])
     return Interval(float(sum(group.sum() for group in filled)) / count, float(low), float(high), count)

@@ -103,20 +103,21 @@ def decode_small(pipeline: DiffusionPipeline, latents: torch.Tensor | None, size
     is_flux_2 = isinstance(pipeline.vae, AutoencoderKLFlux2)
     if latents is None or not (is_flux_2 or isinstance(pipeline.vae, AutoencoderKL)):
         return None
+    cells: Any = latents
     with torch.no_grad():
-        if latents.ndim == 3:  # (1, T, 4 C): FLUX's tokens of 2 x 2 cells, channel slowest
+        if cells.ndim == 3:  # (1, T, 4 C): FLUX's tokens of 2 x 2 cells, channel slowest
             columns, rows = (side // (2 * pipeline.vae_scale_factor) for side in size)
-            if latents.shape[1] != rows * columns:
+            if cells.shape[1] != rows * columns:
                 return None
-            latents = latents.transpose(1, 2).reshape(1, -1, rows, columns)
+            cells = cells.transpose(1, 2).reshape(1, -1, rows, columns)
             if is_flux_2:
                 mean, variance = (value.view(1, -1, 1, 1) for value in (vae.bn.running_mean, vae.bn.running_var))
-                latents = latents * (variance + vae.config.batch_norm_eps).sqrt() + mean
-            latents = functional.pixel_shuffle(latents, 2)
-        if latents.ndim != 4:
+                cells = cells * (variance + vae.config.batch_norm_eps).sqrt() + mean
+            cells = functional.pixel_shuffle(cells, 2)
+        if cells.ndim != 4:
             return None
-        if max(latents.shape[2:]) > PREVIEW_CELLS:
-            latents = functional.interpolate(latents, scale_factor=PREVIEW_CELLS / max(latents.shape[2:]), mode="area")
-        latents = latents / (getattr(vae.config, "scaling_factor", None) or 1.0)
-        latents = latents + (getattr(vae.config, "shift_factor", None) or 0.0)
-        return pipeline.image_processor.postprocess(vae.decode(latents.to(vae.dtype)).sample, output_type="pil")[0]
+        if max(cells.shape[2:]) > PREVIEW_CELLS:
+            cells = functional.interpolate(cells, scale_factor=PREVIEW_CELLS / max(cells.shape[2:]), mode="area")
+        cells = cells / (getattr(vae.config, "scaling_factor", None) or 1.0)
+        cells = cells + (getattr(vae.config, "shift_factor", None) or 0.0)
+        return pipeline.image_processor.postprocess(vae.decode(cells.to(vae.dtype)).sample, output_type="pil")[0]

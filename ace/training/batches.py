@@ -1,7 +1,8 @@
 """`EditSample` → items → batches: any mixture of tasks, image counts and sizes, packed without padding.
 
-`Samples` runs in the data workers: it makes a sample, prepares it as inference does and rolls its dice, which come from
-its number, so that a batch is the same after a restart. `make_batch` puts prepared samples together.
+`Samples` runs in the data workers: it makes a sample and prepares it as inference does. What is random
+in it is drawn by a generator seeded with its number, so that a batch is the same after a restart. `make_batch` puts
+prepared samples together.
 
 Not here: the order of samples (`sources.py`, `stream.py`), encoders (`denoiser.py`).
 """

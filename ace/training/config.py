@@ -28,6 +28,7 @@ SourceKind = Literal["world", "shards", "csv", "jsonl", "magicbrush", "instructp
 Optimizer = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 Target = Literal["epsilon", "v_prediction", "sample", "flow"]
 TimestepSampling = Literal["uniform", "logit_normal"]
+WorldLevel = Literal["one", "two", "edits", "tasks", "all"]  # of the procedural world, `ace.data.world.levels`
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
@@ -91,7 +92,7 @@ class TrainingStage:
     sequence_length: Annotated[int, Field(ge=0, le=10**6)] = 0
     data: dict[str, Weight] = field(default_factory=dict)
     pack: Text = ""
-    level: Text = "all"
+    level: WorldLevel = "all"
 
     @model_validator(mode="after")
     def _check(self) -> TrainingStage:

@@ -1,6 +1,6 @@
 """The one training loop, on accelerate: one device or many, killable at any moment.
 
-A run is its folder. Sample number n of a run is the same whatever happened before, and so are its noise and its dice,
+A run is its folder. Sample number n of a run is the same whatever happened before, and so is everything drawn for it,
 so a run that was killed goes on from its last checkpoint exactly as if nothing had happened; `log.jsonl`, one line per
 step without any times, is then the same file to the byte. The loss is the mean over the samples of the global batch,
 however many processes share it. Weights averaged over the last steps (EMA) are what a finished run hands on.

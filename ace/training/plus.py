@@ -71,7 +71,7 @@ class Canvases(Dataset):
         return Item(number, f"{name} {sample.task}", sample.task, canvas.num_tokens, content)
 
 
-def lay_out(sample: EditSample, recipe: PlusRecipe, dice: random.Random) -> TrainingCanvas:
+def lay_out(sample: EditSample, recipe: PlusRecipe, rng: random.Random) -> TrainingCanvas:
     """The canvas of a sample; the reference's height is drawn."""
     image, mask, reference = canvas_parts(sample)
     height = sample.target.height
@@ -80,7 +80,7 @@ def lay_out(sample: EditSample, recipe: PlusRecipe, dice: random.Random) -> Trai
         None if image is None else np.array(image),
         None if mask is None else np.array(mask.convert("L")),
         None if reference is None else np.array(reference),
-        reference_height=dice.randint(height // 3, height) if reference is not None else 0,
+        reference_height=rng.randint(height // 3, height) if reference is not None else 0,
         repainting_scale=recipe.repainting_scale,
         max_sequence=recipe.max_sequence,
         modify_mode=recipe.modify_mode,

@@ -76,10 +76,10 @@ class WorldRecords:
     def __getitem__(self, number: int) -> EditSample:
         task = None
         if self.mixture:
-            dice = random.Random(f"{number}:task")
-            task = dice.choices(list(self.mixture), list(self.mixture.values()))[0]
+            rng = random.Random(f"{number}:task")
+            task = rng.choices(list(self.mixture), list(self.mixture.values()))[0]
             if task in FAMILIES:
-                task = dice.choice([name for name in self.world.tasks if name.startswith(f"{task}/")])
+                task = rng.choice([name for name in self.world.tasks if name.startswith(f"{task}/")])
         return self.world.sample(number, task)
 
 
@@ -388,7 +388,7 @@ class _Pool:
     def shuffled(self, index: int, seed: int) -> int:
         """The number within the source of the pool's index-th draw."""
         if isinstance(self.records, WorldRecords):
-            return index  # dice already
+            return index  # drawn at random already
         count = len(self.records) if self.numbers is None else len(self.numbers)
         turn, index = divmod(index, count)
         block = self.records.block

@@ -35,8 +35,8 @@ class TrainingError(AceError):
 class Item:
     """A sample on its way to a batch.
 
-    number: its place in the run; decides all its dice. name: for messages. tokens: visual tokens. content: what `make`
-    of the batch understands."""
+    number: its place in the run; decides everything that is drawn for it. name: for messages. tokens: visual tokens.
+    content: what the task's `collate` understands."""
 
     number: int
     name: str

@@ -34,7 +34,7 @@ def rejected(folder):
 def test_a_folder_becomes_a_data_set_that_passes_its_own_checks(tmp_path):
     pictures = collection(tmp_path / "pictures", 5)
     told = []
-    built = build(recipe(pictures), tmp_path / "set", tell=lambda *what: told.append(what))
+    built = build(recipe(pictures), tmp_path / "set", on_progress=lambda *what: told.append(what))
     samples = read_shards(tmp_path / "set", verify=True)
     assert built.manifest.tasks == dict.fromkeys(sorted(CHEAP), 5)
     assert len(samples) == 15

@@ -436,3 +436,16 @@ def test_the_style_that_was_asked_for_is_recognised_in_true_answers():
     right, wrong = found[::2], found[1::2]
     assert all(own == true for own, true in right) and np.mean(right) > 0.75
     assert np.mean([own for own, _ in wrong]) < 0.3  # the input is in another style
+
+
+def test_what_is_measured_beside_the_list_grows_with_the_limit(pipeline, tmp_path):
+    counts = []
+    hook = pipeline.transformer.register_forward_hook(lambda *_: counts.append(1))
+    given = {"batch": 2, "quiet": True, "tasks": ("semantic_editing/background", "multi_turn/chain")}
+    try:
+        report = evaluate_world(our_contestant(pipeline, 1), tmp_path, 1, **given)
+    finally:
+        hook.remove()
+    assert len(counts) == 1 + 10 + 5  # a chunk of two samples, ten turns of one chain, five turns of one conversation
+    assert report.repeated.count == report.identity.count == 1 and report.autoencoder_psnr.count == 8
+    assert not (tmp_path / "requests.json").exists() and (tmp_path / "gates.md").is_file()

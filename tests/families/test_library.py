@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from ace.cli import app
 from ace.conditions.images import normalise_image
 from ace.conversation import Loading, Message, Picture, Settings, make, open_message
 from ace.conversation.recipe import Environment, Recipe
@@ -323,3 +325,30 @@ def test_a_name_in_a_recipe_never_leads_to_a_folder(folders, monkeypatch):
     monkeypatch.setenv("ACE_MODEL", str(folders["klein"]))
     family, _ = family_of_recipe(recipe_of("klein"))
     assert family.kind == "diffusers"
+
+
+def test_the_command_line_edits_keeps_and_replays_with_such_a_model(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = photo(size=(40, 30)).opened.image
+    given.save("photo.png")
+    mask = Image.new("L", (40, 30), 0)
+    mask.paste(255, (0, 0, 20, 30))
+    mask.save("mask.png")
+    quick = ["--steps", "2", "--size", "64x64", "--model", str(folders["kontext"]), "--seed", "18446744073709551615"]
+
+    def ace(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    done = ace("edit", "photo.png", "make it red", "--mask", "mask.png", "--session", "talk", "-o", "out.png", *quick)
+    assert done.exit_code == 0, done.output
+    assert "does not see masks" in done.output
+    kept = np.asarray(Image.open("out.png"))[:, 20:]
+    np.testing.assert_array_equal(kept, np.asarray(given)[:, 20:])
+    done = ace("edit", "add a hat", "--session", "talk", *quick)
+    assert done.exit_code == 0, done.output
+    for made in ("out.png", "talk"):
+        again = ace("replay", made, "--model", folders["kontext"])
+        assert again.exit_code == 0, again.output
+    refused = ace("edit", "photo.png", "x", "--lora", "style.safetensors", *quick)
+    assert refused.exit_code == 2
+    assert "does not take adapters (LoRA)" in refused.output

@@ -77,7 +77,9 @@ def test_published_call_gives_the_recorded_picture(case, assert_close):
     assert_close(pipeline.transformer.indicator_states, case.tensors["out.text_position_embeddings"], 1e-5)
     (state,) = pipeline.prepare([request_of(case)])
     shape = state.latents.shape
-    assert torch.equal(state.latents.reshape(1, 4, -1), case.tensors["out.noise"])
+    # torch draws normal numbers through logarithms and cosines, whose last bit differs by processor
+    assert_close(state.latents.reshape(1, 4, -1), case.tensors["out.noise"], 1e-6)
+    state.latents = case.tensors["out.noise"].reshape(shape)
 
     frames = state.branches[0].frames
     target_mask = torch.ones(1, *shape[1:]) if frames.target_mask is None else frames.target_mask
@@ -95,4 +97,5 @@ def test_published_call_gives_the_recorded_picture(case, assert_close):
         pipeline.step([state])
     assert_close(state.latents.reshape(1, 4, -1), case.tensors["out.latent"], 1e-4)
     (made,) = pipeline.decode([state])
-    assert np.array_equal(np.asarray(made), case.tensors["out.image"].numpy())
+    levels = np.abs(np.asarray(made).astype(int) - case.tensors["out.image"].numpy())
+    assert levels.max() <= 1 and (levels > 0).mean() <= 0.01  # grey levels are cut off: a last bit can be worth one

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from ace.cli import app
+from ace.data.world.levels import LEVELS
 from ace.errors import ConfigError
-from ace.training.config import AutoencoderRecipe, ModelRecipe, TrainingStage, read_recipe, write_recipe
+from ace.training.config import AutoencoderRecipe, ModelRecipe, TrainingStage, WorldLevel, read_recipe, write_recipe
 from ace.training.plan import Device, plan
 from ace.training.speed import this_device
 from ace.weights.sources import SHIPPED_MODEL
@@ -52,6 +54,12 @@ def test_a_wrong_recipe_is_refused_in_one_line(tmp_path: Path, text: str, says: 
         read_recipe(write(tmp_path, text))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value).split("TOML:")[0]
+
+
+def test_a_stage_knows_the_levels_of_the_world():
+    assert set(get_args(WorldLevel)) == set(LEVELS)
+    with pytest.raises(ConfigError, match="level is 'three': use 'one', 'two'"):
+        TrainingStage("a", lr=1.0, steps=1, level="three")
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path):

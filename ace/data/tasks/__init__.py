@@ -1,6 +1,6 @@
 """Synthesis: edit pairs from any picture (appendix B of the paper), one file per kind of task.
 
-`TASK_MAKERS[task](source, dice, tools)` gives an `EditSample` or `Rejected`; `dice` (a `random.Random`) decides
+`TASK_MAKERS[task](source, rng, tools)` gives an `EditSample` or `Rejected`; `rng` (a `random.Random`) decides
 everything. `check(sample, tools)` says whether a sample keeps its promises.
 """
 
@@ -88,11 +88,11 @@ _MAKERS: dict[str, Maker] = {
 }
 
 
-def _make(maker: Maker, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def _make(maker: Maker, source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """What all makers share: nothing can be made of a picture that is too small."""
     if min(source.image.size) < SMALLEST_SIDE_PX:
         return Rejected("the picture is too small", f"{source.image.width}x{source.image.height} px")
-    return maker(source, dice, tools)
+    return maker(source, rng, tools)
 
 
 TASK_MAKERS: dict[str, Maker] = {task: partial(_make, maker) for task, maker in _MAKERS.items()}

@@ -50,42 +50,42 @@ SCENES = (
 REGION = ("{instruction}, change only the marked region", "in the marked region, {instruction}")
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`semantic_editing/background`."""
     image = pixels(source.image)
     caption = caption_of(source)
     if tools.generators is not None and tools.generators.can_vary and caption:  # the synthesis-based branch of B.4.3
-        scene = f"{caption}, {dice.choice(SCENES)}"
+        scene = f"{caption}, {rng.choice(SCENES)}"
         slots = {"caption": scene}
-        made = tools.generators.similar(image, scene, dice.getrandbits(32))
+        made = tools.generators.similar(image, scene, rng.getrandbits(32))
         return finish(
-            TASK, source, say(TEMPLATES["other"], slots, dice), made, images=(image,), slots=slots, made_by="IP-Adapter"
+            TASK, source, say(TEMPLATES["other"], slots, rng), made, images=(image,), slots=slots, made_by="IP-Adapter"
         )
     subject, made_by = find_subject(image, tools)
     if subject is None:
         return Rejected("no subject in front of a background")
-    kind = dice.choice([kind for kind in TEMPLATES if kind != "other" or source.others])
+    kind = rng.choice([kind for kind in TEMPLATES if kind != "other" or source.others])
     slots: dict[str, str] = {}
     if kind == "plain":
-        slots["color"] = dice.choice(PLAIN)
+        slots["color"] = rng.choice(PLAIN)
         shade = np.linspace(1.0, 0.82, image.shape[0], dtype=np.float32)[:, None, None]
         behind = np.broadcast_to(np.array(COLORS[slots["color"]], np.float32) * shade, image.shape)
     elif kind == "blur":
-        behind = _blur_behind(image, subject, dice.uniform(0.015, 0.04))
+        behind = _blur_behind(image, subject, rng.uniform(0.015, 0.04))
     elif kind == "gray":
         behind = gray(image)
     else:
-        other = dice.choice(source.others)
+        other = rng.choice(source.others)
         behind = cv2.resize(pixels(other.image), image.shape[1::-1], interpolation=cv2.INTER_AREA)
         if words := caption_of(other):
             slots["caption"] = words
     alpha = cv2.GaussianBlur(cv2.erode(subject.astype(np.float32), np.ones((3, 3))), (0, 0), 1.2)[..., None]
     alpha = np.where(subject[..., None], alpha, 0)
     target = (image * alpha + behind * (1 - alpha)).round().clip(0, 255).astype(np.uint8)
-    instruction = say(TEMPLATES[kind], slots, dice)
-    regional = dice.random() < MASK_SHARE
+    instruction = say(TEMPLATES[kind], slots, rng)
+    regional = rng.random() < MASK_SHARE
     if regional:
-        instruction = dice.choice(REGION).replace("{instruction}", instruction)
+        instruction = rng.choice(REGION).replace("{instruction}", instruction)
     return finish(
         TASK,
         source,

@@ -27,17 +27,17 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`semantic_editing/camera`."""
     image = pixels(source.image)
-    move = dice.choice(list(TEMPLATES))
+    move = rng.choice(list(TEMPLATES))
     slots: dict[str, str] = {}
     before, after = image, image
     if move in ("zoom in", "zoom out"):
-        closer = _crop(image, 0.5, 0.5, dice.uniform(0.5, 0.7))
+        closer = _crop(image, 0.5, 0.5, rng.uniform(0.5, 0.7))
         before, after = (image, closer) if move == "zoom in" else (closer, image)
     elif move == "zoom in at":
-        x, y, slots["place"] = dice.choice(
+        x, y, slots["place"] = rng.choice(
             (
                 (0.2, 0.5, "on the left"),
                 (0.8, 0.5, "on the right"),
@@ -45,13 +45,13 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
                 (0.5, 0.8, "at the bottom"),
             )
         )
-        after = _crop(image, x, y, dice.uniform(0.45, 0.6))
+        after = _crop(image, x, y, rng.uniform(0.45, 0.6))
     elif move in ("pan", "tilt"):
-        share = dice.uniform(0.65, 0.8)
+        share = rng.uniform(0.65, 0.8)
         ends = _crop(image, 0, 0.5, share), _crop(image, 1, 0.5, share)
         if move == "tilt":
             ends = _crop(image, 0.5, 0, share), _crop(image, 0.5, 1, share)
-        first = dice.random() < 0.5
+        first = rng.random() < 0.5
         before, after = ends if first else ends[::-1]
         if move == "pan":
             slots["side"] = "right" if first else "left"
@@ -60,10 +60,10 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     elif move == "mirror":
         after = image[:, ::-1]
     else:
-        angle = dice.uniform(8, 20)
-        slots["side"] = dice.choice(("left", "right"))
+        angle = rng.uniform(8, 20)
+        slots["side"] = rng.choice(("left", "right"))
         before, after = _upright(image), _rolled(image, angle if slots["side"] == "left" else -angle)
-    return finish(TASK, source, say(TEMPLATES[move], slots, dice), after, images=(before,), slots=slots)
+    return finish(TASK, source, say(TEMPLATES[move], slots, rng), after, images=(before,), slots=slots)
 
 
 def _crop(image: np.ndarray, x: float, y: float, share: float) -> np.ndarray:

@@ -97,14 +97,14 @@ ENDINGS = {
 }
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`multi_turn/chain`."""
     told_apart = {
         caption_of(other): other for other in source.others if caption_of(other) not in ("", caption_of(source))
     }
-    if source.relation in RELATIONS and len(told_apart) >= FEWEST and dice.random() < 0.6:
-        return _homogeneous(source, list(told_apart.values()), dice)
-    return _mixed(source, dice, tools)
+    if source.relation in RELATIONS and len(told_apart) >= FEWEST and rng.random() < 0.6:
+        return _homogeneous(source, list(told_apart.values()), rng)
+    return _mixed(source, rng, tools)
 
 
 def check(sample: EditSample, tools: Tools) -> str | None:
@@ -119,29 +119,29 @@ def check(sample: EditSample, tools: Tools) -> str | None:
     return None
 
 
-def _homogeneous(source: Source, others: list[Source], dice: Random) -> EditSample:
+def _homogeneous(source: Source, others: list[Source], rng: Random) -> EditSample:
     """A walk through the set, whose captions differ: the same words again would ask for nothing."""
-    walk = dice.sample(others, dice.randint(FEWEST, min(MOST, len(others))))
+    walk = rng.sample(others, rng.randint(FEWEST, min(MOST, len(others))))
     turns: list[Turn] = []
     picture = source.image
     for number, other in enumerate(walk):
         slots = {"caption": caption_of(other)}
-        unit = ConditionUnit(say(TEMPLATES if number else FIRST, slots, dice), (picture,))
+        unit = ConditionUnit(say(TEMPLATES if number else FIRST, slots, rng), (picture,))
         turns.append(Turn(unit, other.image))
         picture = other.image
     return _finish(source, turns, {"kind": "homogeneous", "slot.caption": caption_of(walk[-1])})
 
 
-def _mixed(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def _mixed(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """Tasks one after the other, none twice."""
-    wanted = dice.randint(FEWEST, MOST)
+    wanted = rng.randint(FEWEST, MOST)
     turns: list[Turn] = []
     tasks: list[str] = []
     slots: dict[str, str | int | float] = {}
     picture = source.image.convert("RGB")
     for _ in range(TRIES):
-        name, step = _choose(tasks, wanted, dice, tools)
-        made = step.make(replace(source, image=picture, others=(), relation=""), dice, tools)
+        name, step = _choose(tasks, wanted, rng, tools)
+        made = step.make(replace(source, image=picture, others=(), relation=""), rng, tools)
         if name in tasks or isinstance(made, Rejected) or _fault(made, step, tools):
             continue
         unit = made.request.current
@@ -162,17 +162,17 @@ def _mixed(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return _finish(source, turns, {"kind": "mixed", "tasks": " ".join(tasks), **slots})
 
 
-def _choose(done: list[str], wanted: int, dice: Random, tools: Tools) -> tuple[str, ChainStep]:
+def _choose(done: list[str], wanted: int, rng: Random, tools: Tools) -> tuple[str, ChainStep]:
     """A task for the next of so many rounds, whose tools are there."""
     steps = STEPS
-    if dice.random() < END_SHARE:
+    if rng.random() < END_SHARE:
         steps = {0: BEGINNINGS, wanted - 1: ENDINGS}.get(len(done), STEPS)
     steps = {
         name: step
         for name, step in steps.items()
         if not tools.missing(name) and (tools.can_segment or not step.of_objects)
     }
-    return dice.choices(list(steps.items()), [1 if step.of_objects else 4 for step in steps.values()])[0]
+    return rng.choices(list(steps.items()), [1 if step.of_objects else 4 for step in steps.values()])[0]
 
 
 def _fault(made: EditSample, step: ChainStep, tools: Tools) -> str | None:

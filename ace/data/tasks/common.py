@@ -52,11 +52,11 @@ def caption_of(source: Source) -> str:
     return " ".join(re.sub(r"[{}<>]", " ", source.caption).split()).rstrip(". ")
 
 
-def say(templates: Sequence[str], slots: Mapping[str, str], dice: Random) -> str:
+def say(templates: Sequence[str], slots: Mapping[str, str], rng: Random) -> str:
     """One of the templates that need exactly these slots, filled in."""
     fitting = [t for t in templates if set(re.findall(r"<(\w+)>", t)) == set(slots)]
     assert fitting, f"no template for the slots {sorted(slots)}"
-    template = re.sub(r"\b(a) <(\w+)>", lambda found: f"{_article(slots[found[2]])} <{found[2]}>", dice.choice(fitting))
+    template = re.sub(r"\b(a) <(\w+)>", lambda found: f"{_article(slots[found[2]])} <{found[2]}>", rng.choice(fitting))
     return re.sub(r"<(\w+)>", lambda found: slots[found[1]], template)
 
 

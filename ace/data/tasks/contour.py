@@ -11,7 +11,7 @@ from ace.data.tasks.source import Rejected
 from ace.data.tasks.tools import Tools
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Fine dark lines on white; a picture without edges is rejected."""
     drawn = tools.contour(image)
     return drawn if drawn.mean() < 253 else Rejected("the picture has no edges")

@@ -46,19 +46,19 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`layer_editing/decouple`."""
     image = pixels(source.image)
-    removal = remove_one(source, dice, tools, SMALLEST, LARGEST)
+    removal = remove_one(source, rng, tools, SMALLEST, LARGEST)
     if isinstance(removal, Rejected):
         return removal
     white = np.full_like(image, WHITE)
     alone = within(removal.object.mask, image, white)
-    kind = dice.choice(list(TEMPLATES))
+    kind = rng.choice(list(TEMPLATES))
     before, target = image, alone
     if kind == "whole":
         for _ in range(20):
-            cover = draw_mask(*image.shape[:2], dice)
+            cover = draw_mask(*image.shape[:2], rng)
             hidden = (cover & removal.object.mask).sum() / removal.object.mask.sum()
             if 0.1 <= hidden <= MOST_HIDDEN:
                 break
@@ -73,7 +73,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         TASK,
         source,
-        say(TEMPLATES[kind], slots, dice),
+        say(TEMPLATES[kind], slots, rng),
         target,
         images=(before,),
         slots=slots,

@@ -13,18 +13,18 @@ from ace.data.tasks.tools import Tools
 from ace.extract.degrade import blur, jpeg, low_resolution, noise
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """One to three kinds of damage, in random order; noise most often, as in the paper."""
     side = min(image.shape[:2])
     damage = {
-        "noise": lambda x: noise(x, dice.uniform(15, 50), dice.getrandbits(32)),
-        "blur": lambda x: blur(x, dice.uniform(1.2, 1.2 + side / 100)),
-        "jpeg": lambda x: jpeg(x, dice.randint(4, 18)),
-        "small": lambda x: low_resolution(x, dice.choice((3, 4, 6))),
+        "noise": lambda x: noise(x, rng.uniform(15, 50), rng.getrandbits(32)),
+        "blur": lambda x: blur(x, rng.uniform(1.2, 1.2 + side / 100)),
+        "jpeg": lambda x: jpeg(x, rng.randint(4, 18)),
+        "small": lambda x: low_resolution(x, rng.choice((3, 4, 6))),
     }
-    chosen = ["noise"] if dice.random() < 0.6 else []
-    chosen += [name for name in dice.sample(list(damage), dice.randint(1, 2)) if name not in chosen]
-    dice.shuffle(chosen)
+    chosen = ["noise"] if rng.random() < 0.6 else []
+    chosen += [name for name in rng.sample(list(damage), rng.randint(1, 2)) if name not in chosen]
+    rng.shuffle(chosen)
     for name in chosen:
         image = damage[name](image)
     return image

@@ -12,7 +12,7 @@ from ace.data.tasks.tools import Tools
 from ace.extract.depth import draw_depth
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Grey; a picture in which all is equally far is rejected."""
     near = tools.depth(image)
     return draw_depth(near) if near.std() > 0.05 else Rejected("the picture has no depth")

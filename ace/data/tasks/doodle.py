@@ -12,7 +12,7 @@ from ace.data.tasks.tools import Tools
 from ace.extract.sketch import draw_doodle
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Thick dark lines on white; a picture without edges is rejected."""
     drawn = draw_doodle(tools.edges(image))
     return drawn if drawn.mean() < 252 else Rejected("the picture has no edges")

@@ -14,9 +14,9 @@ from ace.extract.exact import canny
 THRESHOLDS = ((100, 200), (100, 200), (50, 150), (80, 160))
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """White on black; a picture without edges is rejected."""
-    drawn = canny(image, *dice.choice(THRESHOLDS))
+    drawn = canny(image, *rng.choice(THRESHOLDS))
     return drawn if drawn.mean() > 1 else Rejected("the picture has no edges")
 
 

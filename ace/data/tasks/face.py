@@ -62,14 +62,14 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 REGION = ("in the marked region: {instruction}", "{instruction}, change only what is marked")
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`semantic_editing/face`."""
     image = pixels(source.image)
     faces = tools.faces(image)
     if not faces:
         return Rejected("no face found")
-    if len(faces) == 1 and (can_keep(source) or tools.can_portray) and dice.random() < PRESERVATION_SHARE:
-        return (_portray if tools.can_portray else _preserve)(source, image, faces[0], dice, tools)
+    if len(faces) == 1 and (can_keep(source) or tools.can_portray) and rng.random() < PRESERVATION_SHARE:
+        return (_portray if tools.can_portray else _preserve)(source, image, faces[0], rng, tools)
     face = faces[0]
     if min(face.box[2] - face.box[0], face.box[3] - face.box[1]) < SMALLEST_PX:
         return Rejected("the face is too small")
@@ -77,28 +77,28 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     if mesh is None:
         return Rejected("the face cannot be measured")
     kinds = ["smile", "beard", "makeup"] + (["hair"] if tools.can_segment else [])
-    kind = dice.choice(kinds)
+    kind = rng.choice(kinds)
     slots: dict[str, str] = {}
     if kind == "smile":
         after = smile(image, mesh)
     elif kind == "beard":
-        after = grow_beard(image, mesh, dice.getrandbits(32))
+        after = grow_beard(image, mesh, rng.getrandbits(32))
     elif kind == "makeup":
-        slots["color"] = dice.choice(list(LIP_COLORS))
+        slots["color"] = rng.choice(list(LIP_COLORS))
         after = make_up(image, mesh, LIP_COLORS[slots["color"]])
     else:
         hair = find_hair(image, face, mesh, tools)
         if hair is None:
             return Rejected("no hair found")
-        slots["color"] = dice.choice(list(HAIR_COLORS))
+        slots["color"] = rng.choice(list(HAIR_COLORS))
         soft = cv2.GaussianBlur(hair.astype(np.float32), (0, 0), 1.5)[..., None]
         after = (dye(image, HAIR_COLORS[slots["color"]]) * soft + image * (1 - soft)).round().astype(np.uint8)
     changed = (after != image).any(2)
     region = cv2.dilate(changed.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
-    regional = dice.random() < MASK_SHARE
-    instruction = say(TEMPLATES[kind], slots, dice)
+    regional = rng.random() < MASK_SHARE
+    instruction = say(TEMPLATES[kind], slots, rng)
     if regional:
-        instruction = dice.choice(REGION).replace("{instruction}", instruction)
+        instruction = rng.choice(REGION).replace("{instruction}", instruction)
     return finish(
         TASK,
         source,
@@ -123,25 +123,25 @@ def can_keep(source: Source) -> bool:
     return source.relation == "face" and bool(source.others)
 
 
-def _portray(source: Source, image: np.ndarray, face: Face, dice: Random, tools: Tools) -> EditSample | Rejected:
+def _portray(source: Source, image: np.ndarray, face: Face, rng: Random, tools: Tools) -> EditSample | Rejected:
     """The same person in a picture that InstantID makes, the face in the same place."""
     assert tools.generators is not None and tools.embedder is not None
     caption = caption_of(source)
     slots = {"caption": caption} if caption else {}
     identity = tools.embedder.embed(image, face)
-    made = tools.generators.portray(image, face, identity, caption, dice.getrandbits(32))
+    made = tools.generators.portray(image, face, identity, caption, rng.getrandbits(32))
     found = tools.faces(made)
     if len(found) != 1:
         return Rejected("not one face in the generated picture", str(len(found)))
     similarity = float(identity @ tools.embedder.embed(made, found[0]))
     if similarity <= ALIGNED_SIMILARITY:
         return Rejected("the generated face is another one", f"{similarity:.2f}")
-    return finish(TASK, source, say(KEEP, slots, dice), made, images=(image,), slots=slots, made_by="InstantID")
+    return finish(TASK, source, say(KEEP, slots, rng), made, images=(image,), slots=slots, made_by="InstantID")
 
 
-def _preserve(source: Source, image: np.ndarray, face: Face, dice: Random, tools: Tools) -> EditSample | Rejected:
+def _preserve(source: Source, image: np.ndarray, face: Face, rng: Random, tools: Tools) -> EditSample | Rejected:
     """The same person in another picture of the set."""
-    other = dice.choice(source.others)
+    other = rng.choice(source.others)
     after = pixels(other.image)
     found = tools.faces(after)
     if len(found) != 1:
@@ -152,7 +152,7 @@ def _preserve(source: Source, image: np.ndarray, face: Face, dice: Random, tools
             return Rejected("the faces are not similar enough or too similar", f"{similarity:.2f}")
     caption = caption_of(other)
     slots = {"caption": caption} if caption else {}
-    return finish(TASK, source, say(KEEP, slots, dice), after, images=(image,), slots=slots, made_by="MTCNN")
+    return finish(TASK, source, say(KEEP, slots, rng), after, images=(image,), slots=slots, made_by="MTCNN")
 
 
 def smile(image: np.ndarray, mesh: np.ndarray, strength: float = 0.14) -> np.ndarray:

@@ -29,11 +29,11 @@ TEMPLATES = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`reference_generation/face_reference`."""
     if source.relation != "face" or not source.others:
         return Rejected("no other picture of the person")
-    image, other = pixels(source.image), dice.choice(source.others)
+    image, other = pixels(source.image), rng.choice(source.others)
     reference = pixels(other.image)
     here, there = tools.faces(image), tools.faces(reference)
     if len(here) != 1 or len(there) != 1:
@@ -45,12 +45,12 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
         if not FACE_SIMILARITY[0] <= similarity <= FACE_SIMILARITY[1]:
             return Rejected("the faces are not similar enough or too similar", f"{similarity:.2f}")
     mask = erased_area(image, here[0], tools)
-    emptied = empty(image, mask, dice)
-    regional = dice.random() < MASK_SHARE
+    emptied = empty(image, mask, rng)
+    regional = rng.random() < MASK_SHARE
     return finish(
         TASK,
         source,
-        say(TEMPLATES, {}, dice),
+        say(TEMPLATES, {}, rng),
         image,
         images=(emptied, reference),
         masks=(mask if regional else None, None),

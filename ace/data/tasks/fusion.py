@@ -35,29 +35,29 @@ TEMPLATES: dict[int, tuple[str, ...]] = {
 }
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`layer_editing/fusion`."""
     image = pixels(source.image)
     found = candidates(image, tools, SMALLEST, LARGEST)
     if not found:
         return Rejected("no object of a fitting size and place")
-    chosen = [dice.choice(found)]
+    chosen = [rng.choice(found)]
     apart = [o for o in found if not (widen(o.mask) & widen(chosen[0].mask)).any()]
-    if apart and dice.random() < 0.5:
-        chosen.append(dice.choice(apart))
+    if apart and rng.random() < 0.5:
+        chosen.append(rng.choice(apart))
     hole = np.logical_or.reduce([widen(thing.mask) for thing in chosen])
     behind, reason = take_out(image, tuple(thing.mask for thing in chosen), hole, tools)
     if reason:
         return Rejected(reason)
-    subjects = [on_canvas(image, thing, dice) for thing in chosen]
+    subjects = [on_canvas(image, thing, rng) for thing in chosen]
     names = [describe(image, thing.mask, tools, source.caption) for thing in chosen]
-    template = dice.choice(TEMPLATES[len(chosen)])
+    template = rng.choice(TEMPLATES[len(chosen)])
     slots = {slot: name for slot, name in zip(("first", "second"), names, strict=False) if f"<{slot}>" in template}
-    regional = dice.random() < MASK_SHARE
+    regional = rng.random() < MASK_SHARE
     return finish(
         TASK,
         source,
-        say((template,), slots, dice),
+        say((template,), slots, rng),
         image,
         images=(behind, *subjects),
         masks=(hole if regional else None, *(None for _ in subjects)),
@@ -67,16 +67,16 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     )
 
 
-def on_canvas(image: np.ndarray, thing: Object, dice: Random) -> np.ndarray:
+def on_canvas(image: np.ndarray, thing: Object, rng: Random) -> np.ndarray:
     """An object alone on a white canvas whose sides are up to twice its own, at a random place and scale."""
     left, top, right, bottom = thing.box
-    scale = dice.uniform(0.8, 1.25)
+    scale = rng.uniform(0.8, 1.25)
     size = max(8, round((right - left) * scale)), max(8, round((bottom - top) * scale))
     cut = cv2.resize(image[top:bottom, left:right], size, interpolation=cv2.INTER_AREA)
     inside = cv2.resize(thing.mask[top:bottom, left:right].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-    canvas_w, canvas_h = (max(64, round(side * dice.uniform(1.1, 2.0))) for side in size)
+    canvas_w, canvas_h = (max(64, round(side * rng.uniform(1.1, 2.0))) for side in size)
     canvas_w, canvas_h = max(canvas_w, size[0]), max(canvas_h, size[1])
     canvas = np.full((canvas_h, canvas_w, 3), WHITE, np.uint8)
-    x, y = dice.randint(0, canvas_w - size[0]), dice.randint(0, canvas_h - size[1])
+    x, y = rng.randint(0, canvas_w - size[0]), rng.randint(0, canvas_h - size[1])
     canvas[y : y + size[1], x : x + size[0]][inside] = cut[inside]
     return canvas

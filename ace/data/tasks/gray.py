@@ -13,7 +13,7 @@ from ace.data.tasks.tools import Tools
 from ace.extract.exact import gray
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """The picture without colour; a picture that has none is rejected."""
     drawn = gray(image)
     if np.abs(drawn.astype(np.int16) - image).max(2).mean() < SEEN:

@@ -30,15 +30,15 @@ TEMPLATES = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`repainting/inpainting`."""
     image = pixels(source.image)
-    mask = draw_mask(*image.shape[:2], dice)
-    emptied = empty(image, mask, dice)
+    mask = draw_mask(*image.shape[:2], rng)
+    emptied = empty(image, mask, rng)
     return finish(
         "repainting/inpainting",
         source,
-        say(TEMPLATES, {}, dice),
+        say(TEMPLATES, {}, rng),
         image,
         images=(emptied,),
         masks=(mask,),
@@ -46,6 +46,6 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     )
 
 
-def empty(image: np.ndarray, mask: np.ndarray, dice: Random) -> np.ndarray:
+def empty(image: np.ndarray, mask: np.ndarray, rng: Random) -> np.ndarray:
     """A picture (H, W, 3) uint8 with nothing under the mask (H, W) bool: one of the levels of `EMPTY`."""
-    return within(mask, np.full_like(image, dice.choice(EMPTY)), image)
+    return within(mask, np.full_like(image, rng.choice(EMPTY)), image)

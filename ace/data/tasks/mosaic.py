@@ -12,10 +12,10 @@ from ace.data.tasks.tools import Tools
 from ace.extract.exact import mosaic
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Blocks of a 40th to a 12th of the shorter side."""
     side = min(image.shape[:2])
-    return mosaic(image, dice.randint(max(3, side // 40), max(4, side // 12)))
+    return mosaic(image, rng.randint(max(3, side // 40), max(4, side // 12)))
 
 
 SIGNAL = SignalTask(

@@ -37,10 +37,10 @@ TEMPLATES_ONE = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`reference_generation/multi_condition`."""
     image = pixels(source.image)
-    names = dice.sample(list(CONDITIONS), len(CONDITIONS))
+    names = rng.sample(list(CONDITIONS), len(CONDITIONS))
     drawn: dict[str, np.ndarray] = {}
     for name in names:
         condition = CONDITIONS[name](image, tools)
@@ -50,10 +50,10 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
             break
     if len(drawn) < 2:
         return Rejected("fewer than two conditions")
-    used = list(drawn)[: dice.choice((2, 2, 3)) if len(drawn) > 2 else 2]
+    used = list(drawn)[: rng.choice((2, 2, 3)) if len(drawn) > 2 else 2]
     caption = caption_of(source)
-    slots = {"caption": caption} if caption and dice.random() < 0.6 else {}
-    if tools.can_segment and dice.random() < MIXED_SHARE:
+    slots = {"caption": caption} if caption and rng.random() < 0.6 else {}
+    if tools.can_segment and rng.random() < MIXED_SHARE:
         objects = [o.mask for o in tools.objects(image) if o.share >= 0.02]
         if objects:
             canvas = drawn[used[0]].copy()
@@ -63,7 +63,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
             return finish(
                 TASK,
                 source,
-                say(TEMPLATES_ONE, slots, dice),
+                say(TEMPLATES_ONE, slots, rng),
                 image,
                 images=(canvas,),
                 slots=slots,
@@ -74,7 +74,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         TASK,
         source,
-        say(TEMPLATES, slots, dice),
+        say(TEMPLATES, slots, rng),
         image,
         images=tuple(drawn[name] for name in used),
         slots=slots,

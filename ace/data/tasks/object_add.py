@@ -24,18 +24,18 @@ TEMPLATES_REGION = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`element_editing/object_add`."""
     image = pixels(source.image)
-    removal = remove_one(source, dice, tools)
+    removal = remove_one(source, rng, tools)
     if isinstance(removal, Rejected):
         return removal
-    regional = dice.random() < MASK_SHARE
+    regional = rng.random() < MASK_SHARE
     slots = {"object_name": removal.words}
     caption = caption_of(source)
-    if caption and dice.random() < 0.4:
+    if caption and rng.random() < 0.4:
         slots["caption"] = caption
-    words = say(TEMPLATES_REGION if regional else TEMPLATES, slots, dice)
+    words = say(TEMPLATES_REGION if regional else TEMPLATES, slots, rng)
     return finish(
         "element_editing/object_add",
         source,

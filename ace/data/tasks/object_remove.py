@@ -26,18 +26,18 @@ TEMPLATES_REGION = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`element_editing/object_remove`."""
     image = pixels(source.image)
-    removal = remove_one(source, dice, tools)
+    removal = remove_one(source, rng, tools)
     if isinstance(removal, Rejected):
         return removal
-    regional = dice.random() < MASK_SHARE
-    slots = {} if regional and dice.random() < 0.4 else {"object_name": removal.words}
+    regional = rng.random() < MASK_SHARE
+    slots = {} if regional and rng.random() < 0.4 else {"object_name": removal.words}
     return finish(
         "element_editing/object_remove",
         source,
-        say(TEMPLATES_REGION if regional else TEMPLATES, slots, dice),
+        say(TEMPLATES_REGION if regional else TEMPLATES, slots, rng),
         removal.without,
         images=(image,),
         masks=(removal.hole if regional else None,),

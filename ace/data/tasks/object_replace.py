@@ -32,17 +32,17 @@ TEMPLATES_REGION = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`element_editing/object_replace`."""
     image = pixels(source.image)
-    made = _from_another(image, source, dice, tools) if source.others else Rejected("")
+    made = _from_another(image, source, rng, tools) if source.others else Rejected("")
     if isinstance(made, Rejected):
-        made = _dyed(image, source.caption, dice, tools)
+        made = _dyed(image, source.caption, rng, tools)
     if isinstance(made, Rejected):
         return made
     target, mask, slots, made_by = made
-    regional = dice.random() < MASK_SHARE
-    words = say(TEMPLATES_REGION if regional else TEMPLATES, slots, dice)
+    regional = rng.random() < MASK_SHARE
+    words = say(TEMPLATES_REGION if regional else TEMPLATES, slots, rng)
     return finish(
         TASK,
         source,
@@ -59,17 +59,17 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
 Made = tuple[np.ndarray, np.ndarray, dict[str, str], str]
 
 
-def _from_another(image: np.ndarray, source: Source, dice: Random, tools: Tools) -> Made | Rejected:
+def _from_another(image: np.ndarray, source: Source, rng: Random, tools: Tools) -> Made | Rejected:
     """An object of another picture in the place of one of this."""
-    removal = remove_one(source, dice, tools)
+    removal = remove_one(source, rng, tools)
     if isinstance(removal, Rejected):
         return removal
-    second = dice.choice(source.others)
+    second = rng.choice(source.others)
     other = pixels(second.image)
     found = candidates(other, tools, smallest=0.03)
     if not found:
         return Rejected("no object to put in its place")
-    thing = dice.choice(found)
+    thing = rng.choice(found)
     left, top, right, bottom = removal.object.box
     x0, y0, x1, y1 = thing.box
     scale = min((right - left) / (x1 - x0), (bottom - top) / (y1 - y0))
@@ -89,14 +89,14 @@ def _from_another(image: np.ndarray, source: Source, dice: Random, tools: Tools)
     return target, mask, {"old": removal.words, "new": new}, f"SAM 2, {tools.filler.name}"
 
 
-def _dyed(image: np.ndarray, caption: str, dice: Random, tools: Tools) -> Made | Rejected:
+def _dyed(image: np.ndarray, caption: str, rng: Random, tools: Tools) -> Made | Rejected:
     """An object in another colour, its light and shade kept."""
     colored = [(thing, name_color(image, thing.mask)) for thing in candidates(image, tools)]
     colored = [(thing, color) for thing, color in colored if color in DYES]
     if not colored:
         return Rejected("no object of one colour")
-    thing, old = dice.choice(colored)
-    new = dice.choice([dye for dye in DYES if dye != old])
+    thing, old = rng.choice(colored)
+    new = rng.choice([dye for dye in DYES if dye != old])
     target = within(thing.mask, dye(image, COLORS[new]), image)
     place = name_place_of(thing.mask)
     return (

@@ -27,22 +27,22 @@ TEMPLATES = (
 _WORDS = {"left": "to the left", "right": "to the right", "top": "at the top", "bottom": "at the bottom"}
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`repainting/outpainting`."""
     image = pixels(source.image)
-    mask, directions = draw_border(*image.shape[:2], dice)
+    mask, directions = draw_border(*image.shape[:2], rng)
     caption = caption_of(source)
     slots: dict[str, str] = {}
-    if dice.random() < 0.7:
+    if rng.random() < 0.7:
         slots["directions"] = "on all sides" if directions == DIRECTIONS else _join([_WORDS[d] for d in directions])
-    if caption and dice.random() < 0.5:
+    if caption and rng.random() < 0.5:
         slots["caption"] = caption
     return finish(
         "repainting/outpainting",
         source,
-        say(TEMPLATES, slots, dice),
+        say(TEMPLATES, slots, rng),
         image,
-        images=(empty(image, mask, dice),),
+        images=(empty(image, mask, rng),),
         masks=(mask,),
         slots=slots,
         variant=REGIONAL,

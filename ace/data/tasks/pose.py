@@ -14,7 +14,7 @@ from ace.extract.people import draw_person
 LEAST_SEEN = 5  # keypoints
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Coloured limbs on black; a picture without a person is rejected."""
     person = tools.person(image)
     if person is None:

@@ -35,14 +35,14 @@ TEMPLATES_TURN = (
 SHOULDERS, WRISTS, HIPS = (5, 6), (9, 10), (11, 12)
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`semantic_editing/pose`."""
     image = pixels(source.image)
     person = tools.person(image)
     if person is None:
         return Rejected("no person found")
     if source.relation in ("content", "face", "series"):
-        for other in dice.sample(source.others, len(source.others)):
+        for other in rng.sample(source.others, len(source.others)):
             after = pixels(other.image)
             moved = tools.person(after)
             if moved is None or after.shape != image.shape:
@@ -51,7 +51,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
             if posture and difference(person, moved) >= LEAST_MOVED:
                 slots = {"posture": posture}
                 return finish(
-                    TASK, source, say(TEMPLATES, slots, dice), after, images=(image,), slots=slots, made_by="BlazePose"
+                    TASK, source, say(TEMPLATES, slots, rng), after, images=(image,), slots=slots, made_by="BlazePose"
                 )
     if not SMALLEST <= person.mask.mean() <= LARGEST:
         return Rejected("the person is too small or too large to be turned")
@@ -60,7 +60,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         TASK,
         source,
-        say(TEMPLATES_TURN, {}, dice),
+        say(TEMPLATES_TURN, {}, rng),
         turn(image, person.mask, tools),
         images=(image,),
         made_by=f"BlazePose, {tools.filler.name}",

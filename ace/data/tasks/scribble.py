@@ -12,7 +12,7 @@ from ace.data.tasks.tools import Tools
 from ace.extract.sketch import draw_scribble
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Dark strokes on white; a picture without edges is rejected."""
     drawn = draw_scribble(tools.edges(image))
     return drawn if drawn.mean() < 252 else Rejected("the picture has no edges")

@@ -14,7 +14,7 @@ from ace.extract.segments import draw_objects
 LEAST_OBJECTS = 2
 
 
-def draw(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray | Rejected:
+def draw(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray | Rejected:
     """Flat colours on black; a picture with fewer than two objects is rejected."""
     objects = tools.objects(image)
     if len(objects) < LEAST_OBJECTS:

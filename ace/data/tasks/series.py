@@ -21,20 +21,20 @@ TEMPLATES = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`reference_generation/series`; the source is the answer."""
     if source.relation not in RELATIONS or len(source.others) < FEWEST:
         return Rejected("no set of four or more", f"{len(source.others) + 1} in the set")
-    shown = dice.sample(source.others, dice.randint(FEWEST, min(MOST, len(source.others))))
+    shown = rng.sample(source.others, rng.randint(FEWEST, min(MOST, len(source.others))))
     names = [f"{{image{number or ''}}}" for number in range(len(shown))]
     slots = {"pictures": f"{', '.join(names[:-1])} and {names[-1]}"}
     caption = caption_of(source)
-    if caption and dice.random() < 0.7:
+    if caption and rng.random() < 0.7:
         slots["caption"] = caption
     return finish(
         TASK,
         source,
-        say(TEMPLATES, slots, dice),
+        say(TEMPLATES, slots, rng),
         pixels(source.image),
         images=tuple(pixels(other.image) for other in shown),
         slots=slots,

@@ -76,32 +76,32 @@ class SignalTask:
     control_words: tuple[str, ...] = ()
     made_by: str = ""
 
-    def analyse(self, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    def analyse(self, source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
         """`low_level_analysis/…`: picture to signal."""
         image = pixels(source.image)
-        drawn = self.draw(image, dice, tools)
+        drawn = self.draw(image, rng, tools)
         if isinstance(drawn, Rejected):
             return drawn
-        mask = _region(image, dice, tools) if dice.random() < REGIONAL_SHARE else None
+        mask = _region(image, rng, tools) if rng.random() < REGIONAL_SHARE else None
         if is_blank(drawn, mask):
             return Rejected(BLANK)
         templates = ANALYSE + self.analysis_words if mask is None else ANALYSE_REGION
         target = drawn if mask is None else within(mask, drawn, image)
-        return self._finish("low_level_analysis", source, templates, "", (image, target), mask, dice)
+        return self._finish("low_level_analysis", source, templates, "", (image, target), mask, rng)
 
-    def control(self, source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+    def control(self, source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
         """`controllable_generation/…`: signal to picture."""
         image = pixels(source.image)
-        drawn = self.draw(image, dice, tools)
+        drawn = self.draw(image, rng, tools)
         if isinstance(drawn, Rejected):
             return drawn
-        caption = caption_of(source) if dice.random() < CAPTION_SHARE else ""
-        mask = _region(image, dice, tools) if dice.random() < REGIONAL_SHARE else None
+        caption = caption_of(source) if rng.random() < CAPTION_SHARE else ""
+        mask = _region(image, rng, tools) if rng.random() < REGIONAL_SHARE else None
         if is_blank(drawn, mask):
             return Rejected(BLANK)
         templates = CONTROL + self.control_words if mask is None else CONTROL_REGION
         shown = drawn if mask is None else within(mask, drawn, image)
-        return self._finish("controllable_generation", source, templates, caption, (shown, image), mask, dice)
+        return self._finish("controllable_generation", source, templates, caption, (shown, image), mask, rng)
 
     def _finish(
         self,
@@ -111,10 +111,10 @@ class SignalTask:
         caption: str,
         pair: tuple[np.ndarray, np.ndarray],
         mask: np.ndarray | None,
-        dice: Random,
+        rng: Random,
     ) -> EditSample:
         """The record of a pair of before and after."""
-        words, slots = self._words(templates, caption, dice)
+        words, slots = self._words(templates, caption, rng)
         return finish(
             f"{family}/{self.name}",
             source,
@@ -127,15 +127,15 @@ class SignalTask:
             made_by=self.made_by,
         )
 
-    def _words(self, templates: tuple[str, ...], caption: str, dice: Random) -> tuple[str, dict[str, str]]:
+    def _words(self, templates: tuple[str, ...], caption: str, rng: Random) -> tuple[str, dict[str, str]]:
         """An instruction and its slots; a template of the signal's own may leave its name out."""
         slots = {"caption": caption} if caption else {}
         bare = [t for t in templates if "<signal>" not in t and ("<caption>" in t) == bool(caption)]
         named = [t for t in templates if "<signal>" in t and ("<caption>" in t) == bool(caption)]
-        template = dice.choice(bare + named)
+        template = rng.choice(bare + named)
         if "<signal>" in template:
-            slots["signal"] = dice.choice(self.names)
-        return say((template,), slots, dice), slots
+            slots["signal"] = rng.choice(self.names)
+        return say((template,), slots, rng), slots
 
 
 def is_blank(drawn: np.ndarray, mask: np.ndarray | None) -> bool:
@@ -143,10 +143,10 @@ def is_blank(drawn: np.ndarray, mask: np.ndarray | None) -> bool:
     return mask is not None and float(drawn[mask].std()) < LEAST_DRAWN
 
 
-def _region(image: np.ndarray, dice: Random, tools: Tools) -> np.ndarray:
+def _region(image: np.ndarray, rng: Random, tools: Tools) -> np.ndarray:
     """An object of the picture half the time if that is wanted, else a random mask; (H, W) bool."""
-    if tools.object_regions and dice.random() < 0.5:
+    if tools.object_regions and rng.random() < 0.5:
         objects = [o.mask for o in tools.objects(image) if 0.02 <= o.mask.mean() <= LARGEST_FILL]
         if objects:
-            return dice.choice(objects)
-    return draw_mask(*image.shape[:2], dice)
+            return rng.choice(objects)
+    return draw_mask(*image.shape[:2], rng)

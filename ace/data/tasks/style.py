@@ -41,24 +41,24 @@ TEMPLATES_BACK_REGION = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`semantic_editing/style`."""
     image = pixels(source.image)
     if source.relation == "content" and source.style:
         styled = [o for o in source.others if o.style and o.style != source.style]
         if styled:
-            other = dice.choice(styled)
+            other = rng.choice(styled)
             slots = {"style": other.style}
-            return finish(TASK, source, say(TEMPLATES, slots, dice), pixels(other.image), images=(image,), slots=slots)
-    style = dice.choice(list(STYLERS))
+            return finish(TASK, source, say(TEMPLATES, slots, rng), pixels(other.image), images=(image,), slots=slots)
+    style = rng.choice(list(STYLERS))
     made_by = style
     if tools.generators is not None and tools.generators.can_restyle:
-        drawn, made_by = tools.generators.restyle(image, style, dice.getrandbits(32)), "instruction editor"
+        drawn, made_by = tools.generators.restyle(image, style, rng.getrandbits(32)), "instruction editor"
     else:
         drawn = STYLERS[style](image)
     slots = {"style": style}
-    regional, back = dice.random() < REGIONAL_SHARE, dice.random() < BACK_SHARE and style != "photo negative"
-    mask = draw_mask(*image.shape[:2], dice) if regional else None
+    regional, back = rng.random() < REGIONAL_SHARE, rng.random() < BACK_SHARE and style != "photo negative"
+    mask = draw_mask(*image.shape[:2], rng) if regional else None
     styled_image = drawn if mask is None else within(mask, drawn, image)
     templates = {
         (False, False): TEMPLATES,
@@ -70,7 +70,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         TASK,
         source,
-        say(templates, slots, dice),
+        say(templates, slots, rng),
         after,
         images=(before,),
         masks=(mask,),

@@ -30,19 +30,19 @@ TEMPLATES_REGION = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`reference_generation/style_reference`."""
     if not source.others:
         return Rejected("no second picture for the style")
-    image, other = pixels(source.image), pixels(dice.choice(source.others).image)
-    style = dice.choice(list(STYLERS))
-    mask = draw_mask(*image.shape[:2], dice) if dice.random() < MASK_SHARE else None
+    image, other = pixels(source.image), pixels(rng.choice(source.others).image)
+    style = rng.choice(list(STYLERS))
+    mask = draw_mask(*image.shape[:2], rng) if rng.random() < MASK_SHARE else None
     drawn = STYLERS[style](image)
-    slots = {"style": style} if dice.random() < 0.4 else {}
+    slots = {"style": style} if rng.random() < 0.4 else {}
     return finish(
         TASK,
         source,
-        say(TEMPLATES if mask is None else TEMPLATES_REGION, slots, dice),
+        say(TEMPLATES if mask is None else TEMPLATES_REGION, slots, rng),
         drawn if mask is None else within(mask, drawn, image),
         images=(image, STYLERS[style](other)),
         masks=(mask, None),

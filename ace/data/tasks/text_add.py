@@ -37,16 +37,16 @@ TEMPLATES_REGION = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`element_editing/text_add`."""
     image = pixels(source.image)
     if tools.text(image):
         return Rejected("there is text already")
     for _ in range(TRIES):
-        text = choose_text(dice, chinese=dice.random() < CHINESE_SHARE)
-        written = draw_text(image, text, dice)
+        text = choose_text(rng, chinese=rng.random() < CHINESE_SHARE)
+        written = draw_text(image, text, rng)
         if written is not None and tools.generators is not None and tools.generators.can_write:
-            drawn = tools.generators.write(image, text, written.mask, dice.getrandbits(32))
+            drawn = tools.generators.write(image, text, written.mask, rng.getrandbits(32))
             written = replace(written, image=within(written.mask, drawn, image))
         if written is not None and any(same_text(line.text, text) for line in tools.reader.read(written.image)):
             break
@@ -54,15 +54,15 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
         return Rejected("no text could be written that OCR reads")
     slots = {"text": text}
     generated = tools.generators is not None and tools.generators.can_write
-    if not generated and dice.random() < 0.6:
+    if not generated and rng.random() < 0.6:
         slots["color"] = written.color
-    regional = dice.random() < MASK_SHARE
-    if not regional and dice.random() < 0.6:
+    regional = rng.random() < MASK_SHARE
+    if not regional and rng.random() < 0.6:
         slots["place"] = written.place
     return finish(
         TASK,
         source,
-        say(TEMPLATES_REGION if regional else TEMPLATES, slots, dice),
+        say(TEMPLATES_REGION if regional else TEMPLATES, slots, rng),
         written.image,
         images=(image,),
         masks=(written.mask if regional else None,),

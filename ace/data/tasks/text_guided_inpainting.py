@@ -36,25 +36,25 @@ TEMPLATES_OBJECT = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`repainting/text_guided_inpainting`; a picture without caption and without an object that can be named is
     rejected."""
     image = pixels(source.image)
     caption = caption_of(source)
     local = (
-        _object(image, source.caption, dice, tools)
-        if tools.can_segment and (not caption or dice.random() < LOCAL_SHARE)
+        _object(image, source.caption, rng, tools)
+        if tools.can_segment and (not caption or rng.random() < LOCAL_SHARE)
         else None
     )
     if local is None and not caption:
         return Rejected("no caption")
-    mask, slots, templates = local or (draw_mask(*image.shape[:2], dice), {"caption": caption}, TEMPLATES)
+    mask, slots, templates = local or (draw_mask(*image.shape[:2], rng), {"caption": caption}, TEMPLATES)
     return finish(
         TASK,
         source,
-        say(templates, slots, dice),
+        say(templates, slots, rng),
         image,
-        images=(empty(image, mask, dice),),
+        images=(empty(image, mask, rng),),
         masks=(mask,),
         slots=slots,
         variant=REGIONAL,
@@ -63,11 +63,11 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
 
 
 def _object(
-    image: np.ndarray, caption: str, dice: Random, tools: Tools
+    image: np.ndarray, caption: str, rng: Random, tools: Tools
 ) -> tuple[np.ndarray, dict[str, str], tuple[str, ...]] | None:
     """An object's mask (H, W) bool with a margin and its words; None without one that has a name."""
     things = candidates(image, tools)
-    for thing in dice.sample(things, len(things)):
+    for thing in rng.sample(things, len(things)):
         name = color_and_name(image, thing.mask, tools, caption)
         if UNNAMED not in name.split():
             return widen(thing.mask), {"object_name": name}, TEMPLATES_OBJECT

@@ -36,7 +36,7 @@ TEMPLATES_REGION = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`element_editing/text_remove`."""
     image = pixels(source.image)
     lines = tools.text(image)
@@ -52,26 +52,26 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
         before, after, made_by = image, tools.fill(image, hole), f"{tools.filler.name}, read by PP-OCRv6"
         if tools.reader.read(after):
             return Rejected("OCR still reads text after filling")
-        if len(lines) == 1 and '"' not in lines[0].text and "<" not in lines[0].text and dice.random() < 0.5:
+        if len(lines) == 1 and '"' not in lines[0].text and "<" not in lines[0].text and rng.random() < 0.5:
             slots["text"] = lines[0].text
     else:
         for _ in range(TRIES):
-            text = choose_text(dice, chinese=dice.random() < CHINESE_SHARE)
-            written = draw_text(image, text, dice)
+            text = choose_text(rng, chinese=rng.random() < CHINESE_SHARE)
+            written = draw_text(image, text, rng)
             if written is not None and any(same_text(line.text, text) for line in tools.reader.read(written.image)):
                 break
         else:
             return Rejected("no text could be written that OCR reads")
         before, after, hole, made_by = written.image, image, written.mask, "rendered, read by PP-OCRv6"
-        if dice.random() < 0.6:
+        if rng.random() < 0.6:
             slots["text"] = text
-            if dice.random() < 0.5:
+            if rng.random() < 0.5:
                 slots["color"] = written.color
-    regional = dice.random() < MASK_SHARE
+    regional = rng.random() < MASK_SHARE
     return finish(
         TASK,
         source,
-        say(TEMPLATES_REGION if regional else TEMPLATES, slots, dice),
+        say(TEMPLATES_REGION if regional else TEMPLATES, slots, rng),
         after,
         images=(before,),
         masks=(hole if regional else None,),

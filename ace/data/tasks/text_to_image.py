@@ -21,7 +21,7 @@ TEMPLATES = (
 )
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`text_guided_generation/text_to_image`; a picture without a caption is rejected."""
     caption = caption_of(source)
     if not caption:
@@ -30,7 +30,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         "text_guided_generation/text_to_image",
         source,
-        say(TEMPLATES, slots, dice),
+        say(TEMPLATES, slots, rng),
         pixels(source.image),
         slots=slots,
     )

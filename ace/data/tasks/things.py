@@ -86,14 +86,14 @@ def _is_of_face(mask: np.ndarray, face: Face) -> bool:
 
 
 def remove_one(
-    source: Source, dice: Random, tools: Tools, smallest: float = SMALLEST, largest: float = LARGEST
+    source: Source, rng: Random, tools: Tools, smallest: float = SMALLEST, largest: float = LARGEST
 ) -> Removal | Rejected:
     """Take a random object out of a picture."""
     image = pixels(source.image)
     found = candidates(image, tools, smallest, largest)
     if not found:
         return Rejected("no object of a fitting size and place")
-    thing = dice.choice(found)
+    thing = rng.choice(found)
     hole = widen(thing.mask)
     without, reason = take_out(image, (thing.mask,), hole, tools)
     if reason:

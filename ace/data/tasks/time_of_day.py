@@ -46,16 +46,16 @@ TEMPLATES_BACK = (
 TEMPLATES_BACK_REGION = ("in the marked region of {image} it is <time>: make it day like the rest",)
 
 
-def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
+def make(source: Source, rng: Random, tools: Tools) -> EditSample | Rejected:
     """`semantic_editing/time_of_day`."""
     image = pixels(source.image)
     if image.mean() < DARKEST_DAY:
         return Rejected("the picture is too dark to be day")
-    time = dice.choice(list(LIGHTS))
-    mask = draw_mask(*image.shape[:2], dice) if dice.random() < REGIONAL_SHARE else None
+    time = rng.choice(list(LIGHTS))
+    mask = draw_mask(*image.shape[:2], rng) if rng.random() < REGIONAL_SHARE else None
     lit = relight(image, time)
     lit = lit if mask is None else within(mask, lit, image)
-    back = dice.random() < BACK_SHARE
+    back = rng.random() < BACK_SHARE
     templates = (
         (TEMPLATES_BACK if mask is None else TEMPLATES_BACK_REGION)
         if back
@@ -66,7 +66,7 @@ def make(source: Source, dice: Random, tools: Tools) -> EditSample | Rejected:
     return finish(
         TASK,
         source,
-        say(templates, slots, dice),
+        say(templates, slots, rng),
         after,
         images=(before,),
         masks=(mask,),

@@ -43,20 +43,20 @@ class Written:
     place: str
 
 
-def choose_text(dice: Random, chinese: bool) -> str:
+def choose_text(rng: Random, chinese: bool) -> str:
     """Something short to write."""
     if chinese:
-        return dice.choice(CHINESE)
-    if dice.random() < 0.8:
-        return dice.choice(ENGLISH)
-    return "".join(dice.choice("ABCDEFGHKLMNPRSTUVXYZ") for _ in range(4))
+        return rng.choice(CHINESE)
+    if rng.random() < 0.8:
+        return rng.choice(ENGLISH)
+    return "".join(rng.choice("ABCDEFGHKLMNPRSTUVXYZ") for _ in range(4))
 
 
-def draw_text(image: np.ndarray, text: str, dice: Random) -> Written | None:
+def draw_text(image: np.ndarray, text: str, rng: Random) -> Written | None:
     """The picture with a text in a colour that shows, somewhere; None if the text does not fit legibly."""
     height, width = image.shape[:2]
-    name = dice.choice(LATIN) if text.isascii() else "chinese"
-    size = round(min(height, width) * dice.uniform(0.09, 0.2))
+    name = rng.choice(LATIN) if text.isascii() else "chinese"
+    size = round(min(height, width) * rng.uniform(0.09, 0.2))
     while size >= 14:
         left, top, right, bottom = _font(name, size).getbbox(text)
         if right - left <= 0.9 * width:
@@ -68,13 +68,13 @@ def draw_text(image: np.ndarray, text: str, dice: Random) -> Written | None:
     pad = max(3, size // 6)
     if text_w + 2 * pad >= width or text_h + 2 * pad >= height:
         return None
-    x = dice.randint(pad, width - text_w - pad)
-    y = dice.randint(pad, height - text_h - pad)
+    x = rng.randint(pad, width - text_w - pad)
+    y = rng.randint(pad, height - text_h - pad)
     under = image[y : y + text_h, x : x + text_w].reshape(-1, 3).mean(0)
     showing = [c for c in TEXT_COLORS if np.abs(_luma(COLORS[c]) - _luma(under)) > 70]
     if not showing:
         return None
-    color = dice.choice(showing)
+    color = rng.choice(showing)
     canvas = Image.fromarray(image)
     ImageDraw.Draw(canvas).text((x - left, y - top), text, fill=COLORS[color], font=_font(name, size))
     mask = np.zeros((height, width), bool)

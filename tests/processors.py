@@ -1,0 +1,123 @@
+"""Tests as another processor would run them: parity, determinism and replay under other instruction sets and threads.
+
+Every level is a setting of the environment that the libraries under torch read when they start. A library ignores in
+silence what the processor lacks (MKL also what AMD's processors are not meant to do), so that each level first proves
+by a probe that it changes something: the bits of some matrix products and vector functions, or the thread count. One
+that changes nothing counts as "no effect here" and runs no tests.
+
+    python tests/processors.py [--quick] [pytest arguments]
+
+--quick: the cheapest three that take effect, for continuous integration. Exit code 1 if a test fails under any level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+
+# name -> environment; the cheapest that change something on most machines come first
+LEVELS: dict[str, dict[str, str]] = {
+    "MKL compatible": {"MKL_CBWR": "COMPATIBLE"},
+    "torch default": {"ATEN_CPU_CAPABILITY": "default"},
+    "oneDNN SSE4.1": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "2 threads": {"OMP_NUM_THREADS": "2"},
+    "4 threads": {"OMP_NUM_THREADS": "4"},
+    "MKL AVX2": {"MKL_CBWR": "AVX2"},
+    "MKL AVX-512": {"MKL_CBWR": "AVX512"},
+    "MKL instructions SSE4.2": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "MKL instructions AVX2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "torch AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "oneDNN AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "oneDNN AVX-512 bfloat16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+    "all of them least, 2 threads": {
+        "MKL_CBWR": "COMPATIBLE",
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "OMP_NUM_THREADS": "2",
+    },
+}
+VARIABLES = sorted({name for level in LEVELS.values() for name in level})
+QUICK = 3
+QUICK_TESTS = ("tests/parity/test_diffusion.py", "tests/parity/test_e2e.py", "tests/diffusion/test_ddim.py")
+TESTS = (
+    *("tests/parity", "tests/diffusion", "tests/test_same_bytes.py", "tests/inference/test_pipeline.py"),
+    *("tests/plus/test_pipeline.py", "tests/conversation", "tests/model"),
+)
+
+
+def probe() -> str:
+    """A hash of what the processor makes of products and vector functions in both precisions, and the threads."""
+    import torch
+
+    digest = hashlib.sha256(str(torch.get_num_threads()).encode())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.rand(96, 640, generator=generator).to(dtype)
+            weight = torch.rand(512, 640, generator=generator).to(dtype)
+            image = torch.rand(1, 16, 24, 24, generator=generator).to(dtype)
+            kernel = torch.rand(16, 16, 3, 3, generator=generator).to(dtype)
+            results = [
+                x @ weight.T,
+                torch.nn.functional.conv2d(image, kernel),
+                *(function(x) for function in (torch.sqrt, torch.exp, torch.sin, torch.nn.functional.gelu)),
+                x.softmax(dim=-1),
+                x.sum(dim=-1),
+            ]
+            if dtype == torch.float32 and torch.backends.mkldnn.is_available():
+                results.append(torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+            for result in results:
+                digest.update(result.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def environment(level: dict[str, str]) -> dict[str, str]:
+    """This process's environment under a level, without what another one would set; one thread unless it says more."""
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return {**kept, "OMP_NUM_THREADS": "1", **level}
+
+
+def probed(level: dict[str, str]) -> str:
+    """What `probe` finds in a process under a level."""
+    command = [sys.executable, __file__, "--probe"]
+    return subprocess.run(command, env=environment(level), capture_output=True, text=True, check=True).stdout.split()[
+        -1
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests under every level that takes effect; 1 if any failed."""
+    quick = "--quick" in arguments
+    tests = [*(QUICK_TESTS if quick else TESTS), *(a for a in arguments if a != "--quick")]
+    seen = {probed({}): "as it is"}
+    failed, run = [], 0
+    for name, level in LEVELS.items():
+        if quick and run == QUICK:
+            break
+        setting = " ".join(f"{key}={value}" for key, value in level.items())
+        found = probed(level)
+        if found in seen:
+            print(f"{name:<30} {setting}: no effect here (as {seen[found]!r})", flush=True)
+            continue
+        seen[found], run = name, run + 1
+        began = time.monotonic()
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *tests], env=environment(level), capture_output=True, text=True
+        )
+        print(f"{name:<30} {setting}: {result.stdout.strip().splitlines()[-1]} ({time.monotonic() - began:.0f} s)")
+        if result.returncode:
+            failed.append(name)
+            print("\n".join(line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))))
+    print(f"{run} levels took effect, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}")
+    return 1 if failed or not run else 0
+
+
+if __name__ == "__main__":
+    if "--probe" in sys.argv:
+        print(probe())
+    else:
+        sys.exit(main(sys.argv[1:]))
