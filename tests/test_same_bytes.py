@@ -136,10 +136,12 @@ def beside_cancelled_ones(small: Small, order: list[int]) -> Iterator[tuple[int,
     return small.joining(order, leaving=True)
 
 
+# without instructions for it, a processor takes a hundred times as long
+BFLOAT16 = pytest.param("bfloat16", marks=() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else pytest.mark.slow)
 WAYS: tuple[Way, ...] = (in_pairs, joining_and_leaving, beside_cancelled_ones, in_lists)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", BFLOAT16])
 def small(request) -> Small:
     pipeline = load_pipeline(MODEL, device="cpu", dtype=request.param)
     pipeline.set_progress_bar_config(disable=True)
@@ -246,7 +248,7 @@ class Plus:
         return sorted(made)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", BFLOAT16])
 @pytest.mark.parametrize("count", [24, pytest.param(500, marks=pytest.mark.slow)])
 def test_ace_plus_requests_give_the_same_bytes_in_any_company(dtype, count):
     plus = Plus(random_plus(SMALL_FFT).to(getattr(torch, dtype)))

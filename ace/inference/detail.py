@@ -146,10 +146,11 @@ def _noise_of(difference: np.ndarray, error: np.ndarray, everywhere: bool, least
     """How far places differ that nobody edited, in levels: four times the median of the small differences; where the
     whole picture was edited, four times what the change of colours does not explain. least: of an answer that is as
     sharp as the photograph."""
+    most = max(least, min(_NOISE, 20 * (least - 0.2)))
     if everywhere:
-        return float(np.clip(4 * np.median(error), min(least, _LEAST_NOISE[0]), _NOISE))
+        return float(np.clip(4 * np.median(error), min(least, _LEAST_NOISE[0]), most))
     small = difference[difference < _SMALL]
-    return float(np.clip(4 * np.median(small), min(least, _LEAST_NOISE[1]), _NOISE))
+    return float(np.clip(4 * np.median(small), min(least, _LEAST_NOISE[1]), most))
 
 
 def _fit_curve(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from ace.evaluation.facts import Judges, task_scores
 from ace.evaluation.gates import Gate, gates, growth, markdown
 from ace.evaluation.metrics import Interval, changed_pixels, levels
 from ace.evaluation.scores import edited_input
-from ace.evaluation.systems import edit_with_ace
+from ace.evaluation.systems import our_contestant
 from ace.evaluation.things import EDIT_TASKS, STYLE_TASK, WORDS_TASK, ThingJudge
 from ace.evaluation.timing import summary, time_requests
 from ace.evaluation.turns import RepeatedEdit
@@ -206,7 +206,7 @@ def test_a_gate_is_met_from_its_own_side():
 
 def test_the_tenth_turn_is_asked_with_the_conversation_before_it():
     world, asked = World(64, "held_out", SpriteLibrary(SHIPPED_PACK)), []
-    own = edit_with_ace(random_pipeline(), 2)
+    own = our_contestant(random_pipeline(), 2).edit
 
     def edit(units, seeds):
         asked.extend(units)
