@@ -340,7 +340,7 @@ class LexiconEncoder(PreTrainedModel):
         return found, torch.stack([torch.ones_like(line), line, column], dim=1).to(found)
 
 
-class _Mlp(nn.Module):
+class _FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden)
@@ -358,7 +358,7 @@ class _Layer(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.mlp = _Mlp(width, 4 * width, width)
+        self.mlp = _FeedForward(width, 4 * width, width)
         self.scale = nn.Parameter(torch.ones(width // heads))
         self.residual = depth**-0.5
 
