@@ -43,7 +43,7 @@ from ace.diffusion.noise import (
 from ace.errors import ConfigError, ShapeError
 
 # ACE's betas and spacing as keyword arguments of any diffusers scheduler with a beta schedule.
-DIFFUSERS_SCHEDULE: dict[str, str | int | list[float]] = {
+DIFFUSERS_SCHEDULE: dict[str, str | int | float | list[float]] = {
     "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
     "beta_schedule": "linear",
     "beta_start": BETA_START,
