@@ -179,7 +179,7 @@ def wait_for(address, process):
         ("[source]\npath = '.'\n[mine]\nrelation = 'face'\nface_model = 'nowhere.onnx'", "nowhere.onnx"),
         ("[source]\npath = '.'\n[mine]\nrelation = 'style'\nscore_low = 2.0", "score_low"),
         ("[source]\npath = '.'\n[label]\nby = 'local'\nmodel = 'x'\npairs = true", "add [mine]"),
-        ("[source]\npath = '.'\n[label]\nmin_alike = 0.97", "likenesses"),
+        ("[source]\npath = '.'\n[label]\nmin_alike = 0.97", "must be below max_alike"),
         ("[source]\npath = '.'\n[label]\ntemperature = -1", "temperature"),
     ],
     ids=lambda text: text.split("\n")[-1].strip("[]") if "=" in text else "",

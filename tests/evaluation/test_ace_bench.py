@@ -28,8 +28,8 @@ def test_every_sample_of_the_sets_is_answered_and_scored(sets, tmp_path):
     assert report.count == 12 and {group.name for group in report.tasks} == set(TASKS)
     assert report.autoencoder_psnr is None and report.drift.violations == 0
     assert {group.name: group.count for group in report.kinds} == {
-        "global": 8,
-        "local": 4,
+        "global": 6,
+        "local": 6,
         "multi-turn": 4,
         "set real": 6,
         "set generated": 6,

@@ -243,7 +243,7 @@ from tests.evaluation.test_world import PIPELINE, SETTINGS, STEPS
 from tests.random_models import random_pipeline
 
 pipeline = random_pipeline(**PIPELINE)
-left = [5]  # network evaluations until the end: in the third of four chunks
+left = [9]  # network evaluations until the end: in the third of four chunks of two samples, two steps each
 
 def die(*_):
     left[0] -= 1
@@ -274,7 +274,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(pipeline, finished, t
         evaluate_world(our_contestant(pipeline, STEPS), folder, **SETTINGS)
     finally:
         hook.remove()
-    assert len(calls) == 4 + 10  # two steps for each of the two chunks that were missing, and for five turns
+    assert len(calls) == 8 + 10  # two steps for each of the four samples that were missing, and for five turns
     assert files_in(folder) == files_in(finished[0])
 
 
@@ -446,6 +446,6 @@ def test_what_is_measured_beside_the_list_grows_with_the_limit(pipeline, tmp_pat
         report = evaluate_world(our_contestant(pipeline, 1), tmp_path, 1, **given)
     finally:
         hook.remove()
-    assert len(counts) == 1 + 10 + 5  # a chunk of two samples, ten turns of one chain, five turns of one conversation
+    assert len(counts) == 2 + 10 + 5  # two samples, ten turns of one chain, five turns of one conversation
     assert report.repeated.count == report.identity.count == 1 and report.autoencoder_psnr.count == 8
     assert not (tmp_path / "requests.json").exists() and (tmp_path / "gates.md").is_file()
