@@ -10,6 +10,7 @@ Not here: weights in other formats (torchao's and diffusers' own).
 from __future__ import annotations
 
 import platform
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,12 @@ from torch import Tensor, nn
 
 MIN_FEATURES = 512  # below, the kernel gains little, and sums would depend on how many rows are multiplied at once
 _X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+@cache
+def onednn_has_bfloat16() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this processor: without AVX-512 its kernel fails."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Linear(nn.Linear):
@@ -38,7 +45,8 @@ class Linear(nn.Linear):
             and min(self.in_features, self.out_features) >= MIN_FEATURES
             and type(weight) is nn.Parameter  # torchao's and other libraries' tensors are classes of their own
             and weight.device.type == "cpu" == x.device.type
-            and x.dtype == weight.dtype in (torch.float32, torch.bfloat16)
+            and x.dtype == weight.dtype
+            and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and onednn_has_bfloat16()))
             and weight.is_contiguous()  # oneDNN falls back to plain loops otherwise
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from ace.model.linear import MIN_FEATURES, Linear
+from ace.model.linear import MIN_FEATURES, Linear, onednn_has_bfloat16
 from ace.model.transformer import Mlp
 
 needs_onednn = pytest.mark.skipif(
@@ -53,12 +53,12 @@ def test_the_kernel_gives_what_torch_gives(kernel_calls, gelu):
 
 
 @needs_onednn
-def test_bfloat16_takes_the_kernel_too(kernel_calls):
+def test_bfloat16_takes_the_kernel_where_the_processor_has_it(kernel_calls):
     ours = layer(torch.bfloat16)
     x = torch.randn(20, MIN_FEATURES).bfloat16()
     with torch.no_grad():
         fast, plain = ours(x), F.linear(x, ours.weight, ours.bias)
-    assert len(kernel_calls) == 1 and fast.dtype == torch.bfloat16
+    assert len(kernel_calls) == onednn_has_bfloat16() and fast.dtype == torch.bfloat16
     assert (fast.float() - plain.float()).abs().max() <= 2e-2 * plain.float().abs().max()
 
 
