@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import uvicorn
@@ -49,9 +49,9 @@ class Studio:
     key: str
     cookie: str
 
-    def client(self) -> httpx.Client:
+    def client(self) -> httpx2.Client:
         """A client that has the cookie."""
-        return httpx.Client(base_url=self.address, cookies={self.cookie: self.key}, timeout=120, trust_env=False)
+        return httpx2.Client(base_url=self.address, cookies={self.cookie: self.key}, timeout=120, trust_env=False)
 
 
 @contextmanager
@@ -451,7 +451,7 @@ def test_a_wrong_message_is_refused_in_words_and_stays_written(browser, studio):
 
 
 def test_the_start_link_works_once_and_the_key_is_in_no_address(studio):
-    with httpx.Client(base_url=studio.address, timeout=120, trust_env=False) as http:
+    with httpx2.Client(base_url=studio.address, timeout=120, trust_env=False) as http:
         path = studio.start.path
         answer = http.get(path)
         cookie = answer.headers["set-cookie"]
@@ -460,13 +460,13 @@ def test_the_start_link_works_once_and_the_key_is_in_no_address(studio):
         page = http.get("/")
         assert page.status_code == 200 and studio.key not in page.text and 'src="/page/studio.js"' in page.text
     for spent in (path, "/start/x", "/start/" + studio.key):
-        answer = httpx.get(studio.address + spent, trust_env=False)
+        answer = httpx2.get(studio.address + spent, trust_env=False)
         assert answer.status_code == 403 and "set-cookie" not in answer.headers
     assert studio.start.path != path
 
 
 def test_without_the_cookie_nothing_is_told(studio):
-    with httpx.Client(base_url=studio.address, timeout=120, trust_env=False) as http:
+    with httpx2.Client(base_url=studio.address, timeout=120, trust_env=False) as http:
         assert http.get("/").status_code == 401
         for path in ("/v1/models", "/v1/sessions", "/v1/sessions/studio", "/v1/sessions/studio/events", "/metrics"):
             assert http.get(path).status_code == 401, path

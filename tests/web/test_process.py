@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from ace.conversation.session import Session
@@ -25,7 +25,7 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def ace_chat(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen, httpx.Client]]:
+def ace_chat(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen, httpx2.Client]]:
     """`ace chat` on a free port, and a client that has opened its start link."""
     command = [sys.executable, "-m", "ace", "chat", str(folder), "--model", str(model), "--no-browser"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -35,7 +35,7 @@ def ace_chat(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen, http
         line = process.stdout.readline()
         assert " is at http://" in line, process.stderr.read()
         link = line.split(" is at ")[1].split("  (")[0]
-        with httpx.Client(base_url=link.split("/start/")[0], timeout=120, trust_env=False) as http:
+        with httpx2.Client(base_url=link.split("/start/")[0], timeout=120, trust_env=False) as http:
             http.get(link).raise_for_status()
             assert "to open it once more: http://" in process.stdout.readline()
             yield process, http
@@ -44,7 +44,7 @@ def ace_chat(folder: Path, model: Path) -> Iterator[tuple[subprocess.Popen, http
         process.communicate()
 
 
-def ask(http: httpx.Client, **fields: object) -> dict:
+def ask(http: httpx2.Client, **fields: object) -> dict:
     """A turn of the session; returns its new node."""
     reply = http.post("/v1/sessions/studio/turns", json=fields)
     assert reply.status_code == 200, reply.text
