@@ -151,7 +151,7 @@ BAD_INPUT = {
     ),
     "another kind of model": (
         ["edit", "photo.png", "make it blue", "-m", "other-model", "-o", "out.png"],
-        "other-model holds a StableDiffusionPipeline",
+        "a StableDiffusionPipeline takes no image",
     ),
     "model that is not here": (
         ["edit", "photo.png", "make it blue", "-m", "ace-0.6b-512", "-o", "out.png"],
@@ -191,7 +191,7 @@ BAD_INPUT = {
         "the image was made by .lost.*--model",
     ),
     "unknown task": (["data", "show", "--task", "cooking"], "unknown task cooking"),
-    "recipe that is missing": (["train", "nope.toml", "--output", "run"], "cannot read the recipe nope.toml"),
+    "recipe that is missing": (["train", "nope.toml", "--output", "run"], "nope.toml cannot be read"),
     "demo where nothing can be": (["demo", "-o", "note.png/demo.png"], "note.png"),
 }
 

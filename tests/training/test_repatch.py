@@ -51,4 +51,4 @@ def test_larger_patches_keep_most_of_what_was_learned(tmp_path: Path):
         name: loss_of(dataclasses.replace(recipe, init=str(tmp_path / name)), tmp_path / f"run-{name}")
         for name in ("fitted", "forgotten")
     }
-    assert losses["fitted"] < 0.8 < losses["forgotten"], losses
+    assert losses["fitted"] < 0.6 * losses["forgotten"], losses

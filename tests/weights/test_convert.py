@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
+from ace import files
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError, OutputError
 from ace.inference.pipeline import ACEPipeline
 from ace.model.convert import from_pixart, from_published, vae_from_published
@@ -135,18 +136,16 @@ def test_a_published_folder_becomes_a_pipeline(converted):
 
 
 def test_a_models_hash_trusts_the_manifest_until_a_file_changes(converted, tmp_path, monkeypatch):
-    from ace.conversation import recipe
-
-    whole = recipe.hash_model(converted)
+    whole = files.hash_model(converted)
     model = find_model(str(converted))
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "hash_file", lambda path: pytest.fail(f"{path} was read") if "text" in str(path) else "")
+        patch.setattr(files, "hash_file", lambda path: pytest.fail(f"{path} was read") if "text" in str(path) else "")
         assert model.sha256
     assert find_model(str(converted)).sha256 == whole
     copy = shutil.copytree(converted, tmp_path / "copy")
     path = next((copy / "vae").glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert find_model(str(copy)).sha256 == recipe.hash_model(copy) != whole
+    assert find_model(str(copy)).sha256 == files.hash_model(copy) != whole
 
 
 def test_defaults_of_the_released_models_are_the_published_ones():
