@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ace.cli import about, chat, convert, data, edit, evaluate, extract, quantize, replay, serve, sessions, train
+from ace.cli.lean import own_process
 from ace.cli.terminal import STOPPED, Verbs, hush_torchao
 
 __all__ = ["app", "main"]
@@ -57,6 +58,7 @@ def start(
 
 def main() -> None:
     """The `ace` command."""
+    own_process()
     try:
         app(prog_name="ace")
     except KeyboardInterrupt:
