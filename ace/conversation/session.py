@@ -48,14 +48,19 @@ _NODE_ID = re.compile(r"[0-9]{4,9}")
 _ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.[a-z0-9]+)")
 
 
-def _kept_file(name: str) -> str:
-    if not name.endswith((".safetensors", *(Path(medium.node_file).suffix for medium in media.MEDIA))):
+def _is_kept(name: str) -> bool:
+    """Whether a node keeps files of this kind."""
+    return name.endswith((".safetensors", *(Path(medium.node_file).suffix for medium in media.MEDIA)))
+
+
+def _check_kept(name: str) -> str:
+    if not _is_kept(name):
         raise ValueError("no kind of file that a node keeps")
     return name
 
 
 NodeId = Annotated[str, Field(pattern=r"^[0-9]{4,9}$")]
-PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.[a-z0-9]+$"), AfterValidator(_kept_file)]
+PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.[a-z0-9]+$"), AfterValidator(_check_kept)]
 
 
 class _Entry(BaseModel):
@@ -591,7 +596,9 @@ def _unpack(stream: BinaryIO, staging: Path, name: str, limits: ArchiveLimits) -
                 if member.filename == "session.json":
                     continue
                 match = _ARCHIVED.fullmatch(member.filename)
-                if match is None or member.flag_bits & 1 or match[2] in found.get(match[1], {}):
+                if match is None or not (match[2] == "node.json" or _is_kept(match[2])):
+                    raise refused(f"it holds {member.filename[:60]!r}")
+                if member.flag_bits & 1 or match[2] in found.get(match[1], {}):
                     raise refused(f"it holds {member.filename[:60]!r}")
                 found.setdefault(match[1], {})[match[2]] = member
             if len(found) > limits.num_nodes:

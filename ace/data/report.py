@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ace.data.engine import StageReport
-from ace.data.shards import MANIFEST, Manifest, Shards, read_manifest, read_shards, write_atomically
+from ace.data.shards import MANIFEST, Manifest, Shards, read_manifest, read_shards
 from ace.errors import DataError
+from ace.files import write_atomically
 from ace.pages import image_url, render
 
 _THUMBNAIL_PX = 180

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,13 +20,13 @@ from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.data.sample import EditSample
 from ace.errors import ConfigError, DataError, MissingDependencyError
+from ace.files import write_atomically
 
 try:
     import pyarrow as pa
@@ -240,20 +239,6 @@ def write_shard(rows: Sequence[dict[str, Any]], file: Path, schema: pa.Schema = 
     pq.write_table(table, buffer, row_group_size=_ROWS_PER_GROUP, compression="zstd", use_dictionary=False)
     write_atomically(file, buffer.getvalue())
     return ShardFile(file.name, len(rows), hashlib.sha256(buffer.getbuffer()).hexdigest())
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write a file so that after a kill or a full disk it is the old one or the new one, never a part."""
-    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")  # two writers of one file do not meet
-    try:
-        with partial.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read_manifest(folder: Path | str) -> Manifest:
