@@ -78,7 +78,7 @@ def _transform(icc_profile: bytes, mode: str | None, inwards: bool) -> Any:
         return None
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
-        srgb = ImageCms.createProfile("sRGB")
+        srgb: Any = ImageCms.createProfile("sRGB")  # pyright: ignore[reportUnknownMemberType]
         intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
         if inwards:
             return ImageCms.buildTransform(own, srgb, mode, "RGB", renderingIntent=intent)

@@ -18,11 +18,11 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, features
@@ -320,7 +320,7 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 
 @contextmanager
-def quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Generator[None]:
     """Pillow warns of oddities in files (broken EXIF, cut tags); what matters to the user is raised here as one
     line."""
     with warnings.catch_warnings():
@@ -371,13 +371,13 @@ def _formats_of(source: str | Path | BinaryIO, name: str) -> tuple[str, ...]:
 def _read_heic(name: str) -> tuple[str, ...]:
     """Make Pillow read HEIC; the name of the decoder. Raises MissingDependencyError."""
     try:
-        import pi_heif
+        import pi_heif  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         raise MissingDependencyError(
             f"{name} is HEIC, which needs a decoder: pip install 'ace-allround[heic]', or save it as JPEG"
         ) from None
     if "HEIF" not in Image.OPEN:
-        pi_heif.register_heif_opener(thumbnails=False)
+        pi_heif.register_heif_opener(thumbnails=False)  # pyright: ignore[reportUnknownMemberType]
     return ("HEIF",)
 
 
@@ -406,7 +406,7 @@ def _deep_of(data: bytes, stored: Image.Image, turn: Image.Transpose | None) -> 
 def _turn_array(values: np.ndarray, turn: Image.Transpose) -> np.ndarray:
     """`Image.transpose` for an array (H, W, C)."""
     kinds = Image.Transpose
-    turned = {
+    turns: dict[Image.Transpose, Callable[[np.ndarray], np.ndarray]] = {
         kinds.FLIP_LEFT_RIGHT: lambda v: v[:, ::-1],
         kinds.FLIP_TOP_BOTTOM: lambda v: v[::-1],
         kinds.ROTATE_90: lambda v: np.rot90(v, 1),
@@ -414,8 +414,8 @@ def _turn_array(values: np.ndarray, turn: Image.Transpose) -> np.ndarray:
         kinds.ROTATE_270: lambda v: np.rot90(v, 3),
         kinds.TRANSPOSE: lambda v: v.transpose(1, 0, 2),
         kinds.TRANSVERSE: lambda v: v[::-1, ::-1].transpose(1, 0, 2),
-    }[turn](values)
-    return np.ascontiguousarray(turned)
+    }
+    return np.ascontiguousarray(turns[turn](values))
 
 
 def _turn_of(image: Image.Image) -> Image.Transpose | None:
@@ -448,8 +448,7 @@ def _to_rgb(
         return _from_cmyk(image, icc_profile), None
     elif mode == "LAB":
         notes.append("LAB to RGB")
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, _profile("LAB"), _profile("sRGB"), outputMode="RGB")
         return converted if converted is not None else image.convert("RGB"), None
     elif mode in ("P", "PA"):
         notes.append("palette to RGB")
@@ -486,11 +485,15 @@ def _from_grey(image: Image.Image, icc_profile: bytes, notes: list[str]) -> tupl
     return converted.convert("RGB"), alpha
 
 
+def _profile(space: Literal["LAB", "sRGB"]) -> Any:
+    return ImageCms.createProfile(space)  # pyright: ignore[reportUnknownMemberType]
+
+
 def _from_cmyk(image: Image.Image, icc_profile: bytes | None) -> Image.Image:
     if icc_profile and icc_profile[16:20] == b"CMYK":
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            converted = ImageCms.profileToProfile(image, source, _profile("sRGB"), outputMode="RGB")
             if converted is not None:
                 return converted
         except (ImageCms.PyCMSError, OSError):

@@ -101,5 +101,6 @@ def _read_focus(value: str | float) -> str | float:
 def _check_range(option: str, value: float | None, least: float, most: float) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+    number = isinstance(value, int | float) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not (number and least <= value <= most):
         raise ConfigError(f"{option} {value}: use {least} to {most}")

@@ -96,10 +96,10 @@ class Vocabulary:
     def unknown(self, text: str) -> tuple[str, ...]:
         """What a text asks to be drawn that the model never learnt, in the text's words, each once."""
         rest = self._phrases.sub(" ; ", self._things.sub(" * ", _plain(text)))
-        found = []
+        found: list[str] = []
         for match in re.finditer(_NEW, rest):
-            words = []
-            for word in re.findall(r"[a-z][a-z'-]*|\S", rest[match.end() :]):
+            words: list[str] = []
+            for word in map(str, re.findall(r"[a-z][a-z'-]*|\S", rest[match.end() :])):
                 if not word[0].isalpha() or word in _STOP:
                     words += ["*"] if word == "*" else []
                     break

@@ -15,6 +15,8 @@ Other solvers are diffusers' own on the same betas:
 Not here: noise in the step (eta > 0), clipping or thresholding, image-to-image starts.
 """
 
+# torch types `tolist`, `from_numpy` and `split` only in part.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import math
@@ -24,9 +26,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config  # pyright: ignore[reportUnknownVariableType]
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from ace.diffusion.loss import PredictionType, check_prediction_type
@@ -224,7 +226,7 @@ class ACEDDIMScheduler(SchedulerMixin, ConfigMixin):
     def plan_for(self, num_inference_steps: int) -> DDIMPlan:
         """The plan for a number of steps on this scheduler's betas."""
         config = self.config
-        return ddim_plan(num_inference_steps, config.num_train_timesteps, config.beta_start, config.beta_end)
+        return ddim_plan(num_inference_steps, config["num_train_timesteps"], config["beta_start"], config["beta_end"])
 
     @property
     def plan(self) -> DDIMPlan:
@@ -279,16 +281,19 @@ class ACEDDIMScheduler(SchedulerMixin, ConfigMixin):
         are dense two of them can round to one network timestep."""
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-        result = ddim_step(model_output, sample, self.plan, self._step_index, self.config.prediction_type)
+        result = ddim_step(model_output, sample, self.plan, self._step_index, self.config["prediction_type"])
         self._step_index += 1
         return result if return_dict else (result.prev_sample, result.pred_original_sample)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Diffuse clean latents (N, …) to integer timesteps (N,) on this scheduler's betas."""
         schedule = linear_schedule(
-            self.config.num_train_timesteps, self.config.beta_start, self.config.beta_end, original_samples.device
+            self.config["num_train_timesteps"],
+            self.config["beta_start"],
+            self.config["beta_end"],
+            original_samples.device,
         )
         return add_noise(original_samples, noise, timesteps, schedule)
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.config["num_train_timesteps"]

@@ -7,6 +7,8 @@ zero-padded rectangle, where a large neighbour changes a small picture; `publish
 Not here: running the network on both branches.
 """
 
+# torch types `tolist`, `from_numpy` and `split` only in part.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -48,7 +50,7 @@ def guide(
     # One sample at a time: a reduction over a sample's own slice is the same in any batch, to the last bit.
     guided = [
         _guide_one(y, u, g, r, pad_rows=longest - y.shape[0] if published else 0)
-        for y, u, g, r in zip(cond.split(rows), uncond.split(rows), scales, rescales, strict=True)
+        for y, u, g, r in zip(torch.split(cond, rows), torch.split(uncond, rows), scales, rescales, strict=True)
     ]
     return torch.cat(guided).to(cond.dtype) if guided else cond
 

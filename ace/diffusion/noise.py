@@ -9,6 +9,8 @@ every table is the least noisy timestep.
 Not here: the sampler (`ddim.py`), the training target (`loss.py`).
 """
 
+# torch types `tolist`, `from_numpy` and `split` only in part.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -3,6 +3,8 @@
 Not here: the network and its pictures (`inference/refine.py`); the flow of ACE++ (diffusers' scheduler).
 """
 
+# torch types `tolist`, `from_numpy` and `split` only in part.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import itertools
@@ -42,7 +44,7 @@ def flow_euler(
     """Noise clean latents to the first level and lead them to the last, x += (next - now) · v(x, now).
 
     velocity: the network, called with latents and a noise level; progress: told the steps done and in all."""
-    levels = sigmas.tolist()
+    levels: list[float] = sigmas.tolist()
     latents = (1 - levels[0]) * clean + levels[0] * noise
     for number, (now, following) in enumerate(itertools.pairwise(levels), start=1):
         latents = latents + (following - now) * velocity(latents, now)
