@@ -206,13 +206,13 @@ def test_runs_of_any_benchmark_are_rated_on_what_all_have_answered(tmp_path):
     assert [(a.system, a.instruction) for a in answers] == [
         (name, f"make it {n}") for n in (0, 1) for name in ("one", "other")
     ]
-    client = TestClient(make_app(Study(answers, tmp_path / "study")))
-    pages = [client.get(f"/?rater=rater{n}").text for n in range(12)]
-    masked = next(page for page in pages if answers[2].key in page or answers[3].key in page)
-    assert "only the white part may change" in masked
-    assert client.get(f"/picture/{key_on(masked)}/mask").headers["content-type"] == "image/png"
-    plain = next(page for page in pages if answers[0].key in page or answers[1].key in page)
-    assert "white part" not in plain and client.get(f"/picture/{key_on(plain)}/mask").status_code == 404
+    with TestClient(make_app(Study(answers, tmp_path / "study"))) as client:
+        pages = [client.get(f"/?rater=rater{n}").text for n in range(12)]
+        masked = next(page for page in pages if answers[2].key in page or answers[3].key in page)
+        assert "only the white part may change" in masked
+        assert client.get(f"/picture/{key_on(masked)}/mask").headers["content-type"] == "image/png"
+        plain = next(page for page in pages if answers[0].key in page or answers[1].key in page)
+        assert "white part" not in plain and client.get(f"/picture/{key_on(plain)}/mask").status_code == 404
     with pytest.raises(ConfigError, match="two runs"):
         answers_of_runs([runs[0], runs[0]], 10)
     with pytest.raises(DataError, match="no finished run"):
