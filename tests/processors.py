@@ -16,12 +16,14 @@ It also says how far pictures move from level to level: some are made without on
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # name -> environment; the cheapest that change something on most machines come first
@@ -48,6 +50,7 @@ LEVELS: dict[str, dict[str, str]] = {
 }
 VARIABLES = sorted({name for level in LEVELS.values() for name in level})
 QUICK = 3
+MOST_AT_ONCE = 4  # levels, one per core
 MOST_LEVELS = 4  # that a picture of the small model may move, of 255
 QUICK_TESTS = ("tests/parity/test_diffusion.py", "tests/parity/test_e2e.py", "tests/diffusion/test_ddim.py")
 TESTS = (
@@ -130,33 +133,43 @@ def main(arguments: list[str]) -> int:
 
 def run_levels(tests: list[str] | None, session: Path | None, most: int | None) -> int:
     """`main` with what is to be run (None: no tests), replayed (None: nothing), and at how many levels (None: all)."""
-    seen = {probed({}): "as it is"}
-    failed, run = [], 0
-    for name, level in LEVELS.items():
-        if run == most:
-            break
-        setting = " ".join(f"{key}={value}" for key, value in level.items())
-        found = probed(level)
-        if found in seen:
-            print(f"{name:<30} {setting}: no effect here (as {seen[found]!r})", flush=True)
-            continue
-        seen[found], run, began = name, run + 1, time.monotonic()
-        said, bad = [], ""
-        if tests is not None:
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-            result = subprocess.run(command, env=environment(level), capture_output=True, text=True)
-            said.append(result.stdout.strip().splitlines()[-1])
-            bad = result.stdout if result.returncode else ""
-        if session is not None:
-            words, levels = moved(session, level)
-            said.append(words)
-            bad += "FAILED replay\n" if levels > MOST_LEVELS else ""
-        print(f"{name:<30} {setting}: {'; '.join(said)} ({time.monotonic() - began:.0f} s)", flush=True)
-        if bad:
-            failed.append(name)
-            print("\n".join(line for line in bad.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))))
-    print(f"{run} levels took effect, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}")
-    return 1 if failed or not run else 0
+    levels = dict(itertools.islice(LEVELS.items(), None if most is None else 2 * most))
+    seen, chosen = {probed({}): "as it is"}, {}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_AT_ONCE)) as pool:
+        for (name, level), found in zip(levels.items(), pool.map(probed, levels.values()), strict=True):
+            if found in seen:
+                print(f"{name:<30} {words_of(level)}: no effect here (as {seen[found]!r})", flush=True)
+            elif most is None or len(chosen) < most:
+                seen[found], chosen[name] = name, level
+        failed = []
+        results = pool.map(lambda level: run_level(level, tests, session), chosen.values())
+        for (name, level), (said, bad) in zip(chosen.items(), results, strict=True):
+            print(f"{name:<30} {words_of(level)}: {said}", flush=True)
+            if bad:
+                failed.append(name)
+                print("\n".join(line for line in bad.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))))
+    print(f"{len(chosen)} levels took effect, {len(failed)} failed{': ' + ', '.join(failed) if failed else ''}")
+    return 1 if failed or not chosen else 0
+
+
+def words_of(level: dict[str, str]) -> str:
+    """A level as one would type it."""
+    return " ".join(f"{name}={value}" for name, value in level.items())
+
+
+def run_level(level: dict[str, str], tests: list[str] | None, session: Path | None) -> tuple[str, str]:
+    """The tests and the replay under one level: what came out, and what pytest printed if something failed."""
+    began, said, bad = time.monotonic(), [], ""
+    if tests is not None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        result = subprocess.run(command, env=environment(level), capture_output=True, text=True)
+        said.append(result.stdout.strip().splitlines()[-1])
+        bad = result.stdout if result.returncode else ""
+    if session is not None:
+        words, levels = moved(session, level)
+        said.append(words)
+        bad += "FAILED replay\n" if levels > MOST_LEVELS else ""
+    return f"{'; '.join(said)} ({time.monotonic() - began:.0f} s)", bad
 
 
 if __name__ == "__main__":
