@@ -11,19 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import FluxImg2ImgPipeline, FluxTransformer2DModel
 from typer.testing import CliRunner
 
 from ace.cli import app
-from ace.conversation import Loading, open_message
+from ace.conversation import open_message
 from ace.conversation.recipe import encode
 from ace.conversation.run import conclude
 from ace.families.ace import AceFamily
+from ace.inference.refine import Refiner
 from ace.weights.memory import plan_memory
 from ace.weights.sources import find_model, load_pipeline
-from tests.random_flux import SMALL, random_plus
-from tests.random_models import PUBLISHED_LIKE, TINY_LIKE, random_pipeline, randomise
+from tests.inference.test_refine import SETTINGS, flux
+from tests.random_models import PUBLISHED_LIKE, TINY_LIKE, random_pipeline
 from tests.test_same_bytes import draw_message
 
 
@@ -31,18 +30,6 @@ from tests.test_same_bytes import draw_message
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "small"
     random_pipeline(TINY_LIKE, num_inference_steps=2).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def refiner(tmp_path_factory) -> Path:
-    parts = random_plus().components
-    torch.manual_seed(3)
-    transformer = FluxTransformer2DModel(**dataclasses.replace(SMALL, in_channels=64).config()).eval()
-    randomise(transformer, 4, 0.05)
-    names = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    folder = tmp_path_factory.mktemp("flux") / "small"
-    FluxImg2ImgPipeline(**{name: parts[name] for name in names}, transformer=transformer).save_pretrained(folder)
     return folder
 
 
@@ -99,10 +86,12 @@ def test_quantised_transformers(kind, tmp_path, caches):
     check(lambda: AceFamily(model, load_pipeline(model, device="cpu")), caches)
 
 
-def test_refined_pictures(folder, refiner, caches):
+def test_refined_pictures(folder, caches):
+    refiner = Refiner(flux(), "small", SETTINGS)
+
     def load() -> AceFamily:
-        family = AceFamily(find_model(str(folder)))
-        family.load(Loading(device="cpu", refine=str(refiner), refine_strength=0.1))
+        family = AceFamily(find_model(str(folder)), load_pipeline(find_model(str(folder)), device="cpu"))
+        family._refiner = refiner  # what `Loading.refine` brings is for pictures of a thousand pixels a side
         return family
 
     check(load, caches)
