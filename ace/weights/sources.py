@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ace.conditions.vocabulary import Vocabulary
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
+from ace.extras import install_command
 from ace.files import cache_folder, hash_model
 from ace.model.devices import find_device
 from ace.plus.models import PLUS_MODELS
@@ -192,7 +193,7 @@ def load_pipeline(
     if importlib.util.find_spec("torchao") is None and "quantization_config" in _read_json(
         model.folder / "transformer" / "config.json", model.name
     ):
-        raise MissingDependencyError(f"{model.name} has 8-bit weights: pip install 'ace-allround[quant]'")
+        raise MissingDependencyError(f"{model.name} has 8-bit weights: {install_command('quant')}")
     left_out = {} if on_disk is None else {"text_encoder": None}
     try:
         pipeline = ACEPipeline.from_pretrained(
