@@ -26,13 +26,14 @@ from PIL import Image
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.data.sample import EditSample
 from ace.errors import ConfigError, DataError, MissingDependencyError
+from ace.extras import install_command
 from ace.files import write_atomically
 
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ModuleNotFoundError:
-    raise MissingDependencyError("shards are Parquet and need pyarrow: pip install 'ace-allround[data]'") from None
+    raise MissingDependencyError(f"shards are Parquet and need pyarrow: {install_command('data')}") from None
 
 MANIFEST = "manifest.json"
 FORMAT = 1

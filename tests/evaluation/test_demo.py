@@ -6,7 +6,7 @@ from PIL import Image
 
 from ace.conditions.units import LongContextConditionUnit, Turn
 from ace.diffusion import seeded_generator
-from ace.evaluation.demo import DEMO_TASKS, draw_demo, draw_samples, make_demo, plan_demo
+from ace.evaluation.demo import DEMO_TASKS, draw_demo, draw_samples, error_left, make_demo, plan_demo
 from ace.evaluation.panels import Panel, draw_grid
 from ace.inference.pipeline import Request
 from tests.random_models import TINY_LIKE, random_pipeline
@@ -34,7 +34,17 @@ def test_at_least_twelve_tasks_and_three_turns_all_held_out(demo):
     assert len(set(DEMO_TASKS)) >= 12
     assert all(sample.provenance["split"] == "held_out" for sample in (*plan.samples, plan.conversation))
     assert len(made.turns) == 3
-    assert [panel.instruction for panel in made.panels] == [s.request.current.instruction for s in plan.samples]
+    assert {panel.instruction for panel in made.panels} == {s.request.current.instruction for s in plan.samples}
+
+
+def test_answers_stand_beside_the_true_ones_and_the_nearest_come_first(demo):
+    _, plan, made = demo
+    by_truth = {id(sample.target): sample for sample in plan.samples}
+    left = [error_left(by_truth[id(panel.truth)], panel.result) for panel in made.panels]
+    assert len(left) == len(plan.samples) and left == sorted(left)
+    sample = plan.samples[1]
+    assert error_left(sample, sample.target) == 0
+    assert error_left(sample, sample.request.frames()[0].image) == pytest.approx(1)
 
 
 def test_every_turn_goes_on_from_the_models_own_answers(demo):
