@@ -2,7 +2,6 @@
 #   make demo [SEED=n]     show edited images made by the model in the package
 #   make teach             ten pairs of pictures teach the model an edit that it does not know
 #   make chat              open the studio in the browser
-#   make test [ARGS=...]   run the tests
 #   make test [ARGS=...]   run the tests, in WORKERS=2 processes (0: in one, as for a debugger)
 #   make test-slow         run the tests that take longer, on a Ray cluster of two as well
 #   make test-processors   run parity, determinism and replay tests as other processors would, by environment settings
