@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from ace.data.shards import SCHEMA
 from ace.errors import AceError, ConfigError, MissingDependencyError, OutputError
+from ace.extras import install_command
 from ace.files import write_atomically
 
 PART_SCHEMA = pa.schema(
@@ -254,7 +255,7 @@ def _daft(where: Where) -> Any:
         import daft
         import daft.exceptions
     except ModuleNotFoundError:
-        raise MissingDependencyError("the data engine needs daft: pip install 'ace-allround[data]'") from None
+        raise MissingDependencyError(f"the data engine needs daft: {install_command('data')}") from None
     if where.ray:
         _join(where)
         daft.set_runner_ray(noop_if_initialized=True)

@@ -26,13 +26,14 @@ from PIL import Image
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.data.sample import EditSample
 from ace.errors import ConfigError, DataError, MissingDependencyError
+from ace.extras import install_command
 from ace.files import write_atomically
 
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ModuleNotFoundError:
-    raise MissingDependencyError("shards are Parquet and need pyarrow: pip install 'ace-allround[data]'") from None
+    raise MissingDependencyError(f"shards are Parquet and need pyarrow: {install_command('data')}") from None
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -255,6 +256,20 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise DataError(f"{file} cannot be read ({error}): write the data set again") from None
 
 
+@dataclass(frozen=True)
+class Reject:
+    """Something that a build left out: at which stage, what (a picture's or a sample's name), for which task and why.
+
+    sample: as it was made, None if none was."""
+
+    stage: str
+    what: str
+    task: str
+    reason: str
+    detail: str
+    sample: EditSample | None
+
+
 class Shards(Sequence[EditSample]):
     """The samples of a data set, by index or in order; a picture is decoded when its sample is asked for.
 
@@ -290,7 +305,19 @@ class Shards(Sequence[EditSample]):
         """The sample at an index (negative from the end), or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return from_row(self.row(index))
+        row = self.row(index)
+        if row["target"] is None and row.get("reason"):
+            what = f"{row['what']} made no sample ({row['reason']})"
+            raise DataError(f"row {index} of the rejected is a picture, {what}: read these rows with `rejects`")
+        return from_row(row)
+
+    def rejects(self) -> Iterator[Reject]:
+        """What a build left out, each with its reason, in order; for the folder `rejected` of a data set."""
+        for row in self.rows():
+            if "reason" not in row:
+                raise DataError("these are samples that were kept: rejects are in the data set's folder `rejected`")
+            sample = None if row["target"] is None else from_row(row)
+            yield Reject(row["stage"], row["what"], row["task"] or "", row["reason"], row["detail"] or "", sample)
 
     def row(self, index: int) -> dict[str, Any]:
         """The row at an index, undecoded; neighbours are kept in memory, so reading in order reads once."""

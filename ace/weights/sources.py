@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ace.conditions.vocabulary import Vocabulary
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
+from ace.extras import install_command
 from ace.files import cache_folder, hash_model
 from ace.model.devices import find_device
 from ace.plus.models import PLUS_MODELS
@@ -195,7 +196,7 @@ def load_pipeline(
         dtypes["text_encoder"] = torch.bfloat16  # as published; T5-XXL in float32 would take 19 GB
     on_disk = None if memory.plain else _text_encoder_on_disk(model, memory, torch.device(device), dtypes)
     if model.is_quantized and importlib.util.find_spec("torchao") is None:
-        raise MissingDependencyError(f"{model.name} has 8-bit weights: pip install 'ace-allround[quant]'")
+        raise MissingDependencyError(f"{model.name} has 8-bit weights: {install_command('quant')}")
     left_out = {} if on_disk is None else {"text_encoder": None}
     try:
         pipeline = ACEPipeline.from_pretrained(
