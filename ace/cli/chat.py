@@ -17,29 +17,29 @@ from ace.cli.terminal import Output, complain, short
 from ace.errors import ConfigError
 
 FIRST_PORT, NUM_PORTS = 7860, 40
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        "-p",
+        help="Port on this machine. Default: the first free one from 7860.",
+        min=1,
+        max=65535,
+        show_default=False,
+    ),
+]
+Host = Annotated[
+    str,
+    typer.Option("--host", help="Address to listen on; 0.0.0.0 for other devices, with a QR code of the link."),
+]
 
 
 def chat(
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="Session folder of the conversations; made if missing.")
     ] = Path("ace-studio"),
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port",
-            "-p",
-            help="Port on this machine. Default: the first free one from 7860.",
-            min=1,
-            max=65535,
-            show_default=False,
-        ),
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host", help="Address to listen on, for other devices 0.0.0.0; prints the link and a QR code of it."
-        ),
-    ] = "127.0.0.1",
+    port: Port = None,
+    host: Host = "127.0.0.1",
     key_file: KeyFile = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")] = False,
     model: Model = None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -78,7 +78,7 @@ def _transform(icc_profile: bytes, mode: str | None, inwards: bool) -> Any:
         return None
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
-        srgb: Any = ImageCms.createProfile("sRGB")  # pyright: ignore[reportUnknownMemberType]
+        srgb = cast("Any", ImageCms.createProfile("sRGB"))  # pyright: ignore[reportUnknownMemberType]
         intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
         if inwards:
             return ImageCms.buildTransform(own, srgb, mode, "RGB", renderingIntent=intent)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, features
@@ -487,7 +487,7 @@ def _from_grey(image: Image.Image, icc_profile: bytes, notes: list[str]) -> tupl
 
 
 def _profile(space: Literal["LAB", "sRGB"]) -> Any:
-    return ImageCms.createProfile(space)  # pyright: ignore[reportUnknownMemberType]
+    return cast("Any", ImageCms.createProfile(space))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _from_cmyk(image: Image.Image, icc_profile: bytes | None) -> Image.Image:

@@ -148,7 +148,7 @@ def run_stage(
     Raises OutputError, after everything else is done, if parts could not be written (a full disk): run again then."""
     place = folder / stage
     place.mkdir(parents=True, exist_ok=True)
-    for stale in place.glob(".*.part"):
+    for stale in place.glob(".*.part*"):
         stale.unlink(missing_ok=True)
     parts = [Part(place / f"{job.name}.parquet") for job in jobs]
     pending = [job for job, part in zip(jobs, parts, strict=True) if not part.file.exists()]

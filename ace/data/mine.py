@@ -120,7 +120,7 @@ def find_sets(recipe: DataRecipe, work: str, job: DataJob) -> Iterator[Record]:
     """Sets and pairs of all embedded pictures; a record for each."""
     assert recipe.mine is not None
     parts = [Part(Path(work) / name) for name in job.payload["parts"]]
-    file = Path(work) / "mine" / ".features.partial"  # what a kill leaves of it, the next start removes
+    file = Path(work) / "mine" / ".features.part"  # what a kill leaves of it, the next start removes
     try:
         names, table, width = _gathered(parts, file)
         if len(names) < 2:

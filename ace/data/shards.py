@@ -213,7 +213,7 @@ def write_rows(
     if (folder / MANIFEST).exists():
         raise DataError(f"{folder} holds a finished data set: choose another folder, or delete it first")
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in [*folder.glob("shard-*.parquet"), *folder.glob(".*.partial")]:
+    for stale in [*folder.glob("shard-*.parquet"), *folder.glob(".*.part*")]:
         stale.unlink()
     files: list[ShardFile] = []
     tasks: Counter[str] = Counter()

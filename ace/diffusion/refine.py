@@ -44,7 +44,7 @@ def flow_euler(
     """Noise clean latents to the first level and lead them to the last, x += (next - now) · v(x, now).
 
     velocity: the network, called with latents and a noise level; progress: told the steps done and in all."""
-    levels: list[float] = sigmas.tolist()
+    levels = [float(level) for level in sigmas]
     latents = (1 - levels[0]) * clean + levels[0] * noise
     for number, (now, following) in enumerate(itertools.pairwise(levels), start=1):
         latents = latents + (following - now) * velocity(latents, now)

@@ -340,6 +340,31 @@ class ACEBlock(nn.Module):
         shift, scale, gate = (stage.leaving.spread(rows[:, n]) for n in (3, 4, 5))
         return torch.addcmul(tokens, gate, self.mlp(modulate(tokens, shift, scale)))
 
+    def plain(
+        self,
+        tokens: Tensor,
+        modulation: Tensor,
+        text: BlockText,
+        stage: Stage,
+        reads_rows: bool = False,
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """`forward` as figure 3 draws it, with the same arguments and, up to rounding, the same result: every token
+        that enters attends to its request; nothing is left out because nobody reads it."""
+        rows = (self.modulation + modulation).to(tokens.dtype)  # (B, 6, D)
+        shift, scale, gate = (stage.entering.spread(rows[:, n]) for n in (0, 1, 2))
+        x = modulate(tokens, shift, scale)
+        tokens = tokens + gate * self.self_attn.among(x, x, stage.entering, stage.entering, before)
+
+        leaving = stage.leaving  # those that are read later, and once more for every other text
+        tokens = choose(tokens, stage.narrowed if stage.repeated is None else stage.repeated, leaving)
+        rows = rows if stage.owners is None else rows[stage.owners]
+        plan, place = (leaving.text, leaving.place_rotary) if reads_rows else (leaving.words, None)
+        tokens = tokens + self.cross_attn.to_text(tokens, text, plan, place)  # equation 5
+
+        shift, scale, gate = (leaving.spread(rows[:, n]) for n in (3, 4, 5))
+        return tokens + gate * self.mlp(modulate(tokens, shift, scale))
+
     def self_keys_values(self, tokens: Tensor, modulation: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
         """Keys and values of self-attention of the tokens that enter, (T, heads, d) each."""
         rows = (self.modulation + modulation).to(tokens.dtype)  # (B, 6, D)

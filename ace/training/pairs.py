@@ -22,7 +22,7 @@ THUMB_PX = 32
 
 
 @dataclass(frozen=True)
-class Pair:
+class TaughtPair:
     """A picture and what the edit makes of it, RGB, the same size. name: for messages."""
 
     name: str
@@ -30,7 +30,7 @@ class Pair:
     after: Image.Image
 
 
-def read_pair(name: str, before: Path, after: Path, side_px: int = 0) -> Pair:
+def read_pair(name: str, before: Path, after: Path, side_px: int = 0) -> TaughtPair:
     """Open a pair of files. side_px: larger pictures are made smaller, to this longer side; 0 = none.
 
     Raises ImageError for a file that is no picture, DataError if one is not of the other's shape."""
@@ -46,10 +46,10 @@ def read_pair(name: str, before: Path, after: Path, side_px: int = 0) -> Pair:
         first = first.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     if second.size != first.size:
         second = second.resize(first.size, Image.Resampling.LANCZOS)
-    return Pair(name, first, second)
+    return TaughtPair(name, first, second)
 
 
-def read_pairs(before: Path, after: Path, side_px: int = 0) -> list[Pair]:
+def read_pairs(before: Path, after: Path, side_px: int = 0) -> list[TaughtPair]:
     """The pictures of two folders with the same names, whatever their formats, in order of name.
 
     Raises ConfigError if a folder is not there or a picture has no partner, otherwise as `read_pair`."""
@@ -76,7 +76,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_pairs(pairs: Sequence[Pair]) -> None:
+def check_pairs(pairs: Sequence[TaughtPair]) -> None:
     """Raise DataError, in one plain line, for pairs that are too few, change nothing or contradict each other."""
     if len(pairs) < FEWEST:
         given = "1 pair is" if len(pairs) == 1 else f"{len(pairs)} pairs are"
@@ -100,7 +100,7 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
         )
 
 
-def _check_repeated(pairs: Sequence[Pair], before: np.ndarray, after: np.ndarray) -> None:
+def _check_repeated(pairs: Sequence[TaughtPair], before: np.ndarray, after: np.ndarray) -> None:
     for first in range(len(pairs)):
         for second in range(first + 1, len(pairs)):
             if _distance(before[first], before[second]) < SAME and _distance(after[first], after[second]) > 2 * SAME:

@@ -33,7 +33,7 @@ from ace.training.config import DataSource, Lora, ModelRecipe, TrainingStage, wr
 from ace.training.lock import held
 from ace.training.loop import train
 from ace.training.model import ModelRun, finished
-from ace.training.pairs import FEW, Pair, check_pairs
+from ace.training.pairs import FEW, TaughtPair, check_pairs
 from ace.training.start import start_pipeline
 from ace.weights.sources import find_model
 
@@ -70,7 +70,7 @@ def lesson_recipe(model: str, folder: Path, steps: int, rank: int, seed: int) ->
 
 
 def teach(
-    pairs: Sequence[Pair],
+    pairs: Sequence[TaughtPair],
     name: str,
     instruction: str,
     folder: Path,
@@ -109,7 +109,7 @@ def teach(
             raise
 
 
-def _look(pairs: Sequence[Pair], preview: Image.Image | None, side_px: int) -> tuple[Look, list[Pair]]:
+def _look(pairs: Sequence[TaughtPair], preview: Image.Image | None, side_px: int) -> tuple[Look, list[TaughtPair]]:
     """What previews show, and the pairs that are trained on."""
     if preview is not None:
         return Look(preview), list(pairs)
@@ -118,7 +118,7 @@ def _look(pairs: Sequence[Pair], preview: Image.Image | None, side_px: int) -> t
     return Look(World(side_px, "held_out").picture(0)), list(pairs)
 
 
-def _keep_pairs(pairs: Sequence[Pair], instruction: str, recipe: ModelRecipe, work: Path) -> bool:
+def _keep_pairs(pairs: Sequence[TaughtPair], instruction: str, recipe: ModelRecipe, work: Path) -> bool:
     """Write what is trained on and how; what was there of another lesson goes. Returns whether there was any."""
     new = work.with_name(".lesson.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -214,7 +214,7 @@ def draw_sheet(look: Look, answer: Image.Image, path: Path) -> Path:
     return path
 
 
-def draw_lesson(pairs: Sequence[Pair], look: Look, answer: Image.Image, path: Path) -> Path:
+def draw_lesson(pairs: Sequence[TaughtPair], look: Look, answer: Image.Image, path: Path) -> Path:
     """Write the whole lesson: the pairs that were trained on, each before over after, and the preview under them."""
     side = CELL_PX // 2
     few = pairs[:MOST_SHOWN]

@@ -11,7 +11,7 @@ from ace.errors import ConfigError, ShapeError
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.cost import num_parameters, step_cost, text_cost, weight_bytes
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents
-from ace.model.transformer import ACETransformer
+from ace.model.transformer import ACEBlock, ACETransformer
 from tests.random_models import PUBLISHED_LIKE, TINY_LIKE, random_transformer
 
 
@@ -142,6 +142,27 @@ def test_two_branches_of_a_request_in_one_pass_are_the_same_as_two_requests(dept
         for one, own, step, packed in zip(everything, latents, (7, 7, 400, 400, 900), together, strict=True):
             (alone,), _ = run(model, [one], [own], [step])
             assert (alone - packed).abs().max() <= 1e-5 * alone.abs().max()
+
+
+@pytest.mark.parametrize("config", [PUBLISHED_LIKE, TINY_LIKE], ids=["published_like", "tiny_like"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_block_as_the_paper_draws_it_gives_what_the_pruned_one_does(config, depth, monkeypatch):
+    torch.manual_seed(0)
+    config = dataclasses.replace(config, depth=depth)
+    model = random_transformer(config)
+    first, second = request(config, (4, 6), (4, 4)), request(config, (8, 8))
+    requests = [first, replace_texts(first, 1), second]
+    p = config.patch_size
+    layout = make_layout(requests, p, config.head_dim, repeats=(False, True, False))
+    channels = config.latent_channels if config.source_on_channels else 0
+    noisy = [torch.randn(config.latent_channels, *one.size) for one in (first, second)]
+    patches = pack_latents(noisy, [condition_patches(one, p, channels) for one in (first, second)], p)
+    texts, steps = torch.cat([text for one in requests for text in one.texts]), torch.tensor([7, 400])
+    with torch.no_grad():
+        pruned = model(patches, steps, layout, texts=texts)
+        monkeypatch.setattr(ACEBlock, "forward", ACEBlock.plain)
+        plain = model(patches, steps, layout, texts=texts)
+    assert (plain - pruned).abs().max() <= 1e-5 * pruned.abs().max()
 
 
 def test_a_text_of_one_token_reads_as_attention_to_one_key():

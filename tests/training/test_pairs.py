@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from ace.data.world import World
 from ace.errors import ConfigError, DataError
-from ace.training.pairs import Pair, check_pairs, read_pairs
+from ace.training.pairs import TaughtPair, check_pairs, read_pairs
 
 
 def sepia(picture: Image.Image) -> Image.Image:
@@ -23,8 +23,8 @@ def pictures() -> list[Image.Image]:
     return [world.picture(seed) for seed in range(10)]
 
 
-def pairs_of(pictures, edits) -> list[Pair]:
-    return [Pair(f"{n:02d}", picture, edits[n % len(edits)](picture)) for n, picture in enumerate(pictures)]
+def pairs_of(pictures, edits) -> list[TaughtPair]:
+    return [TaughtPair(f"{n:02d}", picture, edits[n % len(edits)](picture)) for n, picture in enumerate(pictures)]
 
 
 EDITS = {
@@ -49,13 +49,13 @@ def test_two_edits_at_once_contradict_each_other(pictures):
 
 def test_a_pair_the_wrong_way_round_is_named(pictures):
     pairs = pairs_of(pictures, [night])
-    pairs[3] = Pair("03", pairs[3].after, pairs[3].before)
+    pairs[3] = TaughtPair("03", pairs[3].after, pairs[3].before)
     with pytest.raises(DataError, match=r"^the pairs contradict each other: 03 goes another way"):
         check_pairs(pairs)
 
 
 def test_the_same_picture_with_two_answers_is_named(pictures):
-    pairs = [*pairs_of(pictures, [sepia]), Pair("other", pictures[0], ImageOps.flip(sepia(pictures[0])))]
+    pairs = [*pairs_of(pictures, [sepia]), TaughtPair("other", pictures[0], ImageOps.flip(sepia(pictures[0])))]
     with pytest.raises(DataError, match=r"00 and other contradict each other"):
         check_pairs(pairs)
 

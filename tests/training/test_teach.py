@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ace.cli import app
 from ace.data.world import World
 from ace.lesson import read_lesson
-from ace.training.pairs import Pair
+from ace.training.pairs import TaughtPair
 from ace.training.teach import error_to, teach
 
 STEPS = 30
@@ -54,7 +54,7 @@ def test_ten_pairs_teach_an_edit_by_command_and_the_printed_command_uses_it(pict
 
 
 def test_a_lesson_that_is_stopped_keeps_its_adapter_and_says_so(pictures, tmp_path):
-    pairs = [Pair(str(number), picture, sepia(picture)) for number, picture in enumerate(pictures[:4])]
+    pairs = [TaughtPair(str(number), picture, sepia(picture)) for number, picture in enumerate(pictures[:4])]
     asked: list[int] = []
     warned: list[str] = []
 
