@@ -61,7 +61,7 @@ app.add_typer(evaluate.evaluate, name="eval")
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Create and edit images from instructions. `ace VERB --help` shows examples."""
     hush_torchao()

@@ -33,7 +33,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 def models(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Say what this one has learnt to draw from words.", show_default=False),
+        typer.Argument(
+            metavar="[MODEL]", help="Describe this model and what it has learnt to draw.", show_default=False
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

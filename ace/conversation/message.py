@@ -1,4 +1,4 @@
-"""From what somebody says to a job: `Message` and the one `open_message` for every door.
+"""From a user's message to a job: `Message` and the one `open_message` for every door.
 
 What is edited, by one rule for the command line, the studio, the server and agents: the message's `photo`; else the
 answer that the message follows; else, in a new conversation, its first reference. That image is `{image}` in the words;
@@ -78,7 +78,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Message:
-    """What somebody says. photo: the image to edit; references: further ones, in order (see the top of this file);
+    """A user's message. photo: the image to edit; references: further ones, in order (see the top of this file);
     mask: of the image that is edited. max_history: how many rounds before it the model sees."""
 
     text: str

@@ -6,7 +6,7 @@
     nodes/0001/input0.png …     the request's pictures (unless a picture is the answer of another node: then a
     reference) nodes/0001/mask0.png …      their masks
     nodes/0001/latents.safetensors   optional: of the answer, for the next round to go on from
-    head.json                        optional: the node that whoever looks at it was at last
+    head.json                        optional: the node that was looked at last
     labels.json                      optional: names that people gave, and what they deleted (`labels.py`)
 
 A node is written beside the others under a hidden name and becomes visible by one rename, so a session that is killed
@@ -99,7 +99,7 @@ class _NodeFile(_Entry):
 
 
 class _Head(_Entry):
-    """Where somebody was last; None = before a new conversation."""
+    """The node that was looked at last; None = before a new conversation."""
 
     node: NodeId | None
 
@@ -326,7 +326,7 @@ class Session:
     # Writing
 
     def set_head(self, node_id: str | None) -> None:
-        """Remember where somebody is in the tree; None = before a new conversation. Undo is a step to the parent.
+        """Remember which node is looked at; None = before a new conversation. Undo is a step to the parent.
 
         Raises SessionError for a node that does not exist."""
         if node_id is not None:

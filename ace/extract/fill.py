@@ -80,4 +80,4 @@ def smear(image: np.ndarray, mask: np.ndarray, radius_px: float = 3.0) -> np.nda
 
 def _check(image: np.ndarray, mask: np.ndarray) -> None:
     if mask.shape != image.shape[:2]:
-        raise ImageError(f"the mask is {mask.shape[1]}x{mask.shape[0]} px, not the picture's size: make it so")
+        raise ImageError(f"the mask is {mask.shape[1]}x{mask.shape[0]} px, not the picture's size: resize it")

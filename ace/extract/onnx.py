@@ -1,4 +1,4 @@
-"""Opening a pinned ONNX file or TensorFlow Lite file for the CPU, quietly and always computed alike.
+"""Opening a pinned ONNX file or TensorFlow Lite file for the CPU, quietly and with reproducible results.
 
 One thread by default: a data engine runs one worker per core.
 """

@@ -20,7 +20,7 @@ def draw_signal(name: str, image: np.ndarray) -> np.ndarray:
     """The signal of image (H, W, 3) uint8, RGB, as (H, W, 3) uint8.
 
     name: one of `SIGNALS`. Raises ConfigError for another one, MissingDependencyError if its weights have not been
-    fetched (`ace data setup`), ImageError if there is nothing to draw, such as the pose of nobody."""
+    fetched (`ace data setup`), ImageError if there is nothing to draw, such as a pose without a person."""
     if name not in _DRAW:
         raise ConfigError(f"no signal is called {name!r}: use one of {', '.join(SIGNALS)}")
     return _DRAW[name](image)

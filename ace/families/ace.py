@@ -247,7 +247,7 @@ class AceFamily(Family):
 
 
 def _memory_of(recipe: Recipe) -> str:
-    """The memory mode that holds the weights as a recipe says: the modes that are exact are alike."""
+    """The memory mode that loads weights as a recipe says; all exact modes give the same result."""
     if recipe.settings.get("quantize_text"):
         return "8bit"
     return "lean" if recipe.settings.get("tile_px") else "auto"

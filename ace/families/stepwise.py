@@ -23,7 +23,7 @@ class _Closed(BaseException):
 
 
 class _Handover:
-    """What the two threads share. Whoever is not on waits."""
+    """State shared by the two threads, of which one runs at a time."""
 
     def __init__(self) -> None:
         self.on = threading.Semaphore(0)  # the call may run
@@ -65,7 +65,7 @@ class _Handover:
 
 class Stepwise:
     """A call that is let on step by step. call: gets the function that its loop calls after every step; starts with
-    the first `step`. It must not refer to this object, or nobody would notice that it is no longer used."""
+    the first `step`. It must not refer to this object, which could then never be garbage-collected."""
 
     def __init__(self, call: Callable[[OnStep], Any]) -> None:
         self._handover = _Handover()

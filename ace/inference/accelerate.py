@@ -51,7 +51,7 @@ class Fast:
         if not 0 < self.step_share <= 1 or not 0 <= self.guided[0] < self.guided[1] <= 1:
             raise ConfigError(f"impossible acceleration {self}: shares lie between 0 and 1")
         if self.cache_interval < 1:
-            raise ConfigError(f"one computed step of {self.cache_interval}: use 1 (all) or more")
+            raise ConfigError(f"cache interval {self.cache_interval}: use 1 (every step is computed) or more")
 
     @property
     def name(self) -> str:

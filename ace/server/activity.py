@@ -62,7 +62,7 @@ class Active:
 
 
 class Activity:
-    """The requests of one session. Any thread may change it. num_moves: how often somebody moved its head."""
+    """The requests of one session. Any thread may change it. num_moves: how often its head was moved."""
 
     def __init__(self) -> None:
         self.num_moves = 0
@@ -72,7 +72,7 @@ class Activity:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs and nobody listens."""
+        """Whether nothing runs and no client listens."""
         with self._lock:
             return not self._listeners and not self._running()
 
@@ -102,12 +102,12 @@ class Activity:
         self.changed()
 
     def moved(self) -> None:
-        """Somebody went elsewhere in the tree."""
+        """Note that the session's head has moved."""
         self.num_moves += 1
         self.changed()
 
     def changed(self) -> None:
-        """Tell everybody who listens."""
+        """Notify all listeners."""
         with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:

@@ -371,7 +371,7 @@ class Engine:
             _deliver(request, made or failure)
 
     def _end(self, request: EngineRequest, status: Status, error: Exception) -> None:
-        """Say that it ended without a result; called with the lock held, so others tell whoever waits for it."""
+        """Mark it as ended without a result. Called with the lock held, so the caller notifies those who wait."""
         self._settle(request, status)
         self._finishers.submit(_deliver, request, error)
 

@@ -121,7 +121,7 @@ class Front:
                 await watcher
 
     async def result_of(self, accepted: Accepted) -> Any:
-        """The result; whoever gives up waiting cancels the request."""
+        """The result; a client that disconnects cancels the request."""
         try:
             return await asyncio.wrap_future(accepted.result)
         finally:

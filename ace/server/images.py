@@ -160,7 +160,7 @@ def _download(path: str, query: str, host: AllowedHost, address: str, max_bytes:
             client.stream("GET", target, headers={"Host": name}, extensions={"sni_hostname": host.host}) as answer,
         ):
             if answer.status_code != 200:
-                raise ImageError(f"{host.host} answered {answer.status_code} instead of a image: check the address")
+                raise ImageError(f"{host.host} answered {answer.status_code} instead of an image: check the address")
             for chunk in answer.iter_raw():
                 data += chunk
                 if len(data) > max_bytes:

@@ -26,7 +26,7 @@ class Entry(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """Waiting items of several clients. Not locked: whoever uses it from several threads holds a lock."""
+    """Waiting items of several clients. Not thread-safe: the caller holds a lock."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[Entry[Item]]] = {}

@@ -91,7 +91,7 @@ def session_reply(opened: Opened) -> SessionReply:
 
 
 def _labels_tag(opened: Opened) -> str:
-    """Changes whenever somebody names or deletes something."""
+    """A value that changes with every rename and deletion."""
     try:
         return str((opened.session.folder / LABELS).stat().st_mtime_ns)
     except OSError:

@@ -171,7 +171,7 @@ class Service:
         return accepted
 
     def _end(self, accepted: Accepted, held: int, keep: Keep, on_end: OnEnd) -> None:
-        """Keep what was made, write down how it ended, and tell everybody who waits."""
+        """Store the results, record how the request ended, and notify those who wait for it."""
         value: Any = None
         errors = [error for one in accepted.requests if (error := one.result.exception()) is not None]
         # the error that came first: the others were cancelled because of it
@@ -420,7 +420,7 @@ class Service:
 
 
 def head_of(session: Session) -> str | None:
-    """Where somebody is in a session; the newest node if that cannot be read."""
+    """The head of a session; the newest node if it cannot be read."""
     try:
         return session.head()
     except SessionError:

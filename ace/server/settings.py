@@ -92,7 +92,7 @@ class ServerSettings:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port {self.port}: use 1 to 65535, or 0 for any free one")
         if self.images_per_minute is not None and self.images_per_minute <= 0:
-            raise ConfigError("a quota of no images: leave it out, or allow some")
+            raise ConfigError("the quota is less than 1 image: raise it, or leave it out")
         sizes = (self.max_upload_bytes, self.max_receiving_bytes, self.max_held_bytes, self.max_pixels)
         counts = (self.upload_timeout_s, self.max_images, self.max_sessions, self.max_session_nodes)
         if min(*sizes, *counts) < 1 or self.kept_bytes < 0 or self.drain_s < 0:

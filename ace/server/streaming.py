@@ -83,7 +83,7 @@ async def _events(
     writer: EventWriter,
     completed: Callable[[list], AsyncIterator[str]],
 ) -> AsyncIterator[str]:
-    """The events of an accepted request; whoever stops listening cancels it."""
+    """The events of an accepted request; a client that disconnects cancels it."""
 
     async def result() -> list:
         try:
