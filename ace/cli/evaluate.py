@@ -37,6 +37,7 @@ from ace.cli.contestants import (
 from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers, tasks_named
 from ace.cli.terminal import Output, Verbs, short
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from ace.evaluation import WorldReport
@@ -297,7 +298,7 @@ def study(
 
         from ace.evaluation.study_page import make_app
     except ImportError as error:
-        raise MissingDependencyError("the page needs FastAPI: pip install 'ace-allround[eval]'") from error
+        raise MissingDependencyError(f"the page needs FastAPI: {install_command('eval')}") from error
     Output().say(f"http://127.0.0.1:{port}/  {len(asked.answers)} answers; report at /report; stop with Ctrl-C")
     uvicorn.run(make_app(asked), host="127.0.0.1", port=port, log_level="warning")
 
