@@ -116,7 +116,7 @@ def talk(folder: Path) -> Path:
 def moved(session: Path, level: dict[str, str]) -> tuple[str, int]:
     """How the session's pictures, made again under a level, differ from what they were: in words, and in levels."""
     rows = json.loads(ace(level, "replay", str(session), "--device", "cpu", "--json"))
-    most = max(row["largest_difference"] for row in rows)
+    most = max(255 if row["largest_difference"] is None else row["largest_difference"] for row in rows)
     same = sum(row["same_bytes"] for row in rows)
     return f"replayed {same} of {len(rows)} to the byte, the others within {most} of 255 levels", most
 
