@@ -65,7 +65,9 @@ def test_pairs_become_an_edit_in_the_browser_and_the_studio_stays_answered(
         page.wait_for_selector('[data-lesson="sepia"].running')
         page.keyboard.press("Escape")
         say(page, "a red apple", "0001")  # meanwhile
-        page.wait_for_selector(".notice >> text=sepia is taught: on the pair kept apart the error", timeout=1000 * PATIENCE_S)
+        page.wait_for_selector(
+            ".notice >> text=sepia is taught: on the pair kept apart the error", timeout=1000 * PATIENCE_S
+        )
         page.click(".notice >> text=Use it")
         page.wait_for_selector(".about >> text=with sepia")
         assert page.input_value("#say") == "sepia"
