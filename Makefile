@@ -2,7 +2,7 @@
 #   make demo [SEED=n]     show edited images made by the model in the package
 #   make teach             ten pairs of pictures teach the model an edit that it does not know
 #   make chat              open the studio in the browser
-#   make test [ARGS=...]   run the tests
+#   make test [ARGS=...]   run the tests, in WORKERS=2 processes (0: in one, as for a debugger)
 #   make test-slow         run the tests that take longer, on a Ray cluster of two as well
 #   make test-processors   run parity, determinism and replay tests as other processors would, by environment settings
 #   make soak              a real server under broken, impatient and hostile load for a minute
@@ -16,6 +16,7 @@
 VENV ?= .venv
 SEED ?=
 ARGS ?=
+WORKERS ?= 2
 TORCH_INDEX ?=
 # The first interpreter that is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -39,7 +40,7 @@ chat: $(VENV)/.web
 	$(BIN)/ace chat
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(PIP_INSTALL) ray

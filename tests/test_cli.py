@@ -377,8 +377,8 @@ def test_a_session_continues_branches_and_remembers(here):
     assert [node.parents for node in nodes] == [(), ("0001",), ("0001",)]
     assert [round.instruction for round in nodes[1].recipe.history] == ["make it blue"]
     assert [turn.unit.instruction for turn in Session.open("talk").history("0003")] == ["make it blue", "no, a scarf"]
-    assert (pixels("out.png") == pixels(nodes[2].image_path)).all()
-    first, second = pixels(nodes[0].image_path), pixels("out.png")
+    assert (pixels("out.png") == pixels(nodes[2].answer_path)).all()
+    first, second = pixels(nodes[0].answer_path), pixels("out.png")
     assert (first[:, SIDE // 2 :] == second[:, SIDE // 2 :]).all()
     tree = ace("session", "talk").splitlines()
     assert [line.split("  (")[0] for line in tree] == [
@@ -471,6 +471,25 @@ def test_replay_says_what_differs(here, tmp_path_factory):
     result = CliRunner().invoke(app, ["replay", "out.png", "--model", str(other)])
     assert result.exit_code == 1
     assert "model small: " in result.stdout
+
+
+def test_replay_of_another_machines_picture_names_what_differs_and_tolerates_rounding(here):
+    ace("generate", "a cat", "-o", "out.png", "--seed", "3")
+    recipe, values = recipes.read(Path("out.png")), pixels("out.png")
+    values[0, 0, 0] += 1 if values[0, 0, 0] < 255 else -1
+    other = {"num_threads": recipe.environment.num_threads + 1, "arch": "x86_64 AVX512 genuineintel amx_tile"}
+    recipe = recipe.model_copy(update={"environment": recipe.environment.model_copy(update=other)})
+    recipes.embed(Image.fromarray(values.astype(np.uint8)), Path("out.png"), recipe)
+    result = CliRunner().invoke(app, ["replay", "out.png"], prog_name="ace")
+    assert result.exit_code == 1
+    for said in (
+        *("pixels differ by up to 1 of 255 levels", "processor: x86_64 AVX512 genuineintel amx_tile then"),
+        *("threads: ", "--tolerance 1 accepts it"),
+    ):
+        assert said in result.output
+    told = ace_json("replay", "out.png", "--tolerance", "1")
+    assert told["accepted"] and not told["same_pixels"] and told["largest_difference"] == 1
+    assert len(told["differences"]) == 2
 
 
 def test_replay_of_a_picture_that_was_changed_since_says_so(here):

@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "conversation": ("conditions", "inference", "files"),
     "families": ("conditions", "extract", "diffusion", "inference", "plus", "weights", "conversation", "files"),
     "tiny": ("inference", "weights"),
-    "data": ("conditions", "extract", "lists", "pages", "settings"),
+    "data": ("conditions", "extract", "files", "lists", "pages", "settings"),
     "training": ("data", "inference", "plus", "weights", "lesson", "pages", "settings"),
     "evaluation": ("inference", "data", "weights", "conversation", "families", "files", "pages"),
     "server": ("conditions", "model", "conversation", "lesson"),

@@ -27,6 +27,7 @@ from ace.cli import (
     teach,
     train,
 )
+from ace.cli.lean import own_process
 from ace.cli.terminal import STOPPED, Verbs, hush_torchao
 
 __all__ = ["app", "main"]
@@ -74,6 +75,7 @@ def start(
 
 def main() -> None:
     """The `ace` command."""
+    own_process()
     try:
         app(prog_name="ace")
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -342,20 +343,22 @@ def ice_bench(
     from ace.evaluation.ice import evaluate_ice_bench
     from ace.evaluation.judge import Judge
 
-    asked = None
-    if judge is not None:
-        asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY", ""), language=judge_language)
     weights = None if face_weights is None else allowed_faces(face_weights, accept)
-    table = evaluate_ice_bench(
-        data,
-        measured,
-        folder,
-        ice_scorers(models, weights, clip, dinov2, asked, raw),
-        results=results,
-        limit=limit,
-        seed=seed,
-        quiet=quiet,
-    )
+    with ExitStack() as stack:
+        asked = None
+        if judge is not None:
+            key = os.environ.get("OPENAI_API_KEY", "")
+            asked = stack.enter_context(Judge(judge, judge_model, key, language=judge_language))
+        table = evaluate_ice_bench(
+            data,
+            measured,
+            folder,
+            ice_scorers(models, weights, clip, dinov2, asked, raw),
+            results=results,
+            limit=limit,
+            seed=seed,
+            quiet=quiet,
+        )
     Output(quiet=quiet).say(f"{short(folder / 'table.md')}  {table.rows[-1].source}; and eval_result.txt")
 
 

@@ -51,7 +51,7 @@ def draw_grid(panels: Sequence[Panel], columns: int) -> Image.Image:
     with_truth = any(panel.truth is not None for panel in panels)
     wide, caption = (CARD_PX + TRUTH_PX, CAPTION_PX) if with_truth else (CARD_PX, 0)
     rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
-    texts = [[_wrap(in_words(panel.instruction), wide - 2 * PAD, 22) for panel in row] for row in rows]
+    texts = [[wrap(in_words(panel.instruction), wide - 2 * PAD, 22) for panel in row] for row in rows]
     heights = [_text_height(max(len(lines) for lines in row)) + caption + PICTURE_PX + 2 * PAD for row in texts]
     sheet = Image.new("RGB", (columns * wide + (columns - 1) * GAP, sum(heights) + GAP * (len(rows) - 1)), PAPER)
     top = 0
@@ -69,7 +69,7 @@ def draw_conversation(
     answer)."""
     step = (width - 2 * PAD - PICTURE_PX) / len(turns)
     space = int(step) - PICTURE_PX
-    texts = [_wrap(f"{number}. {in_words(text)}", space - 28, 20) for number, (text, _) in enumerate(turns, 1)]
+    texts = [wrap(f"{number}. {in_words(text)}", space - 28, 20) for number, (text, _) in enumerate(turns, 1)]
     inner = max(PICTURE_PX, max(len(lines) for lines in texts) * _line_px(20) + 40)
     top = PAD + 34
     card, draw = _blank(width, top + inner + PAD)
@@ -80,7 +80,7 @@ def draw_conversation(
         left = PAD + round(number * step) + PICTURE_PX
         height = len(lines) * _line_px(20) + 30
         text_top = top + (inner - height) // 2
-        _write(draw, lines, (left + 16, text_top), 20)
+        write(draw, lines, (left + 16, text_top), 20)
         _arrow(draw, left + space // 2, text_top + height - 8)
         _paste(card, answer, None, (PAD + round((number + 1) * step), picture_top, PICTURE_PX))
     return card
@@ -108,7 +108,7 @@ def draw_page(title: str, subtitle: str, parts: Sequence[Image.Image], footer: s
 def _card(panel: Panel, lines: list[Line], width: int, height: int) -> Image.Image:
     card, draw = _blank(width, height)
     draw.text((PAD, PAD), panel.title, font=_font(18), fill=ACCENT)
-    _write(draw, lines, (PAD, PAD + 28), 22)
+    write(draw, lines, (PAD, PAD + 28), 22)
     top = height - PAD - PICTURE_PX
     result_left = PAD + PICTURE_PX + ARROW_PX
     if panel.images:
@@ -121,8 +121,8 @@ def _card(panel: Panel, lines: list[Line], width: int, height: int) -> Image.Ima
             _paste(card, image, mask, place)
         _arrow(draw, PAD + PICTURE_PX + ARROW_PX // 2, top + PICTURE_PX // 2)
     else:
-        note = _wrap("from words alone", PICTURE_PX, 18)
-        _write(draw, note, (PAD, top + PICTURE_PX // 2 - 13), 18, SOFT)
+        note = wrap("from words alone", PICTURE_PX, 18)
+        write(draw, note, (PAD, top + PICTURE_PX // 2 - 13), 18, SOFT)
         _arrow(draw, PAD + PICTURE_PX + ARROW_PX // 2, top + PICTURE_PX // 2)
     _paste(card, panel.result, None, (result_left, top, PICTURE_PX))
     if panel.truth is not None:
@@ -200,8 +200,9 @@ def _fitting(word: str, size_px: int) -> tuple[str, ImageFont.FreeTypeFont]:
     return "".join(letter if letter in known else "?" for letter in word), _font(size_px)
 
 
-def _wrap(text: str, width_px: int, size_px: int) -> list[Line]:
-    """Lines of whole words; a word that is longer than a line is broken."""
+def wrap(text: str, width_px: int, size_px: int, max_lines: int = 0) -> list[Line]:
+    """Lines of whole words; a word that is longer than a line is broken. max_lines: of more, the last kept one ends in
+    "..."; 0 = all."""
     lines: list[Line] = [[]]
     room = float(width_px)
     space = _font(size_px).getlength(" ")
@@ -217,12 +218,19 @@ def _wrap(text: str, width_px: int, size_px: int) -> list[Line]:
             room = float(width_px)
         lines[-1].append((shown, font))
         room -= length + space
-    return [line for line in lines if line] or [[("", _font(size_px))]]
+    lines = [line for line in lines if line] or [[("", _font(size_px))]]
+    if 0 < max_lines < len(lines):
+        last, more = lines[max_lines - 1], ("...", _font(size_px))
+        while len(last) > 1 and sum(font.getlength(word) + space for word, font in [*last, more]) > width_px:
+            last.pop()
+        lines = [*lines[: max_lines - 1], [*last, more]]
+    return lines
 
 
-def _write(
+def write(
     draw: ImageDraw.ImageDraw, lines: list[Line], place: tuple[int, int], size_px: int, fill: tuple[int, int, int] = INK
 ) -> None:
+    """Draw wrapped lines from their top left corner."""
     x, y = place
     space = _font(size_px).getlength(" ")
     for number, line in enumerate(lines):

@@ -7,7 +7,7 @@ from PIL import Image
 from ace.conditions.units import LongContextConditionUnit, Turn
 from ace.diffusion import seeded_generator
 from ace.evaluation.demo import DEMO_TASKS, draw_demo, draw_samples, error_left, make_demo, plan_demo
-from ace.evaluation.panels import Panel, draw_grid
+from ace.evaluation.panels import Panel, draw_grid, wrap
 from ace.inference.pipeline import Request
 from tests.random_models import TINY_LIKE, random_pipeline
 
@@ -77,6 +77,15 @@ def test_long_and_foreign_instructions_fit_their_card():
     grid = draw_grid([long, foreign], 2)
     assert grid.width < grid.height * 4
     assert (np.asarray(grid)[:, -1] == np.asarray(grid)[0, -1]).any()
+
+
+def test_words_are_set_in_a_font_that_has_them_and_end_in_dots_where_they_are_cut():
+    (line,) = wrap('write "北京" here', 400, 13)
+    assert [word for word, _ in line] == ["write", '"北京"', "here"]
+    assert len({font.path for _, font in line}) == 2
+    cut = wrap("one two three four five six seven eight nine ten", 90, 13, max_lines=2)
+    assert len(cut) == 2 and cut[-1][-1][0] == "..."
+    assert sum(font.getlength(word) for word, font in cut[-1]) <= 90
 
 
 def test_samples_of_the_world_are_drawn_a_row_per_task():
