@@ -1,4 +1,4 @@
-"""`ace session`: look at a conversation, and carry it from one place to another as one file."""
+"""`ace session`: look at a conversation, name and delete its edits, carry it from one place to another as one file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,12 +50,15 @@ def show(folder: Folder, json: Json = False) -> None:
     from ace.conversation.session import Session
 
     output = Output(json)
-    nodes = Session.open(folder).nodes()
+    opened = Session.open(folder)
+    nodes, known = [opened.node(node_id) for node_id in opened.shown_ids()], opened.labels()
+    above = {node.id: opened.shown_parent(node.id) for node in nodes}
     output.data(
         [
             {
                 "node": node.id,
                 "parents": node.parents,
+                "title": known.titles.get(node.id, ""),
                 "instruction": node.instruction,
                 "seed": node.recipe.seed,
                 "file": str(node.answer_path),
@@ -63,17 +66,63 @@ def show(folder: Folder, json: Json = False) -> None:
             for node in nodes
         ]
     )
-    for depth, node in _as_tree(nodes):
-        output.say(f"{'   ' * depth}{node.id}  {node.instruction}  (seed {node.recipe.seed})")
+    for depth, node in _as_tree(nodes, above):
+        title = f"“{known.titles[node.id]}”  " if node.id in known.titles else ""
+        output.say(f"{'   ' * depth}{node.id}  {title}{node.instruction}  (seed {node.recipe.seed})")
     if not nodes:
         output.say("no edits yet")
 
 
-def _as_tree(nodes: Sequence[Node]) -> Iterator[tuple[int, Node]]:
-    """(depth, node), each before its children, siblings from the oldest."""
+@session.command()
+def rename(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help='The name; "" takes it away.', show_default=False)],
+    node: Annotated[
+        str | None,
+        typer.Option("--node", metavar="NODE", help="Name this edit, in place of the session.", show_default=False),
+    ] = None,
+) -> None:
+    """Give a session, or one of its edits, a name for people.
+
+    
+    ace session rename talk "Summer holiday"
+    ace session rename talk "the good one" --node 0003
+    """
+    from ace.conversation.session import Session
+
+    opened = Session.open(folder)
+    if node is None:
+        opened.rename(name)
+    else:
+        opened.rename_node(node, name)
+
+
+@session.command()
+def delete(
+    folder: Folder,
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="Edits, such as 0003.", show_default=False)],
+    quiet: Quiet = False,
+) -> None:
+    """Delete edits of a session. What was made from them stays whole: their files go when nothing needs them any more.
+
+    
+    ace session delete talk 0003 0004
+    """
+    from ace.conversation.session import Session
+
+    opened, output = Session.open(folder), Output(quiet=quiet)
+    for node_id in nodes:
+        opened.delete_node(node_id)
+    needed = [node_id for node_id in nodes if node_id in opened.node_ids()]
+    kept = f"; the files of {', '.join(needed)} stay for what was made from them" if needed else ""
+    output.say(f"{short(folder)}: {count_of(len(nodes), 'edit')} deleted{kept}")
+
+
+def _as_tree(nodes: Sequence[Node], above: Mapping[str, str | None]) -> Iterator[tuple[int, Node]]:
+    """(depth, node), each before its children, siblings from the oldest. above: the node that each hangs under."""
     children: dict[str | None, list[Node]] = {}
     for node in nodes:
-        children.setdefault(node.parents[0] if node.parents else None, []).append(node)
+        children.setdefault(above[node.id], []).append(node)
     todo = [(0, node) for node in reversed(children.get(None, []))]
     while todo:
         depth, node = todo.pop()

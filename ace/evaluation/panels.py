@@ -24,7 +24,7 @@ GAP = 18
 MARGIN = 40
 CARD_PX = 2 * PAD + 2 * PICTURE_PX + ARROW_PX
 TRUTH_PX = PICTURE_PX + 28  # that a card is wider with its true answer
-CAPTION_PX = 22
+CAPTION_PX = 26
 
 PAPER, CARD, EDGE = (244, 243, 239), (255, 255, 255), (222, 219, 211)
 INK, SOFT, ACCENT = (34, 36, 40), (120, 122, 126), (196, 68, 40)

@@ -147,7 +147,9 @@ def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> 
 
 def _adapters_of(recipe: Recipe) -> tuple[str, ...]:
     try:
-        return tuple(f"{one['name']}:{one['weight']:g}" for one in json.loads(recipe.settings.get("adapters") or "[]"))
+        return tuple(
+            f"{one['name']}:{one['weight']:g}" for one in json.loads(str(recipe.settings.get("adapters") or "[]"))
+        )
     except (ValueError, KeyError, TypeError):
         return ()
 

@@ -32,6 +32,7 @@ from ace.server.front import Front, TheFront
 from ace.server.service import NotFoundError, Opened
 
 _MOST_PAIRS = 200
+_MOST_AT_ONCE = 2  # lessons: each takes a processor
 _FIELDS = ("name", "instruction", "steps", "session", "nodes")
 _NICE = 10 if sys.platform != "win32" else psutil.BELOW_NORMAL_PRIORITY_CLASS
 _END_S = 20.0  # that lessons have to write their adapters when the studio ends
@@ -138,6 +139,8 @@ class Lessons:
     def _check_free(self, name: str) -> None:
         if self._is_running(name):
             raise ConfigError(f"{name} is being taught already: stop it first, or choose another name")
+        if sum(map(self._is_running, self._started)) >= _MOST_AT_ONCE:
+            raise ConfigError(f"{_MOST_AT_ONCE} edits are being taught: wait for one, or stop it")
         if (self.folder / name / FILES["peft"]).exists():
             raise ConfigError(f"there is an adapter {name} already: delete it, or choose another name")
 

@@ -95,7 +95,7 @@ class AdapterSwitch:
         self._now: dict[str, float] = dict(self._fixed)
 
     def use(self, choices: Sequence[AdapterChoice]) -> None:
-        """From now on these are added, and no others but the fixed ones. Raises ConfigError or CheckpointError."""
+        """From now on add these, and no others but the fixed ones. Raises ConfigError for one that does not fit."""
         from ace.model.lora import attach, choose, read_adapter
 
         transformer = self.pipeline.transformer
@@ -107,7 +107,10 @@ class AdapterSwitch:
                 self._names[key] = self._names.pop(key)
             else:
                 check_adapter(choice.path)
-                adapter = read_adapter(file, transformer, choice.path.stem)
+                try:
+                    adapter = read_adapter(file, transformer, choice.path.stem)
+                except CheckpointError as error:  # one of another model, which the request named
+                    raise ConfigError(str(error)) from None
                 (name,) = attach(transformer, [(adapter, choice.weight)])
                 self._names[key] = name, adapter.notes
                 self._now = {}  # attaching has switched it on

@@ -45,7 +45,7 @@ def fuse(model: ModelFiles, adapters: Sequence[AdapterChoice], folder: Path) -> 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(model.folder, part, ignore=lambda at, names: names if Path(at).name == "transformer" else [])
-        transformer.to(stored).save_pretrained(part / "transformer")
+        transformer.to(dtype=stored).save_pretrained(part / "transformer")
         part.rename(folder)
     except OSError as error:
         raise OutputError(f"{folder.name} cannot be written ({(error.strerror or str(error)).lower()})") from None

@@ -5,7 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from ace.cli import app
 from ace.conditions.units import ConditionUnit
 from ace.conversation.recipe import CURRENT_RULES, Environment, Recipe
 from ace.conversation.session import Session
@@ -113,3 +115,17 @@ def test_damaged_labels_and_unknown_nodes_are_said(session):
     (session.folder / "labels.json").write_text('{"last": "nine"}')
     with pytest.raises(SessionError, match=r"labels\.json of talk is damaged"):
         session.shown_ids()
+
+
+def test_the_command_line_names_deletes_and_shows_what_is_left(session):
+    def ace(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["session", *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    folder = str(session.folder)
+    ace("rename", folder, "the good one", "--node", "0003")
+    assert "the files of 0002 stay" in ace("delete", folder, "0002")
+    assert ace(folder).splitlines() == ["0001  make it 10  (seed 1)", "   0003  “the good one”  make it 30  (seed 1)"]
+    assert "stay" not in ace("delete", folder, "0003")
+    assert session.node_ids() == ("0001",)

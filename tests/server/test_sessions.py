@@ -278,7 +278,7 @@ def test_everybody_follows_a_detached_turn_from_its_first_step_to_its_end(server
     body = {"prompt": "make it night", "steps": 200, "detached": True, "partial_images": 32}
     with http.stream("GET", f"{talk}/events") as reply:
         told = events_of(reply.iter_lines())
-        assert next(told) == {"head": "0001", "num_nodes": 1, "requests": next_requests(http, talk)}
+        assert next(told) == {"head": "0001", "num_nodes": 1, "labels": "", "requests": next_requests(http, talk)}
         with server.client() as other:
             request = other.post(f"{talk}/turns", json=body).json()["id"]
         statuses, previews = [], 0

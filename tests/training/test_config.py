@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from ace.cli import app
@@ -17,6 +18,7 @@ from ace.training.config import AutoencoderRecipe, ModelRecipe, TrainingStage, W
 from ace.training.plan import Device, plan
 from ace.training.speed import this_device
 from ace.weights.sources import SHIPPED_MODEL
+from tests.random_models import TINY_LIKE, random_pipeline
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 A800 = Device("an A800", 125.0)
@@ -120,6 +122,33 @@ def test_a_dry_run_needs_nothing_that_the_recipe_names(monkeypatch: pytest.Monke
     assert made["device"]["tflops"] == 125 and made["devices"] == 64
     assert [stage["steps"] for stage in made["stages"]] == [900_000, 100_000, 500_000, 100_000]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_times_the_recipes_own_steps_and_a_runs_end_says_how_to_use_it(tmp_path: Path):
+    random_pipeline(TINY_LIKE, budget=16).save_pretrained(tmp_path / "model")
+    (tmp_path / "pairs").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "pairs" / "a.png")
+    row = {"instruction": "make it red", "images": ["a.png"], "target": "a.png"}
+    (tmp_path / "pairs" / "list.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        f'kind = "model"\ninit = "{tmp_path / "model"}"\nmixed_precision = "no"\nnum_workers = 0\n[lora]\nrank = 2\n'
+        f'[[data]]\nname = "mine"\nkind = "jsonl"\npath = "{tmp_path / "pairs"}"\n'
+        '[[stage]]\nname = "adapt"\nsteps = 3\nbatch_size = 2\nlr = 1e-3\n'
+    )
+    planned = CliRunner().invoke(app, ["train", str(recipe), "--dry-run", "--json"])
+    assert planned.exit_code == 0, planned.output
+    (stage,) = json.loads(planned.stdout)["stages"]
+    assert stage["step_s"] > 0 and stage["hours"] == pytest.approx(3 * stage["step_s"] / 3600)
+    trained = CliRunner().invoke(app, ["train", str(recipe), "--output", str(tmp_path / "run"), "--quiet"])
+    assert trained.exit_code == 0, trained.output
+    trained = CliRunner().invoke(app, ["train", str(recipe), "--output", str(tmp_path / "run")])  # done already
+    assert f'use it: ace edit photo.png "…" --lora {tmp_path / "run" / "adapter"} --model' in trained.output
+    for name in ("list.jsonl", "a.png"):
+        (tmp_path / "pairs" / name).unlink()
+    (tmp_path / "pairs").rmdir()
+    without = CliRunner().invoke(app, ["train", str(recipe), "--dry-run"])
+    assert "no step could be run (data 'mine': there is no" in without.output and "in all" in without.output
 
 
 def test_a_plan_to_go_on_from_a_published_model_needs_no_weights_of_it():

@@ -13,7 +13,7 @@ from ace.lesson import read_lesson
 from ace.training.pairs import TaughtPair
 from ace.training.teach import error_to, teach
 
-STEPS = 30
+STEPS = 60
 
 
 def sepia(picture: Image.Image) -> Image.Image:

@@ -56,10 +56,10 @@ class Studio:
 
 
 @contextmanager
-def serving(folder: Path, family: Family, port: int = 0) -> Iterator[Studio]:
-    """A studio on a port of this machine."""
+def serving(folder: Path, family: Family, port: int = 0, names: tuple[str, ...] = ()) -> Iterator[Studio]:
+    """A studio on a port of this machine. names: by which others reach it."""
     listener = listen("127.0.0.1", port)
-    settings = studio_settings(Session.open_or_create(folder).folder, listener.getsockname()[1])
+    settings = studio_settings(Session.open_or_create(folder).folder, listener.getsockname()[1], names=names)
     start = StartLink()
     engine = Engine(family, settings.limits)
     engine.start()
@@ -550,6 +550,18 @@ def test_only_this_machine_and_its_own_page_may_ask(studio):
         for site in ("cross-site", "same-site"):  # an image of ours in another page, or a page of another port
             assert http.get("/v1/sessions/studio", headers={"Sec-Fetch-Site": site}).status_code == 403
         assert http.get("/v1/models", headers={"Origin": studio.address}).status_code == 200
+
+
+def test_other_devices_reach_it_by_the_names_that_it_was_given_and_by_no_other(family, tmp_path):
+    with serving(tmp_path / "talk", family, names=("192.168.7.7",)) as found, found.client() as http:
+        for host, origin, status in (
+            ("192.168.7.7:7860", "http://192.168.7.7:7860", 200),
+            ("192.168.7.7:7860", "http://evil.example", 403),
+            ("192.168.7.8:7860", "http://192.168.7.8:7860", 403),
+        ):
+            assert http.get("/v1/models", headers={"Host": host, "Origin": origin}).status_code == status
+        bare = httpx2.get(found.address + "/v1/models", headers={"Host": "192.168.7.7"}, trust_env=False)
+        assert bare.status_code == 401  # and with the key only
 
 
 def test_every_answer_forbids_what_the_page_does_not_need(studio):

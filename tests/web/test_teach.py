@@ -12,7 +12,7 @@ from ace.conversation.session import Session
 from ace.data.world import World
 from tests.web.test_app import browser, family, page_of, say, serving, set_steps, studio  # noqa: F401
 
-STEPS = 30
+STEPS = 60
 PATIENCE_S = 1500  # on a machine that does other things as well
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ace.conversation.family import Loading
 from ace.conversation.job import Settings
 from ace.conversation.message import Message, open_message
 from ace.conversation.run import make
+from ace.errors import ConfigError
 from ace.families import find_family
 from ace.server.engine import Engine
 from ace.training.adapters import add_lora, save_lora
@@ -86,3 +88,15 @@ def test_in_one_engine_requests_with_other_adapters_take_turns(folder):
         engine.stop()
     assert together == alone
     assert np.unique([hash(one) for one in together]).size == 3
+
+
+def test_an_adapter_of_another_model_is_refused_and_the_next_request_is_untouched(folder, tmp_path):
+    tensors = load_file(folder / "old" / "adapter_model.safetensors")
+    wider = {name: torch.cat([value, value], dim=1) if "lora_A" in name else value for name, value in tensors.items()}
+    save_file(wider, tmp_path / "other.safetensors")
+    family = loaded(folder)
+    (plain,) = make(family, [job(family)])
+    with pytest.raises(ConfigError, match=r"other\.safetensors is for another model"):
+        make(family, [job(family, (tmp_path / "other.safetensors", 1.0))])
+    (again,) = make(family, [job(family)])
+    assert again.image.tobytes() == plain.image.tobytes()

@@ -29,6 +29,7 @@ let lastShown = null;            // id of the turn at the end of the talk
 let shownView = null;            // what of the tree is drawn
 let went = false;                // somebody moved or asked for something: the page may scroll to it
 const pending = new Map();       // request -> the draft that it was made of, until it is answered
+const posted = new Set();        // messages that are with the server, as far as this page knows
 const waiting = new Map();       // message -> the request whose answer it goes on from
 const mine = new Set();          // requests of this page whose end is to be told
 const told = new Set();          // requests whose end was told
@@ -409,13 +410,13 @@ function sayReplay(replay) {
   return `${name} made again: pixels differ by up to ${replay.largest_difference} of 255 levels (${why}).`;
 }
 
-function forget(id) { pending.delete(id); waiting.delete(id); keep("pending:" + id, null); }
+function forget(id) { pending.delete(id); waiting.delete(id); posted.delete(id); keep("pending:" + id, null); }
 
 // A message that is sent while an answer is made waits here and goes on from that answer, in its turn.
 function sendNext() {
   for (const [id, before] of waiting) {
     const answer = live.requests.find((one) => one.id === before);
-    if (answer ? isRunning(answer) : pending.has(before)) continue;
+    if (answer ? isRunning(answer) : posted.has(before)) continue;
     const sent = pending.get(id), went = answer && answer.status === "done";
     waiting.delete(id);
     delete sent.after;
@@ -429,6 +430,7 @@ function sendNext() {
 function bringBack(id, kind, text) {
   const sent = pending.get(id);
   if (!sent) return;   // it was brought back already
+  posted.delete(id);
   const put = () => { forget(id); draft = sent; part.text.value = sent.text; keepDraft(); notice = null; drawComposer(); drawNotice(); part.text.focus(); };
   if (isEmpty(draft)) { put(); say(kind, text); } else say(kind, text, { label: "Bring the message back", act: put });
 }
@@ -643,7 +645,7 @@ async function send() {
   if (state !== "open") { drawNotice(); return; }
   if (Boolean(settings.width) !== Boolean(settings.height)) { say("error", "A size needs width and height: give both, or neither."); return; }
   const id = crypto.randomUUID(), sent = { ...draft, parent: view.head, first: editsFirst(), settings: { ...settings, adapters: chosenAdapters().join(",") } };
-  const last = [...waiting.keys()].at(-1) || running().filter((one) => one.kind === "turn" && one.parent === view.head).at(-1)?.id;
+  const last = [...waiting.keys()].at(-1) || [...posted].filter((one) => pending.get(one)?.parent === view.head).at(-1) || running().filter((one) => one.kind === "turn" && one.parent === view.head).at(-1)?.id;
   if (last && !sent.first) { sent.after = last; waiting.set(id, last); }   // a picture of its own waits for nothing
   pending.set(id, sent);
   keep("pending:" + id, stored(sent));
@@ -659,6 +661,7 @@ async function send() {
 }
 
 async function post(id, sent) {
+  posted.add(id);
   try { await ask("POST", `${session}/turns`, turnOfDraft(sent), { "X-Client-Request-Id": id }); }
   catch (error) { bringBack(id, "error", error.message); }
 }
