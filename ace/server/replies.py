@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from pathlib import Path
 
 from PIL import Image
 
+from ace.conditions.images import DECODE_ERRORS
 from ace.conversation.job import Made
 from ace.conversation.replay import Replay
 from ace.conversation.session import Session
@@ -43,6 +45,7 @@ def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
         seconds=round(seconds, 3),
         drift=None if made.drift is None else made.drift.as_dict(),
         notes=made.notes,
+        moderation=accepted.checked,
     )
 
 
@@ -79,21 +82,22 @@ def session_reply(opened: Opened) -> SessionReply:
 def node_reply(opened: Opened, node_id: str) -> NodeReply:
     """A node of a session without its image. Raises SessionError."""
     folder = opened.session.folder
-    try:
-        written_ns = (folder / "nodes" / node_id / "node.json").stat().st_mtime_ns
-    except OSError:
-        written_ns = 0
-    return _read_node(folder, opened.id, node_id, written_ns)
+    written: list[tuple[int, int]] = []
+    for name in ("node.json", "image.png"):
+        with contextlib.suppress(OSError):
+            stat = (folder / "nodes" / node_id / name).stat()
+            written.append((stat.st_mtime_ns, stat.st_size))
+    return _read_node(folder, opened.id, node_id, tuple(written))
 
 
-@functools.lru_cache(maxsize=10_000)  # nodes never change
-def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> NodeReply:
+@functools.lru_cache(maxsize=10_000)  # nodes never change, unless somebody damages them
+def _read_node(folder: Path, session_id: str, node_id: str, written: tuple[tuple[int, int], ...]) -> NodeReply:
     node = Session(folder).node(node_id)
     recipe, base = node.recipe, f"/v1/sessions/{session_id}/nodes"
     try:
         with Image.open(node.image_path) as image:
             width, height = image.size
-    except (OSError, SyntaxError, ValueError):
+    except (*DECODE_ERRORS, Image.DecompressionBombError):
         raise SessionError(f"node {node_id} is damaged (image.png cannot be read): delete its folder") from None
     inputs = [
         NodeInputReply(

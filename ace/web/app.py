@@ -60,6 +60,7 @@ def studio_settings(folder: Path, port: int) -> ServerSettings:
         max_images=MAX_VARIANTS,
         max_session_nodes=100_000,
         drain_s=0.0,
+        max_unsafe=1.0,
     )
 
 
