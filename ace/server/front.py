@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -113,19 +113,24 @@ class Front:
 
     def settings_of(self, fields: PictureBody) -> Settings:
         """How the images of a request are made; a seed is drawn if it names none. Raises ConfigError."""
-        return fields.settings(read_seed(fields.seed), self.family.describe().get("steps"))
+        settings = fields.settings(read_seed(fields.seed), self.family.describe().get("steps"))
+        return replace(settings, adapters=self.service.shelf.choose(fields.adapters or ""))
 
     async def fetch(self, url: str) -> Upload:
         """The image at an address. Raises InputError or ImageError."""
         return await self.in_worker(fetch, url, self.settings.url_hosts, self.settings.max_upload_bytes)
 
+    @property
+    def open_limits(self) -> OpenLimits:
+        """Within which the images of a request are opened."""
+        return OpenLimits(self.settings.max_pixels, self.settings.decode_timeout_s)
+
     def open(self, files: Files) -> OpenedFiles:
         """Open the files of a request, all within one budget of memory and time. Raises InputError or BusyError."""
         named = [("image", one) for one in files.images]
         named += [(name, one) for name in _SINGLE if (one := getattr(files, name)) is not None]
-        limits = OpenLimits(self.settings.max_pixels, self.settings.decode_timeout_s)
         with self.service.holding() as hold:
-            opened = open_uploads([one for _, one in named], limits, lambda pixels: hold(4 * pixels))
+            opened = open_uploads([one for _, one in named], self.open_limits, lambda pixels: hold(4 * pixels))
         images = tuple(Picture(a, one.ref) for (name, one), a in zip(named, opened, strict=True) if name == "image")
         single = {name: (a, one) for (name, one), a in zip(named, opened, strict=True) if name != "image"}
         return OpenedFiles(
@@ -208,11 +213,21 @@ async def read_files(front: Front, request: Request, form: type[Body], body: typ
         return await _read_json(front, await request.body(), body)
     if kind != "multipart/form-data":
         raise HTTPException(415, "send multipart/form-data or application/json")
+    async with sent_form(request, max_files=_MAX_FILES, max_fields=64) as parts:
+        return await _read_form(parts, form, {"image", *(set(_SINGLE) & body.model_fields.keys())})
+
+
+@contextlib.asynccontextmanager
+async def sent_form(request: Request, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+    """The form that a request is. Raises HTTPException for one that cannot be read."""
     try:
-        async with request.form(max_files=_MAX_FILES, max_fields=64, max_part_size=_MAX_FIELD_BYTES) as parts:
-            return await _read_form(parts, form, {"image", *(set(_SINGLE) & body.model_fields.keys())})
+        form = await request.form(max_files=max_files, max_fields=max_fields, max_part_size=_MAX_FIELD_BYTES)
     except (LookupError, UnicodeError):  # of a character set that there is not
         raise HTTPException(400, "the form cannot be read: send it in UTF-8") from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 _SINGLE = ("photo", "mask", "drawing")

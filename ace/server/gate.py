@@ -41,7 +41,7 @@ OPEN = ("/health", "/ready", "/docs", "/redoc", "/openapi.json", "/files/")
 _LINGER_S = 2.0  # for the rest of a request that has been answered already
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ALWAYS = ("/health", "/ready")  # answered also where there is no room for more requests
-_WITH_IMAGES = re.compile(r"/v1/(images/edits|sessions/[^/]*/(turns|archive))")
+_WITH_IMAGES = re.compile(r"/(v1/(images/edits|sessions/[^/]*/(turns|archive))|select|lessons)")  # the studio's, too
 _MAX_JSON_MARKS = 20_000  # of the characters that begin or part values; a prompt may hold some too
 _BUSY_SHARE = 7 / 8  # of the connections that may carry requests at once; the others can be dropped
 
@@ -57,7 +57,7 @@ class Refused(HTTPException):
         self.code = code
 
 
-class Gate:
+class RequestGate:
     """Stands before an application."""
 
     def __init__(
@@ -122,7 +122,7 @@ class Gate:
         origin = headers.get("origin")
         host = headers.get("host", "")
         if not self.settings.api_keys or self.settings.cookie:
-            if not is_loopback(_name_of(host)):
+            if not is_loopback(_name_of(host)) and _name_of(host) not in self.settings.host_names:
                 raise Refused(403, "this server answers to 127.0.0.1 and localhost only", "wrong_host")
             if (origin is not None and _host_of(origin) != host) or _is_foreign(headers):
                 raise Refused(403, "requests from other web pages are refused", "wrong_origin")
@@ -165,7 +165,7 @@ def too_large(most: int) -> Refused:
 class _Body:
     """A request's body as it arrives, counted and timed."""
 
-    def __init__(self, receive: Receive, gate: Gate, most: int, is_json: bool) -> None:
+    def __init__(self, receive: Receive, gate: RequestGate, most: int, is_json: bool) -> None:
         self._receive, self._gate, self._most, self._is_json = receive, gate, most, is_json
         self._num_marks = 0
         self._until = time.monotonic() + gate.settings.upload_timeout_s

@@ -173,7 +173,7 @@ def test_all_of_a_mixture_end_whatever_they_weigh():
         alone = engine.submit([light], "a")[0].result.result(timeout=120)
         submitted = [*engine.submit(heavy, "b"), *engine.submit([light], "c")]
         made = [request.result.result(timeout=120) for request in submitted]
-        assert np.array_equal(np.asarray(made[-1].image), np.asarray(alone.image))
+        assert np.array_equal(np.asarray(made[-1].content), np.asarray(alone.content))
     finally:
         engine.stop()
 
