@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import struct
 import tomllib
@@ -248,6 +249,25 @@ def test_patterns_mean_what_peft_means(pattern):
 def test_hostile_patterns_end_at_once(pattern):
     settings = AdapterSettings(4.0, {pattern: 9.0})
     assert settings.strength("a" * 3000, 2) == 2.0
+
+
+# Files that once broke a reader
+
+
+def test_files_that_once_broke_a_reader_are_read_or_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import fuzz
+
+    known = fuzz.seeds()
+    assert known.keys() == fuzz.READERS.keys()
+    kept = [(path.name.split("-")[0], path.read_bytes()) for path in sorted(fuzz.CORPUS.glob("*.bin"))]
+    draw = random.Random(0)
+    for name, files in known.items():
+        if name != "session":  # opens its files otherwise while it is fuzzed
+            kept += [(name, files[0]), (name, b""), (name, fuzz.changed(files[0], files[-1], draw))]
+    for name, data in kept:
+        with refused_in_one_line():
+            fuzz.READERS[name](data, tmp_path)
 
 
 # Terminals
