@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 
 from ace.errors import CheckpointError, InputError, MissingDependencyError
 
+OnPreview = Callable[[int, int, Image.Image], None]  # number of the image, number of its preview, preview
 Checked = Literal["checked", "not checked"]
 
 
@@ -55,3 +56,14 @@ class Moderation:
         """Raise ModerationError unless all images may be shown."""
         if not self.allows(images):
             raise ModerationError("the result was rejected by the safety system: ask for something else")
+
+    def only_allowed(self, show: OnPreview | None) -> OnPreview | None:
+        """The same function for previews, which is not told of those that may not be shown."""
+        if show is None:
+            return None
+
+        def show_allowed(number: int, preview: int, image: Image.Image) -> None:
+            if self.allows([image]):
+                show(number, preview, image)
+
+        return show_allowed

@@ -139,20 +139,13 @@ class Service:
         """Take on a request; from now on it is answered or failed explicitly.
 
         jobs: the variants of one, which share their images. kind, session: for its record. The results are looked at
-        before they are kept, as `Previews.moderated` says. Raises BusyError,
-        ConfigError, StoppedError or, for an id in use, InputError."""
+        before they are kept, as `Previews.moderated` says. Raises BusyError, ConfigError, StoppedError, OutputError
+        where the disk is full or, for an id in use, InputError."""
         held, most = jobs[0].held_bytes(), self.settings.max_held_bytes
         self._check_held(held)
         moderation = self.moderation if previews.moderated and self.moderation.works else None
         accepted = Accepted(request_id, client, checked="not checked" if moderation is None else "checked")
-        on_preview = previews.on_preview
-        if moderation is not None and on_preview is not None:
-            show = on_preview
-
-            def on_preview(number: int, preview: int, image: Image.Image) -> None:
-                if moderation.allows([image]):
-                    show(number, preview, image)
-
+        on_preview = previews.on_preview if moderation is None else moderation.only_allowed(previews.on_preview)
         with self._lock:
             if (client, request_id) in self._accepted:
                 raise InputError(f"the request id {request_id} is in use: choose another")
@@ -165,12 +158,14 @@ class Service:
             self.ledger.accept(request_id, client, _about(jobs, kind, session))
             requests = self.engine.submit(jobs, client, num_previews=previews.count, on_preview=on_preview)
         except BaseException as error:  # whatever it is, what was taken for this request is free again
-            with self._lock:
-                del self._accepted[client, request_id]
-                self._held -= held
-                self.quota.give_back(client, len(jobs))
-            with contextlib.suppress(OutputError):  # the ledger may be what failed
-                self.ledger.end(request_id, client, "failed", message_of(error), 0)
+            try:
+                with contextlib.suppress(OutputError):  # the ledger may be what failed
+                    self.ledger.end(request_id, client, "failed", message_of(error), 0)
+            finally:
+                with self._lock:
+                    del self._accepted[client, request_id]
+                    self._held -= held
+                    self.quota.give_back(client, len(jobs))
             raise
         accepted.requests = tuple(requests)
         unfinished = set(requests)
