@@ -475,8 +475,11 @@ def soak(server: Server, run: Soak, arguments: argparse.Namespace) -> float:
             server.look()
             now = time.monotonic()
             if not done() and now - wrote_at > 10:
-                run.write_diary(http, draw)
-                wrote_at = now
+                try:
+                    run.write_diary(http, draw)
+                except (httpx2.HTTPError, OSError) as error:
+                    run.fault(f"the diary lost its connection: {error!r}")
+                wrote_at = time.monotonic()
             if not done() and arguments.restart_every and now - restarted_at > arguments.restart_every:
                 restart(server, run, http)
                 restarted_at = time.monotonic()
