@@ -6,6 +6,8 @@
 #   make test-slow         run the tests that take longer, on a Ray cluster of two as well
 #   make test-processors   run parity, determinism and replay tests as other processors would, by environment settings
 #   make soak              a real server under broken, impatient and hostile load for a minute
+#   make fuzz              damaged files against every reader, each in a process with limits, for ten minutes
+#   make audit             known vulnerabilities of the pinned versions, by pip-audit (needs the internet)
 #   make weights           fetch the extractors' weights (about 510 MB, once); tests that need them are skipped without
 #   make check             style, types, spelling;  make fix  puts right what can be put right by itself
 #   make docs              write the generated parts of docs/
@@ -26,7 +28,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo teach chat test test-slow test-processors soak weights check fix docs bench
+.PHONY: demo teach chat test test-slow test-processors soak fuzz audit weights check fix docs bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.core
@@ -51,6 +53,13 @@ test-processors: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py --seconds 60 --requests 0
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python benchmarks/fuzz.py --seconds 600
+
+audit: $(VENV)/.dev
+	$(PIP_INSTALL) pip-audit
+	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 weights: $(VENV)/.dev
 	$(BIN)/ace data setup

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ace.errors import CheckpointError
 
 WEIGHT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of an adapter's folder
 _HEADER_LIMIT = 100_000_000  # bytes; what safetensors itself allows
+_MAX_SETTINGS_BYTES, _MAX_PATTERNS = 4 * 2**20, 2_000
 _READ_AT_ONCE = 1 << 24  # values that are checked at a time
 _OTHER_KINDS = {
     "LoKr": re.compile(r"[._]lokr_"),
@@ -32,6 +34,7 @@ _OTHER_KINDS = {
     "IA3": re.compile(r"[._]ia3_"),
     "GLoRA": re.compile(r"\.[abcd][12]\.weight$"),
 }
+_FACTOR = re.compile(r"\.lora_(A|B|down|up)(\.[^.]+)?\.weight$")
 _MAGNITUDES = re.compile(r"lora_magnitude_vector|\.dora_scale$|\.magnitude$")
 _OF_TEXT_ENCODERS = re.compile(r"^(lora_te\d*[._]|text_encoder(_\d+)?\.|(base_model\.model\.)?text_model\.|te\d*\.)")
 # safetensors' name of a number type → (numpy's for its bits, mask of the exponent that only infinite and NaN have)
@@ -89,17 +92,31 @@ def read_settings(path: Path, metadata: Mapping[str, str] | None = None) -> Adap
     or if they ask for what the file does not have."""
     beside = path.parent / "adapter_config.json"
     try:
-        found = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else _in_metadata(metadata or {})
-        pattern = {str(key): float(value) for key, value in (found.get("alpha_pattern") or {}).items()}
+        found = _beside(beside) if beside.is_file() else _in_metadata(metadata or {})
+        given = found.get("alpha_pattern") or {}
+        if len(given) > _MAX_PATTERNS:
+            raise ValueError
+        pattern = {str(key): _strength(value) for key, value in given.items()}
         alpha = found.get("lora_alpha")
-        return AdapterSettings(
-            None if alpha is None else float(alpha),
-            pattern,
-            bool(found.get("use_rslora")),
-            bool(found.get("use_dora")),
-        )
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        switches = [found.get(name) or False for name in ("use_rslora", "use_dora")]
+        if not all(isinstance(value, bool) for value in switches):
+            raise TypeError
+        return AdapterSettings(None if alpha is None else _strength(alpha), pattern, *switches)
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise CheckpointError(f"the settings of {path.name} cannot be read: get the adapter again") from None
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_SETTINGS_BYTES:
+        raise ValueError
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _strength(value: Any) -> float:
+    """A finite number, also as text (kohya's metadata); nothing else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or not math.isfinite(float(value)):
+        raise TypeError
+    return float(value)
 
 
 def check_kind(name: str, keys: Iterable[str], settings: AdapterSettings) -> None:
@@ -122,6 +139,7 @@ def check_file(path: Path) -> tuple[str, ...]:
     header = read_header(path)
     metadata = header.pop("__metadata__", {})
     check_kind(path.name, header, read_settings(path, metadata))
+    _check_shapes(path.name, header)
     _check_finite(path, header)
     return left_out(path.name, header)
 
@@ -145,7 +163,7 @@ def _in_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
             continue
         try:
             settings = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         for key, value in settings.items() if isinstance(settings, dict) else ():
             owner, _, name = key.rpartition(".")
@@ -157,15 +175,108 @@ def _in_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _means(pattern: str, layer: str) -> bool:
-    """Whether a key of PEFT's patterns is about a layer."""
+    """Whether a key of PEFT's patterns is about a layer: its name, the end of its name, or a regular expression."""
     if layer == pattern or layer.endswith(f".{pattern}"):
         return True
-    if len(pattern) > 200 or sum(map(pattern.count, "*+{")) > 2:  # a hostile one would search for hours
-        return False
-    try:
-        return bool(re.search(rf"(^|\.)({pattern})$", layer))
-    except re.error:
-        return False
+    steps = _read_pattern(pattern)
+    # As `re.match(rf"(.*\.)?({pattern})$", layer)`, by the set of places that are reached: no backtracking.
+    starts = {0} | {place + 1 for place, letter in enumerate(layer) if letter == "."}
+    return steps is not None and any(len(layer) in _ends(one, layer, starts) for one in steps)
+
+
+_Step = tuple[frozenset[str] | None, bool, str]  # letters (None = any), whether all others are meant, "", "?", "*", "+"
+_CLASSES = {"d": frozenset(string.digits), "w": frozenset(string.ascii_letters + string.digits + "_")}
+_MAX_PATTERN = 200  # letters
+
+
+def _read_pattern(pattern: str) -> list[list[_Step]] | None:
+    """The alternatives of a regular expression as steps; None for one with parts that no adapter's names need: groups
+    that repeat, counts, back references, look-around."""
+    if len(pattern) > _MAX_PATTERN or pattern.count("|") > 16:
+        return None
+    inner = pattern
+    while inner.startswith("(") and inner.endswith(")") and inner.count("(") == 1:
+        inner = inner[1:-1].removeprefix("?:")
+    prefix, group, rest = inner.partition("(")
+    if group:  # one group of alternatives with something around it
+        body, _, suffix = rest.partition(")")
+        body = body.removeprefix("?:")
+        alternatives = [prefix + one + suffix for one in body.split("|")] if "|" not in prefix + suffix else [inner]
+    else:
+        alternatives = inner.split("|")
+    read = [_read_steps(one.removeprefix("^").removesuffix("$")) for one in alternatives]
+    return None if any(one is None for one in read) else [one for one in read if one is not None]
+
+
+_ATOM = re.compile(r"\\([dw.\-\\])|\[(\^?)((?:[A-Za-z0-9_.]|\w-\w|\\[dw.\-])+)\]|(\.)|([A-Za-z0-9_\-/ ])")
+
+
+def _read_steps(text: str) -> list[_Step] | None:
+    steps: list[_Step] = []
+    place = 0
+    while place < len(text):
+        found = _ATOM.match(text, place)
+        if found is None:
+            return None
+        escaped, negated, members, _, letter = found.groups()
+        letters = frozenset(letter) if letter else None
+        if escaped:
+            letters = _CLASSES.get(escaped, frozenset(escaped))
+        elif members:
+            letters = _members(members)
+        place = found.end()
+        repeat = text[place] if place < len(text) and text[place] in "?*+" else ""
+        place += len(repeat)
+        if repeat and text[place : place + 1] == "?":  # lazy: the same names
+            place += 1
+        steps.append((letters, bool(negated), repeat))
+    return steps
+
+
+def _members(text: str) -> frozenset[str]:
+    """The letters of a class such as `0-9_`."""
+    found: set[str] = set()
+    for one in re.finditer(r"\\(.)|(\w)-(\w)|(.)", text):
+        escaped, first, last, single = one.groups()
+        if first:
+            found |= {chr(code) for code in range(ord(first), min(ord(last), ord(first) + 128) + 1)}
+        else:
+            found |= _CLASSES.get(escaped or "", frozenset(escaped or single))
+    return frozenset(found)
+
+
+def _ends(steps: list[_Step], text: str, starts: set[int]) -> set[int]:
+    """Where steps may end that begin at one of `starts`."""
+    places = starts
+    for letters, negated, repeat in steps:
+        reached = set(places) if repeat in ("?", "*") else set()
+        todo = set(places)
+        while todo:
+            todo = {
+                place + 1
+                for place in todo
+                if place < len(text) and (letters is None or (text[place] in letters) != negated)
+            } - reached
+            reached |= todo
+            if repeat not in ("*", "+"):
+                break
+        places = reached
+    return places
+
+
+def _check_shapes(name: str, header: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for factors without a rank and for an alpha that is no single number."""
+    for key, entry in header.items():
+        entry = entry if isinstance(entry, dict) else {}
+        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        listed = isinstance(shape, list) and isinstance(offsets, list) and isinstance(entry.get("dtype"), str)
+        sound = listed and all(isinstance(one, int) and 0 <= one < 2**62 for one in (*shape, *offsets))
+        if not sound or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise CheckpointError(f"{name} is damaged (its header does not describe {key[:80]}): get the file again")
+        if _FACTOR.search(key) and (len(shape) < 2 or 0 in shape):
+            raise CheckpointError(f"{name} has an empty or flat factor ({key[:80]}, shape {shape}): get it again")
+        if key.endswith(".alpha") and math.prod(shape) != 1:
+            raise CheckpointError(f"{name} has an alpha of {math.prod(shape)} values ({key[:80]}): get it again")
 
 
 def _check_finite(path: Path, header: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ def hash_model_once(folder: Path, cache: Path) -> str:
 def _read(cache: Path) -> dict[str, str]:
     try:
         known = json.loads((cache / "hashes.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

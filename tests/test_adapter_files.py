@@ -68,10 +68,10 @@ def test_dora_without_magnitudes_is_incomplete(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_refused_in_every_number_type(dtype, bad, tmp_path):
-    sound = torch.tensor([1.0, -2.0, 0.0]).to(dtype)
+    sound = torch.tensor([-2.0]).to(dtype)
     write(tmp_path / "sound.safetensors", **{f"{LAYER}.alpha": sound})
     assert check_file(tmp_path / "sound.safetensors") == ()
-    path = write(tmp_path / "bad.safetensors", **{f"{LAYER}.alpha": torch.tensor([1.0, bad, 0.0]).to(dtype)})
+    path = write(tmp_path / "bad.safetensors", **{f"{LAYER}.alpha": torch.tensor([bad]).to(dtype)})
     with pytest.raises(ConfigError, match=r"bad\.safetensors holds values that are not finite, in .*alpha"):
         AdapterChoice.parse(str(path))
 

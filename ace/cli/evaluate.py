@@ -300,7 +300,7 @@ def study(
     except ImportError as error:
         raise MissingDependencyError(f"the page needs FastAPI: {install_command('eval')}") from error
     Output().say(f"http://127.0.0.1:{port}/  {len(asked.answers)} answers; report at /report; stop with Ctrl-C")
-    uvicorn.run(make_app(asked), host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(make_app(asked), host="127.0.0.1", port=port, http="h11", log_level="warning")
 
 
 @evaluate.command("ice-bench")

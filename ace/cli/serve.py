@@ -58,6 +58,35 @@ PerMinute = Annotated[
 ]
 MaxWaiting = Annotated[int, typer.Option("--max-waiting", help="Images that may wait in the queue.")]
 MaxTogether = Annotated[int, typer.Option("--max-together", help="Images that are made at once.")]
+MaxSeconds = Annotated[
+    float,
+    typer.Option(
+        "--max-seconds",
+        metavar="SECONDS",
+        help="Refuse a request whose images would take longer together on this machine, as measured; 0 = any.",
+        min=0,
+    ),
+]
+MaxUnsafe = Annotated[
+    float,
+    typer.Option(
+        "--max-unsafe",
+        metavar="P",
+        help="Refuse results more likely unsafe than this, where a request does not say moderation: low and the "
+        "weights are here (`ace data setup nsfwjs-model nsfwjs-weights`); 1 disables.",
+        min=0,
+        max=1,
+    ),
+]
+Proxies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--proxy",
+        metavar="ADDRESS",
+        help="Address of a reverse proxy, exempt from the bound on connections of one address; repeatable.",
+        show_default=False,
+    ),
+]
 DrainSeconds = Annotated[
     float, typer.Option("--drain", metavar="SECONDS", help="Time for accepted work after a signal to stop.")
 ]
@@ -74,6 +103,9 @@ def serve(
     quota: PerMinute = None,
     max_waiting: MaxWaiting = 64,
     max_together: MaxTogether = 16,
+    max_seconds: MaxSeconds = 1800,
+    max_unsafe: MaxUnsafe = 0.9,
+    proxy: Proxies = None,
     drain: DrainSeconds = 60,
     lora: Lora = None,
     memory: Memory = "auto",
@@ -106,7 +138,9 @@ def serve(
         data_folder=data,
         aliases=tuple(alias or ()),
         url_hosts=tuple(AllowedHost.parse(text) for text in url_host or ()),
-        limits=Limits(max_waiting=max_waiting, max_running=max_together),
+        limits=Limits(max_waiting=max_waiting, max_running=max_together, max_seconds=max_seconds or None),
+        max_unsafe=max_unsafe,
+        proxies=tuple(proxy or ()),
         images_per_minute=quota,
         drain_s=drain,
     )

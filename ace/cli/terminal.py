@@ -68,9 +68,20 @@ class Verbs(TyperGroup):
 
 
 def complain(text: str) -> None:
-    """One line on standard error, without control characters: parts of it come from other people's files."""
-    line = " ".join(text.split())
-    typer.echo(f"ace: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+    """One line on standard error, without control characters."""
+    typer.echo(f"ace: {printable(' '.join(text.split()))}", err=True)
+
+
+# Controls of terminals (C0 and C1), of the direction of text, and halves of characters, which cannot be written.
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)}
+_SHOWN = dict.fromkeys(_CONTROLS - {ord("\n"), ord("\t")}, "?")
+_ESCAPED = {code: f"\\u{code:04x}" for code in _CONTROLS - {ord("\n")}}
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: parts of what is said come from other people's files, whose control characters could
+    change what a terminal shows or does. Line breaks and tabs stay."""
+    return text.translate(_SHOWN)
 
 
 @dataclass(frozen=True)
@@ -83,12 +94,12 @@ class Output:
     def say(self, text: str) -> None:
         """A line for people."""
         if not self.json and not self.quiet:
-            typer.echo(text)
+            typer.echo(printable(text))
 
     def data(self, value: object) -> None:
         """The one JSON document of this run."""
         if self.json:
-            typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+            typer.echo(json.dumps(value, ensure_ascii=False, indent=1).translate(_ESCAPED))
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Tell]:
@@ -97,12 +108,15 @@ class Output:
             yield lambda done, total, what="": None
             return
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total, what=None: bar.update(task, completed=done, total=total, description=what)
+            task = bar.add_task(escape(printable(what)), total=None)
+            yield lambda done, total, what=None: bar.update(
+                task, completed=done, total=total, description=None if what is None else escape(printable(what))
+            )
 
 
 def load(

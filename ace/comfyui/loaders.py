@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ace.comfyui.pictures import CATEGORY
-from ace.errors import ConfigError
+from ace.errors import ConfigError, MissingDependencyError
 
 WEIGHT_TYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
@@ -77,9 +77,35 @@ class ACEModelLoader:
         }
 
     def load(self, model: str = "ace-tiny", device: str = "auto") -> tuple[Any]:
-        """ACE_MODEL. Raises ModelNotFoundError."""
+        """ACE_MODEL. Raises ModelNotFoundError, and MissingDependencyError without what the core needs."""
+        check_core()
         from ace.weights.sources import find_model, load_pipeline
 
         pipeline = load_pipeline(find_model(model), device=device)
         pipeline.set_progress_bar_config(disable=True)
         return (pipeline,)
+
+
+def check_core() -> None:
+    """Raise MissingDependencyError, naming them, for packages of the core that are missing or too old: the nodes of
+    ACE++ do without, so that installing them changes nothing of ComfyUI's own."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    try:
+        known = metadata.requires("ace-allround") or ()
+    except metadata.PackageNotFoundError:  # not installed but run from its source
+        return
+    wrong = []
+    for text in known:
+        needed = Requirement(text)
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            if not needed.specifier.contains(metadata.version(needed.name), prereleases=True):
+                wrong.append(f"{needed.name} {needed.specifier}")
+        except metadata.PackageNotFoundError:
+            wrong.append(needed.name)
+    if wrong:
+        raise MissingDependencyError(f"this node needs {', '.join(wrong)}: run `python -m pip install ace-allround`")

@@ -30,6 +30,7 @@ from PIL import ExifTags, Image, ImageCms, features
 from ace.conditions.colour import is_readable, to_srgb
 from ace.conditions.rules import MAX_PIXELS
 from ace.conditions.sixteen import EXTRA, can_keep, read_sixteen
+from ace.conditions.structure import check_structure
 from ace.errors import ImageError, MissingDependencyError
 from ace.extras import install_command
 
@@ -49,7 +50,11 @@ PUBLISHED_BLANKING_TASKS = ("inpainting", "Try On", "Inpainting")
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SIXTEEN_BIT_FORMATS = ("PNG", "TIFF")
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+# What Pillow's decoders raise for damaged files, each in its own way (AVIF: RuntimeError).
+DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(AssertionError, RuntimeError, struct.error, zlib.error),
+)
 _ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -102,6 +107,7 @@ def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, n
     label = name or _name_of(source)
     try:
         formats = _formats_of(source, label)
+        _check_structure(source, label)
         with quiet_pillow(), Image.open(source, formats=formats) as image:
             data = _bytes_if_sixteen(source, image, max_pixels)
             return normalise_image(image, max_pixels=max_pixels, name=label, data=data)
@@ -115,7 +121,7 @@ def open_image(source: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, n
         raise ImageError(_too_large(label, None, max_pixels)) from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{label} is not a picture that can be read: save it as PNG, JPEG or WebP") from None
-    except _DECODE_ERRORS:  # a plugin that stumbles over a header
+    except DECODE_ERRORS:  # a plugin that stumbles over a header
         raise ImageError(f"{label} is damaged: save it again as PNG or JPEG") from None
 
 
@@ -149,7 +155,7 @@ def normalise_image(
         image.load()
     except MemoryError:
         raise ImageError(f"{name} is {width}x{height} px, too large for the memory: make it smaller first") from None
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         raise ImageError(f"{name} is damaged or cut off: save or download it again") from None
     icc_profile = image.info.get("icc_profile")
     icc_profile = icc_profile if isinstance(icc_profile, bytes) and icc_profile else None
@@ -348,6 +354,14 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()) or ())
 
 
+def _check_structure(source: str | Path | BinaryIO, name: str) -> None:
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            check_structure(file, name)
+    else:
+        check_structure(source, name)
+
+
 def _formats_of(source: str | Path | BinaryIO, name: str) -> tuple[str, ...]:
     """The decoders to try for a file, by its first bytes. Raises MissingDependencyError, ImageError."""
     if isinstance(source, str | Path):
@@ -422,7 +436,7 @@ def _turn_array(values: np.ndarray, turn: Image.Transpose) -> np.ndarray:
 def _turn_of(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         orientation = 1  # EXIF that cannot be read says nothing about the orientation
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 

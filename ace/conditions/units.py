@@ -93,13 +93,15 @@ class LongContextConditionUnit:
 
     history: oldest first. max_history: m, rounds kept before the current one.
     target_index: frame whose size, mask and content the target starts from; None = the current unit's first image, or
-    the last answer if it has none. Raises ConditionError if a frame does not exist or the images of the current unit's
-    instruction are named wrongly."""
+    the last answer if it has none. num_unopened: rounds before `history` that were not read.
+    Raises ConditionError if a frame does not exist or the images of the current unit's instruction are named
+    wrongly."""
 
     current: ConditionUnit
     history: tuple[Turn, ...] = ()
     max_history: int = DEFAULT_MAX_HISTORY
     target_index: int | None = None
+    num_unopened: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "history", tuple(self.history))
@@ -131,7 +133,7 @@ class LongContextConditionUnit:
     @property
     def num_dropped_rounds(self) -> int:
         """How many earlier rounds were left out (m exceeded, or more than nine images)."""
-        return len(self.history) - len(self.kept_history)
+        return self.num_unopened + len(self.history) - len(self.kept_history)
 
     def frames(self) -> tuple[Frame, ...]:
         """All images in the model's order: each kept round's images and then its answer, then the current images.

@@ -80,7 +80,7 @@ class Vocabulary:
             lists = {name: tuple(map(str, read[name])) for name in ("places", "grounds", "colours", "frame")}
             letters, longest = str(read["letters"]), int(read["longest_word"])
             return cls(concepts, styles, letters=letters, longest_word=longest, **lists)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path.name} of the model in {folder.name} cannot be read: {error}") from error
 
     def save(self, folder: Path) -> None:

@@ -102,11 +102,13 @@ def open_message(family: Family, message: Message, session: Session | None = Non
     history: tuple[Turn, ...] = ()
     rounds: tuple[Round, ...] = ()
     answer: Picture | None = None
+    num_rounds = 0
     if session is not None and start is not None:
         answer = answer_of(session, start)
         if traits.history and message.max_history > 0:
-            history = session.history(start, model_sha256=family.sha256)
+            history = session.history(start, model_sha256=family.sha256, most=message.max_history)
             rounds = rounds_of(session, start, history)
+            num_rounds = len(session.chain(start))
     text, pictures = _resolve(message, session, answer)
     if answer is not None and not pictures and (message.mask is not None or not history):
         pictures = [answer]
@@ -122,7 +124,7 @@ def open_message(family: Family, message: Message, session: Session | None = Non
         read, mask_files[0] = message.mask.opened(edited.opened)
         masks[0], notes = read.image, (read.note,)
     unit = ConditionUnit(text, tuple(picture.opened.image for picture in pictures), tuple(masks))
-    whole = LongContextConditionUnit(unit, history, message.max_history)
+    whole = LongContextConditionUnit(unit, history, message.max_history, num_unopened=max(0, num_rounds - len(history)))
     kept = len(whole.kept_history)
     job = Job(
         unit=whole,
@@ -154,7 +156,7 @@ def rounds_of(session: Session, node_id: str, history: tuple[Turn, ...]) -> tupl
             answer=FileRef.of(node.answer_path),
             latents=None if turn.latents is None else hash_latents(turn.latents),
         )
-        for node, turn in zip(session.chain(node_id), history, strict=True)
+        for node, turn in zip(session.chain(node_id, len(history)), history, strict=True)
     )
 
 

@@ -18,7 +18,6 @@ import platform
 import re
 import stat
 import sys
-import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -30,9 +29,9 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ace.conditions.images import open_image, quiet_pillow
+from ace.conditions.images import DECODE_ERRORS, open_image, quiet_pillow
 from ace.conditions.sixteen import encode_png, plain_png
 from ace.errors import ImageError, InputError, OutputError
 from ace.files import hash_file, reason_of, write_atomically
@@ -72,6 +71,28 @@ def _plain_name(name: object) -> object:
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(max_length=255), BeforeValidator(_plain_name)]
 Setting = bool | int | float | str
+# Settings that are read again when an image is made again, by what they are; others are only told.
+_SETTING_KINDS: dict[type, tuple[str, ...]] = {
+    bool: ("edits",),
+    int: ("feather_px", "max_seq_length", "tile_px", "canvas_cells", "batch_size"),
+    float: ("repainting_scale",),
+    str: (
+        *("size", "control", "places", "fits", "adapters", "fast", "transformer", "quantize", "quantize_text"),
+        *("refine", "pipeline", "family", "latents"),
+    ),
+}
+_KIND_OF_SETTING = {name: kind for kind, names in _SETTING_KINDS.items() for name in names}
+
+
+def _known_settings(settings: dict[str, Setting]) -> dict[str, Setting]:
+    for name, value in settings.items():
+        kind = _KIND_OF_SETTING.get(name)
+        allowed = (int, float) if kind is float else kind
+        if allowed is not None and (not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool)):
+            raise ValueError(f"{name} is of another type")
+        if kind in (int, float) and not 0 <= value <= 10**9:  # type: ignore[operator]
+            raise ValueError(f"{name} is out of range")
+    return settings
 
 
 class _Record(BaseModel):
@@ -155,14 +176,14 @@ class Recipe(_Record):
     instruction: str
     negative_instruction: str = ""
     seed: int = Field(ge=0, lt=2**64)
-    num_inference_steps: int = Field(ge=1)
-    guidance_scale: float
-    guidance_rescale: float
-    size_px: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    num_inference_steps: int = Field(ge=1, le=100_000)
+    guidance_scale: float = Field(ge=-10_000, le=10_000)
+    guidance_rescale: float = Field(ge=-10_000, le=10_000)
+    size_px: tuple[Annotated[int, Field(ge=1, le=2**20)], Annotated[int, Field(ge=1, le=2**20)]]
     images: tuple[FileRef, ...] = ()
     masks: tuple[FileRef | None, ...] = ()
     history: tuple[Round, ...] = ()
-    settings: dict[str, Setting] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Setting], AfterValidator(_known_settings)] = Field(default_factory=dict)
     rules: dict[str, int] = Field(default_factory=lambda: dict(CURRENT_RULES))
     environment: Environment
 
@@ -431,7 +452,7 @@ def parse_packet(packet: bytes, name: str) -> Recipe:
         raise InputError(f"{name} holds metadata that no recipe has: use the original file")
     try:
         root = ElementTree.fromstring(packet.decode("utf-8").strip("\0\ufeff \r\n\t"))
-    except (ElementTree.ParseError, ValueError):
+    except (ElementTree.ParseError, ValueError, RecursionError):
         raise InputError(f"{name} holds damaged metadata: use the original file") from None
     tag = f"{{{_NAMESPACE}}}recipe"
     for element in root.iter():
@@ -448,7 +469,7 @@ def read_packet(path: str | Path, name: str) -> bytes:
             packet = image.info.get("xmp")
     except FileNotFoundError:
         raise InputError(f"{name}: no such file: check the path") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, zlib.error):
+    except DECODE_ERRORS:
         open_image(path)  # says what is wrong with it as a picture
         raise InputError(f"{name} holds damaged metadata: use the original file") from None
     except Image.DecompressionBombError:

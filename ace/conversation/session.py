@@ -19,13 +19,15 @@ Not here: running a model, choosing what a round means (`ace/conversation/chat.p
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import secrets
 import shutil
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -34,18 +36,23 @@ import numpy as np
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image
-from ace.conditions.units import ConditionUnit, Turn
+from ace.conditions.images import DECODE_ERRORS, MAX_PIXELS, OpenedImage, normalise_image
+from ace.conditions.opener import TIMEOUT_S, OpenLimits, open_files
+from ace.conditions.units import MAX_IMAGES, ConditionUnit, Turn
 from ace.conversation import labels, media
 from ace.conversation.labels import Labels, clean_title
 from ace.conversation.media import IMAGE, Medium, medium_of
 from ace.conversation.recipe import FormatVersion, Recipe, Sha256, encode
 from ace.errors import InputError, OutputError, SessionError
-from ace.files import hash_file, sync_folder, write_atomically
+from ace.files import hash_file, reason_of, sync_folder, write_atomically
 
 FORMAT_VERSION = 1
 _MAX_JSON_BYTES = 2_000_000
 _MAX_LATENTS_BYTES = 256 * 2**20
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, ValueError),
+    *(zlib.error, lzma.LZMAError, struct.error, IndexError),
+)
 _NODE_ID = re.compile(r"[0-9]{4,9}")
 _ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.[a-z0-9]+)")
 
@@ -62,6 +69,8 @@ def _check_kept(name: str) -> str:
 
 
 NodeId = Annotated[str, Field(pattern=r"^[0-9]{4,9}$")]
+_MOST_FILES = 3 + 2 * MAX_IMAGES  # of a node
+
 PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.[a-z0-9]+$"), AfterValidator(_check_kept)]
 
 
@@ -92,8 +101,8 @@ class _NodeFile(_Entry):
     id: NodeId
     parents: tuple[NodeId, ...]
     image: _StoredFile
-    images: tuple[_StoredFile | _AnswerOf, ...]
-    masks: tuple[_StoredFile | None, ...]
+    images: Annotated[tuple[_StoredFile | _AnswerOf, ...], Field(max_length=MAX_IMAGES)]
+    masks: Annotated[tuple[_StoredFile | None, ...], Field(max_length=MAX_IMAGES)]
     latents: _StoredFile | None
     recipe: Recipe
 
@@ -106,11 +115,14 @@ class _Head(_Entry):
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """What is taken of an archive: bytes when unpacked, nodes, pixels of each picture."""
+    """What is taken of an archive: bytes when unpacked, nodes, pixels of each picture and of all pictures of a node;
+    and how long the pictures of a node may take to be looked over."""
 
     num_bytes: int = 4 * 2**30
     num_nodes: int = 100_000
     num_pixels: int = MAX_PIXELS
+    num_pixels_per_node: int = MAX_PIXELS * 6
+    timeout_s: float = TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,7 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.max_pixels = 10**9  # of a round with those before it, which are all opened together
         self._answers: dict[str, OpenedImage] = {}  # one object per answer, so that identity means "continues from"
 
     @classmethod
@@ -213,7 +226,10 @@ class Session:
 
     def node_ids(self) -> tuple[str, ...]:
         """The names of all nodes, oldest first, whether they can be read or not."""
-        names = [entry.name for entry in (self.folder / "nodes").iterdir() if _NODE_ID.fullmatch(entry.name)]
+        try:
+            names = [entry.name for entry in (self.folder / "nodes").iterdir() if _NODE_ID.fullmatch(entry.name)]
+        except OSError as error:
+            raise SessionError(f"the session {self.folder.name} cannot be read ({reason_of(error)})") from None
         return tuple(sorted(names, key=lambda name: (int(name), name)))
 
     def shown_ids(self) -> tuple[str, ...]:
@@ -268,10 +284,16 @@ class Session:
         stored = self._entry(node_id).latents
         if stored is None:
             return None
+        path = self._checked(node_id, stored)
         try:
-            return load(self._checked(node_id, stored).read_bytes())["latents"]
-        except (SafetensorError, KeyError, OSError):
+            if path.stat().st_size > _MAX_LATENTS_BYTES:
+                raise KeyError
+            latents = load(path.read_bytes())["latents"]
+        except (SafetensorError, KeyError, OSError, ValueError, TypeError):
             raise self._damaged(node_id, "its latents cannot be read") from None
+        if not _are_latents(latents):
+            raise self._damaged(node_id, "its latents are no finite numbers")
+        return latents
 
     def source(self, node_id: str) -> OpenedImage | None:
         """The picture that a node edited, with its alpha and ICC profile: its request's first one, else the answer
@@ -286,29 +308,51 @@ class Session:
         """The request of a node with its images and masks. Raises SessionError."""
         return self._unit(self._entry(node_id))
 
-    def chain(self, node_id: str) -> tuple[Node, ...]:
-        """The nodes of the conversation that ends with this one, along first parents, oldest first.
+    def chain(self, node_id: str, most: int | None = None) -> tuple[Node, ...]:
+        """The nodes of the conversation that ends with this one, along first parents, oldest first. most: only the last
+        so many.
 
         Raises SessionError."""
-        found: list[Node] = []
+        found: dict[str, Node] = {}
         following: str | None = node_id
-        while following is not None:
-            if any(node.id == following for node in found):
+        while following is not None and (most is None or len(found) < most):
+            if following in found:
                 raise self._damaged(following, "it is its own ancestor")
-            found.append(self.node(following))
-            following = found[-1].parents[0] if found[-1].parents else None
-        return tuple(reversed(found))
+            found[following] = node = self.node(following)
+            following = node.parents[0] if node.parents else None
+        return tuple(reversed(found.values()))
 
-    def history(self, node_id: str, *, model_sha256: str | None = None) -> tuple[Turn, ...]:
+    def history(self, node_id: str, *, model_sha256: str | None = None, most: int | None = None) -> tuple[Turn, ...]:
         """The rounds of `chain` as turns, oldest first.
 
         Where a round's first picture is an earlier answer, it is that very object. model_sha256: the model that will go
-        on; turns that it made come with the latents that were kept. Raises SessionError."""
+        on; turns that it made come with the latents that were kept. Raises SessionError, also for more pixels than
+        `max_pixels`, before any picture is decoded."""
         turns: list[Turn] = []
-        for node in self.chain(node_id):
+        nodes = self.chain(node_id, most)
+        self._check_pixels(nodes)
+        for node in nodes:
             latents = self.latents(node.id) if node.recipe.model_sha256 == model_sha256 else None
             turns.append(Turn(self._unit(self._entry(node.id)), self.answer(node.id).image, latents))
         return tuple(turns)
+
+    def _check_pixels(self, nodes: Sequence[Node]) -> None:
+        """Raise SessionError for rounds whose pictures are too large to be opened together, by their headers."""
+        paths = {
+            path for node in nodes for one in node.inputs for path in (one.path, one.mask_path) if path is not None
+        }
+        pixels = 0
+        for path in sorted(paths | {node.answer_path for node in nodes}):
+            try:
+                width, height = medium_of(path).size_px(path)
+                pixels += width * height
+            except (*DECODE_ERRORS, InputError, Image.DecompressionBombError):
+                continue  # what is wrong with it is said when it is opened
+        if pixels > self.max_pixels:
+            raise SessionError(
+                f"the images of {len(nodes)} rounds have {pixels / 1e6:.0f} million pixels together, at most "
+                f"{self.max_pixels / 1e6:.0f} are opened: let the model see fewer rounds, or begin anew from one image"
+            )
 
     def head(self) -> str | None:
         """The node where `set_head` left off; the newest if it never did. Raises SessionError if that is damaged."""
@@ -430,8 +474,7 @@ class Session:
                 raise
             sync_folder(nodes)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
+            raise self._not_written(error) from None
         self._answers[node_id] = normalise_image(medium.still(answer))
         return self.node(node_id)
 
@@ -516,8 +559,14 @@ class Session:
             for node_id in self.node_ids():
                 entry = self._entry(node_id)
                 for stored in _files_of(entry):
-                    archive.write(self._checked(node_id, stored), f"nodes/{node_id}/{stored.file}")
-                archive.write(self._folder_of(node_id) / "node.json", f"nodes/{node_id}/node.json")
+                    self._copy_into(archive, self._checked(node_id, stored), f"nodes/{node_id}/{stored.file}")
+                self._copy_into(archive, self._folder_of(node_id) / "node.json", f"nodes/{node_id}/node.json")
+
+    def _copy_into(self, archive: zipfile.ZipFile, path: Path, name: str) -> None:
+        try:
+            archive.write(path, name)
+        except FileNotFoundError:
+            raise SessionError(f"the session {self.folder.name} was changed meanwhile: ask again") from None
 
     def add_archive(
         self, stream: BinaryIO, *, name: str = "the file", limits: ArchiveLimits | None = None
@@ -546,11 +595,15 @@ class Session:
             sync_folder(self.folder / "nodes")
             self._add_labels(Labels.read(staging), numbers)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
+            raise self._not_written(error) from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return numbers
+
+    def _not_written(self, error: OSError) -> InputError:
+        if not self.folder.is_dir():
+            return SessionError(f"the session {self.folder.name} was deleted meanwhile: make a new one")
+        return OutputError(f"the session {self.folder.name} cannot be written ({reason_of(error)}): check the disk")
 
     def _add_labels(self, new: Labels, numbers: dict[str, str]) -> None:
         """Take over what an archive says of its nodes."""
@@ -668,6 +721,8 @@ def _unpack(stream: BinaryIO, staging: Path, name: str, limits: ArchiveLimits) -
     try:
         with zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
+            if len(members) > 2 + limits.num_nodes * _MOST_FILES:
+                raise refused(f"it holds {len(members)} files")
             if sum(member.file_size for member in members) > limits.num_bytes:  # no more is ever read of each
                 raise refused(f"it unpacks to more than {limits.num_bytes / 1e6:g} MB")
             if "session.json" not in archive.namelist():
@@ -694,10 +749,13 @@ def _unpack(stream: BinaryIO, staging: Path, name: str, limits: ArchiveLimits) -
             entries: dict[str, _NodeFile] = {}
             for node_id in sorted(found, key=lambda node_id: (int(node_id), node_id)):
                 folder = staging / node_id
-                entries[node_id] = _unpack_node(
-                    archive, node_id, found[node_id], folder, entries, refused, limits.num_pixels
-                )
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, ValueError, zlib.error):
+                entries[node_id] = _unpack_node(archive, node_id, found[node_id], folder, entries, refused)
+                _check_files(entries[node_id], folder, limits, refused)
+    except _ZIP_ERRORS:
+        raise refused("it is not a ZIP file, or damaged") from None
+    except OSError as error:
+        if error.errno is not None:  # of the disk; a decompressor's has no number
+            raise
         raise refused("it is not a ZIP file, or damaged") from None
     return entries
 
@@ -709,9 +767,8 @@ def _unpack_node(
     folder: Path,
     earlier: dict[str, _NodeFile],
     refused: Callable[[str], SessionError],
-    max_pixels: int,
 ) -> _NodeFile:
-    """Write and check one node of an archive. Raises SessionError."""
+    """Write one node of an archive, whose files are as its node.json says. Raises SessionError."""
     description = members.pop("node.json", None)
     if description is None or description.file_size > _MAX_JSON_BYTES:
         raise refused(f"node {node_id} has no node.json")
@@ -740,12 +797,42 @@ def _unpack_node(
             os.fsync(file.fileno())
         if hash_file(folder / stored.file) != stored.sha256:
             raise refused(f"{stored.file} of node {node_id} is not the one that was written")
-        if not stored.file.endswith(".safetensors"):
-            try:
-                medium_of(stored.file).open(folder / stored.file, max_pixels)
-            except InputError as error:
-                raise refused(str(error).split(":")[0]) from None
     return entry
+
+
+def _check_files(entry: _NodeFile, folder: Path, limits: ArchiveLimits, refused: Callable[[str], SessionError]) -> None:
+    """See that the pictures and latents of a node can be read and are not too large. Raises SessionError."""
+
+    def count(pixels: int) -> None:
+        if pixels > limits.num_pixels_per_node:
+            raise refused(f"the images of node {entry.id} have {pixels / 1e6:.0f} million pixels together")
+
+    names = [stored.file for stored in _files_of(entry) if not stored.file.endswith(".safetensors")]
+    pictures = [name for name in names if medium_of(name) is IMAGE]
+    files = [((folder / file).read_bytes(), f"{file} of node {entry.id}") for file in pictures]
+    try:
+        open_files(files, OpenLimits(limits.num_pixels, limits.timeout_s), count, decode=False)
+        for name in names:
+            if name not in pictures:
+                medium_of(name).open(folder / name, limits.num_pixels)
+    except SessionError:
+        raise
+    except InputError as error:
+        raise refused(str(error).split(":")[0]) from None
+    if entry.latents is not None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            sound = _are_latents(load((folder / entry.latents.file).read_bytes())["latents"])
+        except (SafetensorError, KeyError, ValueError, TypeError):
+            sound = False
+        if not sound:
+            raise refused(f"the latents of node {entry.id} are no finite numbers")
+
+
+def _are_latents(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and 1 <= array.ndim <= 4 and array.size > 0 and bool(np.isfinite(array).all())
 
 
 def _read_small(path: Path, what: str) -> bytes:

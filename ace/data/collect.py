@@ -229,7 +229,7 @@ def _captions(root: Path) -> tuple[dict[str, dict[str, Any]], list[Pointer]]:
             try:
                 row = json.loads(line)
                 known[(file.parent / local_path(row["file_name"])).relative_to(root).as_posix()] = row
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 damaged.append(Pointer(file.relative_to(root).as_posix(), f"line {number}"))
     return known, damaged
 
@@ -326,7 +326,7 @@ def _caption_in(data: bytes, extension: str) -> str:
         return text
     try:
         facts = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return next((str(facts[c]) for c in CAPTION_COLUMNS if c in facts), "") if isinstance(facts, dict) else ""
 

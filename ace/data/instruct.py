@@ -123,7 +123,7 @@ def read_instruction(answer: str) -> tuple[str, str, str]:
     try:
         told = json.loads(found[0]) if found else {}
         instruction, kind = clean(str(told["instruction"])), str(told["kind"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConditionError("the answer is not the JSON asked for") from None
     if kind not in KINDS:
         raise ConditionError("the answer names no known kind of edit")

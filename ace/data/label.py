@@ -366,6 +366,6 @@ def _read_replies(file: Path) -> dict[str, tuple[str, int]]:
             try:
                 told = json.loads(line)
                 known[told["question"]] = told["answer"], told["tokens"]
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, RecursionError):
                 continue
     return known

@@ -50,7 +50,7 @@ def draw_report(folder: Path) -> Path:
         stages = [StageReport(s["stage"], s["entered"], s["kept"], s["rejected"], s["seconds"]) for s in told["stages"]]
     except FileNotFoundError:
         raise DataError(f"{folder} has no report: finish the build first, `ace data build`") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file} cannot be read ({error}): build again") from None
     picture = funnel_svg(stages)
     png = _as_png(picture)

@@ -52,7 +52,7 @@ class Corrections:
         for number, line in enumerate(lines, 1):
             try:
                 self.all.append(Correction(**json.loads(line)))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 if number < len(lines):  # a last line that a kill cut short never counted
                     raise DataError(f"{file}, line {number} is no correction: mend or delete the line") from None
                 file.write_text("".join(f"{kept}\n" for kept in lines[:-1]), encoding="utf-8")
@@ -162,7 +162,7 @@ def serve(samples: Shards, corrections: Corrections, port: int) -> None:
     """Serve the page on this machine until Ctrl-C."""
     import uvicorn
 
-    uvicorn.run(review_app(samples, corrections), host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(review_app(samples, corrections), host="127.0.0.1", port=port, http="h11", log_level="warning")
 
 
 def _next(samples: Shards, corrections: Corrections, start: int) -> int:

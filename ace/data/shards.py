@@ -24,6 +24,7 @@ from typing import Any
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
+from ace.conditions.images import DECODE_ERRORS
 from ace.data.sample import EditSample
 from ace.errors import ConfigError, DataError, MissingDependencyError
 from ace.extras import install_command
@@ -124,7 +125,7 @@ def decode_picture(data: bytes, mode: str) -> Image.Image:
         with Image.open(BytesIO(data)) as image:
             image.load()
             return image if image.mode == mode else image.convert(mode)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(f"a picture in the shard cannot be decoded ({error}): write the shards again") from None
 
 
@@ -252,7 +253,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         return Manifest(found["count"], found["tasks"], tuple(ShardFile(**shard) for shard in found["shards"]))
     except FileNotFoundError:
         raise DataError(f"{folder} is no finished data set: it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file} cannot be read ({error}): write the data set again") from None
 
 

@@ -89,6 +89,6 @@ def run_name(folder: Path) -> str:
     """What the run's system is called: its name, and the folder's if that is another. Raises DataError."""
     try:
         name = json.loads((folder / "run.json").read_bytes()).get("name", "")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{folder.name} is no finished run of `ace eval`: name its --output") from error
     return folder.name if name in ("", folder.name) else f"{name} ({folder.name})"

@@ -55,7 +55,7 @@ def read_run(folder: Path) -> ComparedRun:
     try:
         rows = read_lines(folder / "rows.jsonl")
         report = json.loads((folder / "report.json").read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder.name} is no finished run of `ace eval ace-world`: name its --output") from error
     speed = read_timings(folder).speed
     keyed = {(row["task"], row["number"]): row for row in rows}

@@ -158,7 +158,7 @@ def read_timings(folder: Path) -> Timings:
     try:
         table = json.loads((folder / TIMINGS).read_bytes())
         return Timings(int(table["pictures"]), float(table["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Timings()
 
 
@@ -172,7 +172,7 @@ def keep_settings(folder: Path, settings: dict[str, object]) -> None:
         return
     try:
         earlier = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path.name} cannot be read: choose another folder, or delete this one") from error
     if earlier != settings:
         other = sorted(key for key in {*settings, *earlier} if settings.get(key) != earlier.get(key))

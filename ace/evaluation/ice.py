@@ -149,7 +149,7 @@ def read_gen_info(file: Path) -> dict[str, Path]:
     try:
         named = json.loads(file.read_bytes(), object_pairs_hook=unique_keys(file.name))
         return {key: file.parent / path for key, path in named.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{file.name} is not a gen_info.json: {error}") from error
 
 

@@ -60,7 +60,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         if isinstance(index["_class_name"], str) and all(name.isidentifier() for name in index):
             return index
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ModelNotFoundError(f"model_index.json of {folder.name} is missing or damaged: copy the whole folder again")
 
@@ -337,7 +337,7 @@ class LibraryFamily(Family):
                     needed += set(json.loads(index.read_bytes())["weight_map"].values())
                 if not all(any(folder.glob(name)) for name in needed):
                     missing.append(part)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError):
                 missing.append(part)
         return missing
 
@@ -385,7 +385,7 @@ class LibraryFamily(Family):
     def _settings_of(self, part: str) -> dict[str, Any]:
         try:
             settings = json.loads((self.folder / part / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return settings if isinstance(settings, dict) else {}
 

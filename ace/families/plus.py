@@ -325,7 +325,7 @@ def _adapters_again(recipe: Recipe, given: Sequence[Path]) -> list[str]:
     try:
         recorded = json.loads(str(recipe.settings.get("adapters", "[]")))
         others = [one for one in recorded if one["name"] not in PLUS_MODELS]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError("the recipe's adapters cannot be read: it was changed since") from None
     matched = iter(match_adapters(json.dumps(others) if others else "", given))
     found = []

@@ -103,7 +103,7 @@ def known_error(pipeline: ACEPipeline, model_sha256: str, folder: Path) -> FastE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return FastError(**{**kept, "runs": tuple(kept["runs"]), "seconds": tuple(kept["seconds"])})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # not measured yet, or not readable: measured (again)
     side = pipeline.geometry.side_px
     across = np.linspace(60, 200, side)[None, :, None] * np.ones((side, 1, 3))

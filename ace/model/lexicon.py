@@ -59,7 +59,7 @@ class Lexicon:
         try:
             table = json.loads(Path(path).read_text(encoding="utf-8"))
             names, styles = ({k: tuple(map(str, v)) for k, v in table[key].items()} for key in ("names", "styles"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{path} holds no lexicon ({error}): copy the whole model again") from None
         return cls(names, styles)
 

@@ -181,6 +181,10 @@ def _factors(
 ) -> tuple[Tensor, Tensor]:
     if "lora_A" not in parts or "lora_B" not in parts:
         raise CheckpointError(f"{file} holds one half of {layer} only: get the adapter again")
+    if min(parts["lora_A"].ndim, parts["lora_B"].ndim) < 2 or not len(parts["lora_A"]):
+        raise CheckpointError(f"{file} has an empty or flat factor in {layer}: get the adapter again")
+    if "alpha" in parts and (parts["alpha"].numel() != 1 or not torch.isfinite(parts["alpha"].float()).all()):
+        raise CheckpointError(f"{file} has an alpha in {layer} that is no finite number: get the adapter again")
     down, up = parts["lora_A"].float().flatten(1), parts["lora_B"].float().flatten(1)
     module = transformer.get_submodule(layer)
     rank, wanted = len(down), (module.out_features, module.in_features)

@@ -38,7 +38,7 @@ def weight_bytes(folder: Path, bytes_per_float: int) -> int:
                 begin, end = entry["data_offsets"]
                 floats = entry["dtype"] in ("F64", "F32", "F16", "BF16")
                 total += math.prod(entry["shape"]) * bytes_per_float if floats else end - begin
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise CheckpointError(f"{path.name} in {folder.name} is damaged or cut off: copy the model again") from None
     return total
 
@@ -52,6 +52,6 @@ def free_memory() -> float:
         cached = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
         if limit != "max":
             available = min(available, float(int(limit) - used + int(cached.get("inactive_file", 0))))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return available
     return max(0.0, available)

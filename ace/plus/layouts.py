@@ -412,6 +412,10 @@ def _add(
     if (down is None) != (up is None) or (down is None and added is None and bias is None):
         raise CheckpointError(f"{adapter.name} lacks half of the pair of {module}: get the file again")
     if down is not None and up is not None:
+        if min(down.ndim, up.ndim) < 2 or 0 in down.shape:
+            raise CheckpointError(f"{adapter.name} has an empty or flat pair of {module}: get the file again")
+        if "alpha" in parts and (parts["alpha"].numel() != 1 or not parts["alpha"].float().isfinite().all()):
+            raise CheckpointError(f"{adapter.name} has an alpha of {module} that is no finite number: get it again")
         down, up = down.flatten(1), up.flatten(1)
         if down.shape[1] != columns or up.shape[0] != rows or down.shape[0] != up.shape[1]:
             hint = ""

@@ -87,5 +87,5 @@ def is_plus(name: str | None) -> bool:
             "ACEPlusPipeline",
             "FluxFillPipeline",
         )
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False

@@ -9,6 +9,7 @@ Not here: the names (`plus/models.py`), addresses (`plus/addresses.py`), loading
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,9 +83,12 @@ def read_adapter_option(text: str) -> tuple[str, float]:
     if not separator or "/" in strength or "\\" in strength:
         return text, 1.0
     try:
-        return source, float(strength)
+        value = float(strength)
     except ValueError:
-        raise ConfigError(f"adapter {text!r}: write FILE or FILE:STRENGTH, for example style.safetensors:0.8") from None
+        value = math.nan
+    if not abs(value) <= 100:
+        raise ConfigError(f"adapter {text!r}: write FILE or FILE:STRENGTH, for example style.safetensors:0.8")
+    return source, value
 
 
 def find_plus(name: str, adapters: Sequence[tuple[str, float]] = (), transformer: str | None = None) -> PlusFiles:

@@ -29,7 +29,7 @@ from ace.conversation.message import Message, Picture, open_message
 from ace.conversation.run import conclude
 from ace.errors import AceError, BusyError, ConfigError, StoppedError
 from ace.model.sizes import free_memory
-from ace.server.queue import FairQueue
+from ace.server.queue import BURST, FairQueue, StepShares
 from ace.server.settings import Limits
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ class Engine:
         self._running: list[EngineRequest] = []
         self._finishing: set[EngineRequest] = set()
         self._draining = self._stopping = False
+        self._shares: StepShares[EngineRequest] = StepShares()
         self._rate: float | None = None  # operations a second, while busy
+        self._best_rate = 0.0
         self.num_steps = self.num_image_steps = 0
         self._thread = threading.Thread(target=self._run, name="ace-engine", daemon=True)
         self._finishers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ace-finish")
@@ -156,6 +158,7 @@ class Engine:
             every = [round(cost.num_steps * (n + 1) / (num_previews + 1)) for n in range(num_previews)]
             steps = tuple(sorted({step for step in every if 0 < step < cost.num_steps}))
             requests.append(EngineRequest(job, number, client, cost, steps, on_preview))
+        self._check_time(sum(request.cost.operations for request in requests))
         with self._changed:
             if self._draining or not self._thread.is_alive():
                 raise StoppedError("the server is shutting down: ask again when it is back")
@@ -202,10 +205,18 @@ class Engine:
                 return 0.0 if self._rate is not None else None
             mine = request.cost.num_steps - request.steps_done
             work = request.operations_left
+            heavy, own = 0, request.cost.step_operations
             for other in self._running:
-                if other is not request:
-                    steps = min(mine, other.cost.num_steps - other.steps_done)
-                    work += steps * other.cost.step_operations if request.status == "running" else other.operations_left
+                if other is request:
+                    continue
+                left, each = other.cost.num_steps - other.steps_done, other.cost.step_operations
+                if request.status != "running":
+                    work += other.operations_left
+                elif each > BURST * own:
+                    heavy += min(mine, left) * each
+                else:
+                    work += (left if own > BURST * each else min(mine, left)) * each
+            work += min(heavy, mine * BURST * own)
             if request.status == "waiting":
                 work += max(self._queue.work - request.cost.operations, 0)
             return work / self._rate
@@ -218,6 +229,15 @@ class Engine:
             )
         if cost.num_bytes > self.max_running_bytes:
             raise ConfigError("this request would need more memory than there is: use fewer or smaller images")
+
+    def _check_time(self, operations: int) -> None:
+        """By the fastest that this machine has been seen to be, so that nothing is refused that would fit."""
+        most = self.limits.max_seconds
+        if most is not None and self._best_rate and operations / self._best_rate > most:
+            raise ConfigError(
+                f"this request would take about {operations / self._best_rate:.0f} s, at most {most:g} s are allowed: "
+                "use fewer steps, fewer or smaller images"
+            )
 
     def _check_room(self, count: int, client: str) -> None:
         if count > min(self.limits.max_waiting, self.limits.max_waiting_per_client):
@@ -293,10 +313,12 @@ class Engine:
                 self._running.append(request)
 
     def _step(self) -> None:
-        """One denoising step of all that run; previews of those that are due."""
-        stepped = self._alone_if_failing(self._running, self._step_together)
+        """One denoising step of those whose turn it is; previews of those that are due."""
+        due = self._shares.due({request: request.cost.step_operations for request in self._running})
+        stepped = self._alone_if_failing(due, self._step_together)
         with self._changed:
-            self._running = [request for request, _ in stepped]
+            left = {id(request) for request in due} - {id(request) for request, _ in stepped}
+            self._running = [request for request in self._running if id(request) not in left]
         for request, state in stepped:
             if request.steps_done in request.preview_steps and request.on_preview is not None and not request.cancelled:
                 try:
@@ -337,6 +359,7 @@ class Engine:
     def _measure(self, operations: int, seconds: float) -> None:
         if seconds > 0 and operations > 0:
             rate = operations / seconds
+            self._best_rate = max(self._best_rate, rate)
             self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
 
     def _alone_if_failing(self, requests, function):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,12 +19,16 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from ace.conditions.images import OpenedImage
+from ace.conditions.opener import Call, OpenLimits, current_call
+from ace.conditions.units import MAX_IMAGES
 from ace.conversation.family import Family
 from ace.conversation.job import Settings
+from ace.conversation.message import Mask, Picture
 from ace.conversation.seeds import read_seed
 from ace.errors import ConfigError, InputError
 from ace.server.engine import Engine
-from ace.server.images import Upload, fetch
+from ace.server.images import Upload, fetch, mask_of, open_uploads
 from ace.server.metrics import Metrics
 from ace.server.schema import PictureBody
 from ace.server.service import Accepted, NotFoundError, Service
@@ -33,7 +37,9 @@ if TYPE_CHECKING:
     from ace.server.settings import ServerSettings
 
 _MAX_FIELD_BYTES = 64 * 1024
-_NUM_WORKERS = 4  # images decoded and encoded at once, which bounds the memory that this needs
+# Threads for what blocks, apart from each other so that one kind never keeps another waiting: looking things up,
+# taking requests on, and opening and writing images, of which few at once bound the memory that it needs.
+_NUM_WORKERS, _NUM_ACCEPTING, _NUM_OPENING = 16, 4, 4
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -45,6 +51,8 @@ class Front:
     service: Service
     metrics: Metrics
     workers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_NUM_WORKERS))
+    accepting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_NUM_ACCEPTING))
+    opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_NUM_OPENING))
 
     @property
     def engine(self) -> Engine:
@@ -64,6 +72,25 @@ class Front:
     async def in_worker(self, function: Callable[..., Result], *args: object) -> Result:
         """Call what blocks in a thread."""
         return await to_thread.run_sync(lambda: function(*args), limiter=self.workers)
+
+    async def on_images(self, request: Request, function: Callable[..., Result], *args: object) -> Result:
+        """Call what opens or writes images in a thread; what it opens ends when the client goes away."""
+        call = Call()
+        token = current_call.set(call)
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            call.stop()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            return await to_thread.run_sync(lambda: function(*args), limiter=self.opening)
+        finally:
+            current_call.reset(token)
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
 
     # Reading
 
@@ -93,6 +120,26 @@ class Front:
         """The image at an address. Raises InputError or ImageError."""
         return await self.in_worker(fetch, url, self.settings.url_hosts, self.settings.max_upload_bytes)
 
+    @property
+    def open_limits(self) -> OpenLimits:
+        """Within which the images of a request are opened."""
+        return OpenLimits(self.settings.max_pixels, self.settings.decode_timeout_s)
+
+    def open(self, files: Files) -> OpenedFiles:
+        """Open the files of a request, all within one budget of memory and time. Raises InputError or BusyError."""
+        named = [("image", one) for one in files.images]
+        named += [(name, one) for name in _SINGLE if (one := getattr(files, name)) is not None]
+        with self.service.holding() as hold:
+            opened = open_uploads([one for _, one in named], self.open_limits, lambda pixels: hold(4 * pixels))
+        images = tuple(Picture(a, one.ref) for (name, one), a in zip(named, opened, strict=True) if name == "image")
+        single = {name: (a, one) for (name, one), a in zip(named, opened, strict=True) if name != "image"}
+        return OpenedFiles(
+            images,
+            photo=Picture(single["photo"][0], single["photo"][1].ref) if "photo" in single else None,
+            mask=mask_of(*single["mask"]) if "mask" in single else None,
+            drawing=single["drawing"][0] if "drawing" in single else None,
+        )
+
     # Waiting
 
     async def accept(
@@ -100,7 +147,9 @@ class Front:
     ) -> Accepted:
         """Take a request on with a method of the service, which gets its id and its client first. Raises as that."""
         state = request.state
-        accepted = await self.in_worker(lambda: take(state.request_id, state.client, *args, **kwargs))
+        accepted = await to_thread.run_sync(
+            lambda: take(state.request_id, state.client, *args, **kwargs), limiter=self.accepting
+        )
         self.metrics.watch(accepted)
         return accepted
 
@@ -145,6 +194,16 @@ class Files:
     drawing: Upload | None = None
 
 
+@dataclass(frozen=True)
+class OpenedFiles:
+    """The same, opened."""
+
+    images: tuple[Picture, ...] = ()
+    photo: Picture | None = None
+    mask: Mask | None = None
+    drawing: OpenedImage | None = None
+
+
 async def read_files(front: Front, request: Request, form: type[Body], body: type[Body]) -> tuple[Body, Files]:
     """A request with files, as a form or as JSON with addresses; those that the JSON form does not name are refused.
 
@@ -154,15 +213,29 @@ async def read_files(front: Front, request: Request, form: type[Body], body: typ
         return await _read_json(front, await request.body(), body)
     if kind != "multipart/form-data":
         raise HTTPException(415, "send multipart/form-data or application/json")
-    async with request.form(max_files=12, max_fields=64, max_part_size=_MAX_FIELD_BYTES) as parts:
-        return await _read_form(parts, form, {"image", *(_SINGLE & body.model_fields.keys())})
+    async with sent_form(request, max_files=_MAX_FILES, max_fields=64) as parts:
+        return await _read_form(parts, form, {"image", *(set(_SINGLE) & body.model_fields.keys())})
 
 
-_SINGLE = {"photo", "mask", "drawing"}
+@contextlib.asynccontextmanager
+async def sent_form(request: Request, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+    """The form that a request is. Raises HTTPException for one that cannot be read."""
+    try:
+        form = await request.form(max_files=max_files, max_fields=max_fields, max_part_size=_MAX_FIELD_BYTES)
+    except (LookupError, UnicodeError):  # of a character set that there is not
+        raise HTTPException(400, "the form cannot be read: send it in UTF-8") from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+_SINGLE = ("photo", "mask", "drawing")
+_MAX_FILES = MAX_IMAGES + len(_SINGLE)
 
 
 async def _read_json(front: Front, content: bytes, body: type[Body]) -> tuple[Body, Files]:
-    fields = body.model_validate_json(content)
+    fields = await front.in_worker(body.model_validate_json, content)
     images = tuple([await front.fetch(image.image_url) for image in getattr(fields, "images", ())])
     single = {name: getattr(fields, name, None) for name in _SINGLE}
     return fields, Files(

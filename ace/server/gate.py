@@ -2,8 +2,9 @@
 
 In this order: is it meant for this server (where a browser needs no key, or sends it by itself in a cookie, any web
 page could send requests here, so a foreign `Host` or `Origin` is refused), does it show a key, is it too large (by its
-header, and again as it arrives), does it arrive in time, and is there memory for it. Everything that passes has an id
-and a client in `scope["state"]`.
+header, and again as it arrives; little where no image is expected), does it arrive in time, and is there memory for it.
+JSON is counted as it arrives: one that would parse into far more than any request of ours needs is not parsed.
+Everything that passes has an id and a client in `scope["state"]`; whatever fails inside is answered with both.
 
 A refusal may be ready before the request has arrived whole. Then the connection is not closed at once, which would
 reset it and could lose the answer: the rest is read and thrown away first, for a moment.
@@ -14,6 +15,7 @@ A plain ASGI middleware: the framework's own read the body first.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import time
@@ -38,6 +40,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health", "/ready", "/docs", "/redoc", "/openapi.json", "/files/")
 _LINGER_S = 2.0  # for the rest of a request that has been answered already
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ALWAYS = ("/health", "/ready")  # answered also where there is no room for more requests
+_WITH_IMAGES = re.compile(r"/(v1/(images/edits|sessions/[^/]*/(turns|archive))|select|lessons)")  # the studio's, too
+_MAX_JSON_MARKS = 20_000  # of the characters that begin or part values; a prompt may hold some too
+_BUSY_SHARE = 7 / 8  # of the connections that may carry requests at once; the others can be dropped
+
+log = logging.getLogger(__name__)
 
 
 class Refused(HTTPException):
@@ -63,6 +71,7 @@ class RequestGate:
         self.open_paths = (*OPEN, *open_paths)
         self.keys = Keys(settings.api_keys)
         self._receiving = 0
+        self._answering = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request and pass it on."""
@@ -90,7 +99,8 @@ class RequestGate:
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        body = _Body(receive, self)
+        self._answering += 1
+        body = _Body(receive, self, self._most_bytes(scope["path"]), _is_json(scope["path"], headers))
         try:
             client = self._check(scope["path"], headers)
             scope.setdefault("state", {}).update(client=client, request_id=request_id)
@@ -98,7 +108,12 @@ class RequestGate:
         except Refused as refused:
             if status == 499:
                 await _refuse(answer, refused)
+        except Exception as error:
+            log.error("request %s failed", request_id, exc_info=error)
+            if status == 499:
+                await _refuse(answer, Refused(500, "the server could not answer this", "server_error"))
         finally:
+            self._answering -= 1
             self._receiving -= body.num_bytes
             self.on_end(scope["path"], status, time.monotonic() - began)
 
@@ -109,7 +124,7 @@ class RequestGate:
         if not self.settings.api_keys or self.settings.cookie:
             if not is_loopback(_name_of(host)) and _name_of(host) not in self.settings.host_names:
                 raise Refused(403, "this server answers to 127.0.0.1 and localhost only", "wrong_host")
-            if (origin is not None and (origin == "null" or urlsplit(origin).netloc != host)) or _is_foreign(headers):
+            if (origin is not None and _host_of(origin) != host) or _is_foreign(headers):
                 raise Refused(403, "requests from other web pages are refused", "wrong_origin")
         shown = headers.get("authorization")
         if shown is None and self.settings.cookie:
@@ -119,10 +134,17 @@ class RequestGate:
             if not self._is_open(path):
                 raise Refused(401, "no valid API key: send it as Authorization: Bearer …", "invalid_api_key")
             client = "nobody"
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.settings.max_upload_bytes:
-            raise self.too_large()
+        length, most = headers.get("content-length", "0"), self._most_bytes(path)
+        if not length.isdecimal() or len(length) > 18 or int(length) > most:
+            raise too_large(most)
+        if self._answering > max(1, self.settings.max_connections * _BUSY_SHARE) and path not in _ALWAYS:
+            raise Refused(503, "too many requests at once: try again later", "busy")
         return client
+
+    def _most_bytes(self, path: str) -> int:
+        """Of a request to this path."""
+        most = self.settings.max_upload_bytes
+        return most if _WITH_IMAGES.fullmatch(path) else min(most, self.settings.max_small_bytes)
 
     def _is_open(self, path: str) -> bool:
         """Whether a path needs no key."""
@@ -134,17 +156,18 @@ class RequestGate:
         if self._receiving > self.settings.max_receiving_bytes:
             raise Refused(503, "too much is being sent at once: try again later", "busy")
 
-    def too_large(self) -> Refused:
-        """The refusal of a request of too many bytes."""
-        most = self.settings.max_upload_bytes / 1e6
-        return Refused(413, f"the request is too large: at most {most:g} MB", "too_large")
+
+def too_large(most: int) -> Refused:
+    """The refusal of a request of too many bytes."""
+    return Refused(413, f"the request is too large: at most {most / 1e6:g} MB", "too_large")
 
 
 class _Body:
     """A request's body as it arrives, counted and timed."""
 
-    def __init__(self, receive: Receive, gate: RequestGate) -> None:
-        self._receive, self._gate = receive, gate
+    def __init__(self, receive: Receive, gate: RequestGate, most: int, is_json: bool) -> None:
+        self._receive, self._gate, self._most, self._is_json = receive, gate, most, is_json
+        self._num_marks = 0
         self._until = time.monotonic() + gate.settings.upload_timeout_s
         self._complete = False
         self.num_bytes = 0
@@ -161,8 +184,12 @@ class _Body:
             count = len(message.get("body", b""))
             self.num_bytes += count
             self._gate.received(count)
-            if self.num_bytes > self._gate.settings.max_upload_bytes:
-                raise self._gate.too_large()
+            if self.num_bytes > self._most:
+                raise too_large(self._most)
+            if self._is_json:
+                self._num_marks += sum(map(message.get("body", b"").count, (b",", b":", b"{", b"[")))
+                if self._num_marks > _MAX_JSON_MARKS:
+                    raise Refused(413, "the request holds too many values: send the documented ones", "too_large")
             self._complete = not message.get("more_body", False)
         return message
 
@@ -182,6 +209,20 @@ def _name_of(host: str) -> str:
         return ""
 
 
+def _host_of(origin: str) -> str | None:
+    """The host and port of an Origin header; None for one that has none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
+
+
+def _is_json(path: str, headers: Mapping[str, str]) -> bool:
+    """Whether a body may be read as JSON; archives never are."""
+    kind = headers.get("content-type", "").split(";")[0].strip().lower()
+    return kind != "multipart/form-data" and not path.endswith("/archive")
+
+
 def _is_foreign(headers: Mapping[str, str]) -> bool:
     """Whether a browser says that another site's page asks for something to use in itself; links may be followed."""
     link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
@@ -195,7 +236,8 @@ def _cookie_of(header: str, name: str) -> str:
 
 
 async def _refuse(send: Send, refused: Refused) -> None:
-    kind = "authentication_error" if refused.status_code == 401 else "invalid_request_error"
+    kinds = {401: "authentication_error", 500: "server_error", 503: "server_error"}
+    kind = kinds.get(refused.status_code, "invalid_request_error")
     error = {"message": refused.detail, "type": kind, "param": None, "code": refused.code}
     body = json.dumps({"error": error}).encode()
     named = {"content-type": "application/json", "content-length": str(len(body)), **(refused.headers or {})}

@@ -1,7 +1,7 @@
 """Bytes, data: addresses or an allowed URL → images and masks of a message, after intake.
 
-Nothing is decoded here: `ace/conditions/images.py` opens what comes, the same formats as everywhere, and only if its
-header claims a sensible size. A URL is fetched only from a host that the operator named;
+Nothing is decoded here, nor in this process: `ace/conditions/opener.py` opens what comes, the same formats as
+everywhere, and only if its header claims a sensible size. A URL is fetched only from a host that the operator named;
 its name is looked up once, an address that is not public is refused, and the connection is made to that very address,
 so that a name cannot change its meaning in between. No redirects, no more bytes and no more time than allowed.
 """
@@ -14,12 +14,15 @@ import hashlib
 import ipaddress
 import socket
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from ace.conditions.images import OpenedImage, open_bytes
+from ace.conditions.images import OpenedImage
+from ace.conditions.opener import OpenLimits, open_files
 from ace.conversation.message import Mask, Picture
 from ace.conversation.recipe import FileRef
 from ace.errors import ConfigError, ImageError, InputError, MaskError, MissingDependencyError
@@ -42,13 +45,20 @@ class Upload:
         return FileRef(name=plain, sha256=hashlib.sha256(self.data).hexdigest())
 
 
-def open_upload(upload: Upload, max_pixels: int) -> OpenedImage:
-    """An image; of several frames the first. Raises ImageError for what cannot be read here, too many pixels or
-    damage."""
+def open_uploads(
+    uploads: Sequence[Upload], limits: OpenLimits, on_pixels: Callable[[int], Any] = lambda pixels: None
+) -> list[OpenedImage]:
+    """Images of one request; of several frames the first. on_pixels: see `open_files`. Raises ImageError for what
+    cannot be read here, too many pixels, damage, or what takes too long."""
     try:
-        return open_bytes(upload.data, max_pixels=max_pixels, name=upload.ref.name)
+        return open_files([(upload.data, upload.ref.name) for upload in uploads], limits, on_pixels)
     except MissingDependencyError as error:
         raise ImageError(f"this server cannot read it: {error}") from None
+
+
+def open_upload(upload: Upload, max_pixels: int) -> OpenedImage:
+    """One image; otherwise as `open_uploads`."""
+    return open_uploads([upload], OpenLimits(max_pixels))[0]
 
 
 def open_picture(upload: Upload, max_pixels: int) -> Picture:
@@ -57,17 +67,20 @@ def open_picture(upload: Upload, max_pixels: int) -> Picture:
 
 
 def open_mask(upload: Upload, max_pixels: int) -> Mask:
-    """An uploaded file as the mask of a message, read as everywhere (`ace/conditions/masks.py`).
+    """An uploaded file as the mask of a message. Raises ImageError."""
+    return mask_of(open_upload(upload, max_pixels), upload)
+
+
+def mask_of(opened: OpenedImage, upload: Upload) -> Mask:
+    """An opened file as the mask of a message, read as everywhere (`ace/conditions/masks.py`).
 
     Where a file with transparency can be read two ways, OpenAI's rule decides: what is transparent changes. Such a file
-    goes by the hash of the plain mask that it stands for, since that is what a replay needs. Raises ImageError."""
-    opened = open_upload(upload, max_pixels)
+    goes by the hash of the plain mask that it stands for, since that is what a replay needs."""
     return Mask(opened, upload.ref if opened.alpha is None else None, undecided="transparent")
 
 
-def open_strokes(upload: Upload, max_pixels: int) -> Image.Image:
-    """An uploaded drawing, RGBA: coloured strokes on a transparent ground. Raises MaskError or ImageError."""
-    opened = open_upload(upload, max_pixels)
+def strokes_of(opened: OpenedImage) -> Image.Image:
+    """An opened drawing, RGBA: coloured strokes on a transparent ground. Raises MaskError."""
     if opened.alpha is None:
         raise MaskError(f"{opened.name} has no transparent ground: draw strokes on one, of the size of the image")
     strokes = opened.stored.convert("RGBA")

@@ -11,12 +11,13 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ace.errors import ConfigError
+from ace.errors import ConfigError, OutputError
 
 _KEPT = 100_000  # newest requests that are remembered
 
@@ -66,9 +67,18 @@ class Ledger:
                 "requests.sqlite in the data folder is damaged: delete it or name another folder"
             ) from None
 
-    def accept(self, request_id: str, client: str, about: Mapping[str, Any]) -> None:
-        """A request was accepted; this is on the disk when it returns."""
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within, one thread writes. Raises OutputError where it cannot; the next one may be able to."""
         with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise OutputError(f"the ledger of requests cannot be written ({error}): check the disk") from None
+
+    def accept(self, request_id: str, client: str, about: Mapping[str, Any]) -> None:
+        """A request was accepted; this is on the disk when it returns. Raises OutputError."""
+        with self._writing():
             self._database.execute(
                 "INSERT OR REPLACE INTO requests VALUES (?, ?, 'accepted', ?, NULL, NULL, ?)",
                 (request_id, client, time.time(), json.dumps(dict(about))),
@@ -80,8 +90,8 @@ class Ledger:
     def end(
         self, request_id: str, client: str, status: str, message: str | None = None, steps_done: int | None = None
     ) -> None:
-        """A request ended: "done", "failed" or "cancelled", after so many steps."""
-        with self._lock:
+        """A request ended: "done", "failed" or "cancelled", after so many steps. Raises OutputError."""
+        with self._writing():
             self._database.execute(
                 "UPDATE requests SET status = ?, message = ?, ended = ?,"
                 " about = json_set(COALESCE(about, '{}'), '$.steps_done', ?) WHERE id = ? AND client = ?",
@@ -98,7 +108,7 @@ class Ledger:
         return self._read("client = ?", (client,), most)
 
     def _read(self, where: str, values: tuple[str, ...], most: int) -> list[RequestRecord]:
-        with self._lock:
+        with self._writing():
             rows = self._database.execute(
                 f"SELECT id, status, asked, message, about FROM requests WHERE {where} ORDER BY rowid DESC LIMIT ?",
                 (*values, most),

@@ -4,15 +4,20 @@ The client that has been given the least work so far is next, a client that come
 it (start-time fair queueing, Goyal et al. 1996), and within a client the oldest is first. The next one is never passed
 over for a smaller one, so that large requests are not starved. Work is counted in operations (`Family.cost`).
 
+Once they run, requests share the machine step by step (`StepShares`), so that a light one is not kept waiting by what
+one step of a heavy one costs.
+
 Not here: threads, the model.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+BURST = 4  # a step that costs at most so many times the lightest one is taken along with it
 Item = TypeVar("Item")
 
 
@@ -83,3 +88,26 @@ class FairQueue(Generic[Item]):
         entries.remove(entry)
         if not entries:
             del self._waiting[entry.client]
+
+
+class StepShares(Generic[Item]):
+    """Which of the requests that run take the next step, together.
+
+    The lightest and all whose step costs at most `BURST` times as much: always. Heavier ones share as much work again
+    as `BURST` light steps between them: each saves its part up until it can pay for a step, and of those that can, one
+    a time steps, the one that has waited longest. So a light request takes about `BURST` + 1 times as long as alone,
+    however heavy its company is, and the heavy ones lose a fifth of the machine."""
+
+    def __init__(self) -> None:
+        self._saved: dict[Item, float] = {}
+
+    def due(self, costs: Mapping[Item, int]) -> list[Item]:
+        """Who steps now. costs: operations of one step of each that runs, oldest first."""
+        most = BURST * min(costs.values(), default=0)
+        heavy = [item for item, cost in costs.items() if cost > most]
+        self._saved = {item: self._saved.get(item, 0.0) + most / len(heavy) for item in heavy}
+        ready = [item for item in heavy if self._saved[item] >= costs[item]]
+        chosen = max(ready, key=lambda item: self._saved[item] / costs[item], default=None)
+        if chosen is not None:
+            self._saved[chosen] = 0.0
+        return [item for item, cost in costs.items() if cost <= most or item is chosen]

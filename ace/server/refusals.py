@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from ace.errors import AceError, BusyError, InputError, StoppedError
+from ace.errors import AceError, BusyError, InputError, OutputError, StoppedError
 from ace.server.gate import Refused
+from ace.server.moderation import ModerationError
 from ace.server.service import NotFoundError, message_of
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,13 @@ def answer_errors(app: FastAPI) -> None:
         if status == 500:
             log.error("request failed", exc_info=error)
         return JSONResponse(content, status, headers)
+
+    @app.exception_handler(OSError)
+    async def on_disk_error(request: Request, error: OSError) -> Response:
+        if isinstance(error, FileNotFoundError):
+            return JSONResponse(error_body("what you asked for is not there any more", "not_found"), 404)
+        log.error("request failed", exc_info=error)
+        return JSONResponse(*disk_error())
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -62,11 +70,21 @@ def error_of(error: AceError) -> tuple[int, dict, dict[str, str]]:
         return 410, error_body(str(error), "cancelled"), {}
     if isinstance(error, StoppedError):
         return 503, error_body(str(error), "stopped", kind="server_error"), {"retry-after": "5"}
+    if isinstance(error, OutputError):
+        content, status = disk_error()
+        return status, content, {}
+    if isinstance(error, ModerationError):
+        return 400, error_body(str(error), "moderation_blocked", kind="image_generation_user_error"), {}
     if isinstance(error, NotFoundError):
         return 404, error_body(str(error), "not_found"), {}
     if isinstance(error, InputError):
         return 400, error_body(str(error), type(error).__name__.removesuffix("Error").lower()), {}
     return 500, error_body(message_of(error), "server_error", kind="server_error"), {}
+
+
+def disk_error() -> tuple[dict, int]:
+    """(content, status) of an answer where the disk is full or broken: nothing that a client can mend."""
+    return error_body("the server cannot write to its disk: tell its operator", "disk", kind="server_error"), 507
 
 
 def _refuse_fields(errors: Sequence) -> Response:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
 from pathlib import Path
 
+from PIL import Image
+
+from ace.conditions.images import DECODE_ERRORS
 from ace.conversation.job import Made
 from ace.conversation.labels import FILE as LABELS
 from ace.conversation.recipe import Recipe
@@ -44,6 +48,7 @@ def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
         seconds=round(seconds, 3),
         drift=None if made.drift is None else made.drift.as_dict(),
         notes=made.notes,
+        moderation=accepted.checked,
     )
 
 
@@ -101,20 +106,21 @@ def _labels_tag(opened: Opened) -> str:
 def node_reply(opened: Opened, node_id: str) -> NodeReply:
     """A node of a session without its image. Raises SessionError."""
     folder = opened.session.folder
-    try:
-        written_ns = (folder / "nodes" / node_id / "node.json").stat().st_mtime_ns
-    except OSError:
-        written_ns = 0
-    return _read_node(folder, opened.id, node_id, written_ns)
+    written: list[tuple[int, int]] = []
+    for name in ("node.json", "image.png"):
+        with contextlib.suppress(OSError):
+            stat = (folder / "nodes" / node_id / name).stat()
+            written.append((stat.st_mtime_ns, stat.st_size))
+    return _read_node(folder, opened.id, node_id, tuple(written))
 
 
-@functools.lru_cache(maxsize=10_000)  # nodes never change
-def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> NodeReply:
+@functools.lru_cache(maxsize=10_000)  # nodes never change, unless somebody damages them
+def _read_node(folder: Path, session_id: str, node_id: str, written: tuple[tuple[int, int], ...]) -> NodeReply:
     node = Session(folder).node(node_id)
     recipe, base = node.recipe, f"/v1/sessions/{session_id}/nodes"
     try:
         width, height = node.medium.size_px(node.answer_path)
-    except (OSError, ValueError):
+    except (*DECODE_ERRORS, Image.DecompressionBombError):
         raise SessionError(
             f"node {node_id} is damaged ({node.answer_path.name} cannot be read): delete its folder"
         ) from None

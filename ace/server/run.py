@@ -17,14 +17,14 @@ import uvicorn
 from anyio import to_thread
 from fastapi import FastAPI
 
+from ace.conditions.opener import OpenLimits, start_opener, stop_openers
 from ace.conversation.family import Family
 from ace.errors import ConfigError
 from ace.server.app import create_app
+from ace.server.connections import ConnectionLimits, room_for_connections, uvicorn_config
 from ace.server.engine import Engine
 from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
-
-_MAX_CONNECTIONS = 1000
 
 
 class _Server(uvicorn.Server):
@@ -56,21 +56,19 @@ def serve(
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listener or listen(settings.host, settings.port))
         ledger = stack.enter_context(contextlib.closing(Ledger(settings.data_folder)))
+        opener = threading.Thread(target=start_opener, args=(OpenLimits(settings.max_pixels),), daemon=True)
+        opener.start()  # is ready when the model is
+        stack.callback(stop_openers)
+        stack.callback(opener.join)
         engine = Engine(load(), settings.limits)
         app = make_app(engine, settings, ledger)
         stack.callback(engine.stop)
         engine.start()
-        config = uvicorn.Config(
+        config = uvicorn_config(
             app,
+            ConnectionLimits(room_for_connections(settings.max_connections), trusted=settings.proxies),
             log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            ws="none",
-            limit_concurrency=_MAX_CONNECTIONS,
-            timeout_keep_alive=30,
             timeout_graceful_shutdown=int(settings.drain_s) + 10,
-            h11_max_incomplete_event_size=64 * 1024,
         )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         on_ready(f"http://{host}:{listener.getsockname()[1]}")

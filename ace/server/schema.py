@@ -1,7 +1,7 @@
 """What goes over the wire: OpenAI's image requests and replies, and ours for sessions.
 
 The only place that knows their names. What the API of OpenAI has and this server cannot do is refused, what changes no
-image (`user`, `moderation`, …) is accepted and does nothing, and an unknown name is an error. Extensions of ours:
+image (`user`, …) is accepted and does nothing, and an unknown name is an error. Extensions of ours:
 `seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt`, `metadata`, `adapters` and options of ACE++
 (`control`, `repainting_scale`, `max_seq_length`, `places`, `fits`) in requests, `ace` in replies. A seed may be a
 number or a string of digits; in a session's replies it is a string, since JavaScript's numbers are exact only up to
@@ -44,7 +44,7 @@ class PictureBody(_Strict):
     """What `generations`, `edits` and a session's turns have in common."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
-    model: str | None = None
+    model: Annotated[str, Field(max_length=1000)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     size: str | None = None
     quality: Quality | None = None
@@ -54,6 +54,7 @@ class PictureBody(_Strict):
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     guidance_rescale: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
+    moderation: Literal["low", "auto"] | None = None
     adapters: Annotated[str, Field(max_length=1000)] | None = None
     # of some models only
     control: Annotated[str, Field(max_length=40)] | None = None
@@ -62,9 +63,8 @@ class PictureBody(_Strict):
     places: Annotated[str, Field(max_length=200)] | None = None
     fits: Annotated[str, Field(max_length=200)] | None = None
     # accepted as OpenAI's clients send them; they change nothing here
-    user: str | None = None
-    safety_identifier: str | None = None
-    moderation: Literal["low", "auto"] | None = None
+    user: Annotated[str, Field(max_length=200_000)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=200_000)] | None = None
     background: Literal["opaque", "auto"] | None = None
     input_fidelity: Literal["high", "low"] | None = None
     output_compression: Literal[100] | None = None
@@ -229,7 +229,8 @@ class HeadBody(_Strict):
 
 
 class AceDetails(BaseModel):
-    """Ours, beside OpenAI's: how an image was made. drift: what changed where it should not have."""
+    """Ours, beside OpenAI's: how an image was made. drift: what changed where it should not have. moderation: whether
+    the network for unsafe content looked at it: "checked" or "not checked"."""
 
     seed: int
     steps: int
@@ -240,6 +241,7 @@ class AceDetails(BaseModel):
     seconds: float
     drift: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    moderation: str = "not checked"
 
 
 class ImageData(BaseModel):

@@ -7,6 +7,7 @@ sessions lie in a folder per client, and no name from outside ever becomes part 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -16,9 +17,9 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from ace.conversation.job import Job, Made, variants
 from ace.conversation.message import Message
 from ace.conversation.replay import Replay, compare_with_node
 from ace.conversation.session import ArchiveLimits, Node, Session
-from ace.errors import AceError, BusyError, InputError, SessionError, StoppedError
+from ace.errors import AceError, BusyError, InputError, OutputError, SessionError, StoppedError
+from ace.files import reason_of
 from ace.server.activity import ENDED, Active, Activities, Activity
 from ace.server.engine import Engine, EngineRequest, OnPreview
 from ace.server.keys import Quota
 from ace.server.ledger import Ledger
+from ace.server.moderation import Checked, Moderation
 from ace.server.settings import ServerSettings
 from ace.server.shelf import Shelf
 
@@ -52,20 +55,24 @@ class NotFoundError(InputError):
 
 @dataclass(frozen=True)
 class Previews:
-    """How many previews of each image are wanted, and who is told beside the session's activity."""
+    """How many previews of each image are wanted, and who is told beside the session's activity. moderated: whether
+    they and the results are looked at before they are shown."""
 
     count: int = 0
     on_preview: OnPreview | None = None
+    moderated: bool = True
 
 
 @dataclass(eq=False)
 class Accepted:
-    """A request that was taken on. requests: one per image; result: what `keep` made of them, or the error."""
+    """A request that was taken on. requests: one per image; result: what `keep` made of them, or the error. checked:
+    whether its results are looked at, see `moderation.py`."""
 
     id: str
     client: str
     requests: tuple[EngineRequest, ...] = ()
     result: Future[Any] = field(default_factory=Future)
+    checked: Checked = "not checked"
 
     def __post_init__(self) -> None:
         self.result.set_running_or_notify_cancel()  # `Service.cancel` alone cancels it
@@ -106,6 +113,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServerSettings, ledger: Ledger) -> None:
         self.engine, self.settings, self.ledger = engine, settings, ledger
         self.quota = Quota(settings.images_per_minute)
+        self.moderation = Moderation(settings.max_unsafe)
         self.shelf = Shelf(settings.adapters_folder)
         self._activities = Activities()
         self._lock = threading.Lock()
@@ -130,12 +138,14 @@ class Service:
     ) -> Accepted:
         """Take on a request; from now on it is answered or failed explicitly.
 
-        jobs: the variants of one, which share their images. kind, session: for its record. Raises BusyError,
-        ConfigError, StoppedError or, for an id in use, InputError."""
+        jobs: the variants of one, which share their images. kind, session: for its record. The results are looked at
+        before they are kept, as `Previews.moderated` says. Raises BusyError, ConfigError, StoppedError, OutputError
+        where the disk is full or, for an id in use, InputError."""
         held, most = jobs[0].held_bytes(), self.settings.max_held_bytes
-        if held > most // 4:
-            raise InputError("the images of this request are too large together: send smaller ones")
-        accepted = Accepted(request_id, client)
+        self._check_held(held)
+        moderation = self.moderation if previews.moderated and self.moderation.works else None
+        accepted = Accepted(request_id, client, checked="not checked" if moderation is None else "checked")
+        on_preview = previews.on_preview if moderation is None else moderation.only_allowed(previews.on_preview)
         with self._lock:
             if (client, request_id) in self._accepted:
                 raise InputError(f"the request id {request_id} is in use: choose another")
@@ -144,15 +154,18 @@ class Service:
             self.quota.spend(client, len(jobs))
             self._accepted[client, request_id] = accepted
             self._held += held
-        self.ledger.accept(request_id, client, _about(jobs, kind, session))
         try:
-            requests = self.engine.submit(jobs, client, num_previews=previews.count, on_preview=previews.on_preview)
-        except (BusyError, InputError, StoppedError) as error:
-            self.ledger.end(request_id, client, "failed", str(error), 0)
-            with self._lock:
-                del self._accepted[client, request_id]
-                self._held -= held
-                self.quota.give_back(client, len(jobs))
+            self.ledger.accept(request_id, client, _about(jobs, kind, session))
+            requests = self.engine.submit(jobs, client, num_previews=previews.count, on_preview=on_preview)
+        except BaseException as error:  # whatever it is, what was taken for this request is free again
+            try:
+                with contextlib.suppress(OutputError):  # the ledger may be what failed
+                    self.ledger.end(request_id, client, "failed", message_of(error), 0)
+            finally:
+                with self._lock:
+                    del self._accepted[client, request_id]
+                    self._held -= held
+                    self.quota.give_back(client, len(jobs))
             raise
         accepted.requests = tuple(requests)
         unfinished = set(requests)
@@ -170,6 +183,31 @@ class Service:
             request.result.add_done_callback(lambda _, request=request: ended(request))
         return accepted
 
+    def _check_held(self, held: int) -> None:
+        if held > self.settings.max_held_bytes // 4:
+            raise InputError("the images of this request are too large together: send smaller ones")
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Within, a function that makes room for so many bytes of images, before they are opened; the room is free
+        again at the end. The function raises InputError for too many, BusyError if there is no room now."""
+        taken = 0
+
+        def hold(num_bytes: int) -> None:
+            nonlocal taken
+            self._check_held(num_bytes)
+            with self._lock:
+                if self._held + num_bytes > self.settings.max_held_bytes:
+                    raise BusyError("the server holds too many large images: try again later", 5.0)
+                self._held += num_bytes
+            taken += num_bytes
+
+        try:
+            yield hold
+        finally:
+            with self._lock:
+                self._held -= taken
+
     def _end(self, accepted: Accepted, held: int, keep: Keep, on_end: OnEnd) -> None:
         """Store the results, record how the request ended, and notify those who wait for it."""
         value: Any = None
@@ -179,7 +217,10 @@ class Service:
         error = error or (errors[0] if errors else None)
         if error is None:
             try:
-                value = keep([one.result.result() for one in accepted.requests])
+                made = [one.result.result() for one in accepted.requests]
+                if accepted.checked == "checked":
+                    self.moderation.check([one.medium.still(one.content) for one in made])
+                value = keep(made)
             except (AceError, OSError, RuntimeError, ValueError) as failure:
                 error = failure
         if error is not None and not isinstance(error, AceError):
@@ -190,6 +231,9 @@ class Service:
         message = None if error is None else message_of(error)
         try:
             self.ledger.end(accepted.id, accepted.client, status, message, accepted.steps_done)
+        except OutputError as failure:
+            log.error("the end of request %s is not in the ledger: %s", accepted.id, failure)
+        try:
             on_end(status, message)
         finally:
             with self._lock:  # only now, so that whoever asks finds it running or ended and nothing between
@@ -318,7 +362,7 @@ class Service:
                 entry.kind,
                 keep=keep,
                 session=opened.id,
-                previews=Previews(previews.count, on_preview),
+                previews=replace(previews, on_preview=on_preview),
                 on_end=on_end,
             )
         except AceError:
@@ -354,7 +398,10 @@ class Service:
     def create_session(self, client: str) -> str:
         """Begin a session; its id. Raises BusyError if the client has too many, SessionError without a data folder."""
         folder = self._sessions_of(client)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"no session can be made ({reason_of(error)}): check the disk") from None
         if sum(1 for _ in folder.iterdir()) >= self.settings.max_sessions:
             raise BusyError(f"you have {self.settings.max_sessions} sessions: delete one first", 60.0)
         session_id = secrets.token_hex(16)
@@ -369,18 +416,27 @@ class Service:
             return found
         folder = self._sessions_of(client)
         own = [e for e in folder.iterdir() if self._is_session(e)] if folder.is_dir() else []
-        return found + sorted(((e.name, created_at(e)) for e in own), key=lambda entry: (entry[1], entry[0]))
+        dated = []
+        for entry in own:
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                dated.append((entry.name, created_at(entry)))
+        return found + sorted(dated, key=lambda entry: (entry[1], entry[0]))
 
     def open_session(self, client: str, session_id: str) -> Opened:
         """A client's own session, or one that was opened for everybody. Raises NotFoundError or SessionError."""
         folder = dict(self.settings.opened_sessions).get(session_id) or self._folder_of(client, session_id)
-        return Opened(session_id, ChatSession(Session.open(folder), self.engine.family), self._activities.of(folder))
+        session = Session.open(folder)
+        session.max_pixels = self.settings.max_held_bytes // 16  # of a round with those before it, 4 bytes each
+        return Opened(session_id, ChatSession(session, self.engine.family), self._activities.of(folder))
 
     def delete_session(self, client: str, session_id: str) -> None:
         """Delete a session with everything in it. Raises NotFoundError."""
         folder = self._folder_of(client, session_id)
         gone = folder.with_name(f".gone.{secrets.token_hex(6)}")
-        folder.rename(gone)
+        try:
+            folder.rename(gone)
+        except FileNotFoundError:  # somebody else was faster
+            raise NotFoundError("you have no session with this id") from None
         shutil.rmtree(gone, ignore_errors=True)
 
     def delete_nodes(self, opened: Opened, node_ids: Sequence[str]) -> None:
@@ -398,6 +454,8 @@ class Service:
             num_bytes=self.settings.max_upload_bytes,
             num_nodes=self.settings.max_session_nodes - len(session.node_ids()),
             num_pixels=self.settings.max_pixels,
+            num_pixels_per_node=self.settings.max_held_bytes // 16,
+            timeout_s=self.settings.decode_timeout_s,
         )
         return session.add_archive(io.BytesIO(data), limits=limits)
 

@@ -101,7 +101,7 @@ def _cut_off(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] > step:
                 break
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         kept.append(line + "\n")
     new = path.with_suffix(".new")

@@ -88,7 +88,7 @@ def start_autoencoder(folder: str) -> Autoencoder:
     try:
         written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["_class_name"]
         kind = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}[written]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         raise ConfigError(f"autoencoder: {folder!r} is no folder of a diffusers autoencoder (DC or KL)") from None
     return _nameless(kind.from_pretrained(folder).eval().requires_grad_(False))
 

@@ -70,6 +70,7 @@ def studio_settings(
         max_images=MAX_VARIANTS,
         max_session_nodes=100_000,
         drain_s=0.0,
+        max_unsafe=1.0,
     )
 
 

@@ -8,7 +8,6 @@ they stop and keep what was learnt.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
 import shutil
@@ -25,10 +24,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.datastructures import UploadFile
 
-from ace.conditions.images import open_image
+from ace.conditions.opener import open_files
 from ace.errors import ConfigError
 from ace.lesson import PREVIEW, Lesson, check_name, instruction_of, read_lesson
-from ace.server.front import Front, TheFront
+from ace.server.front import Front, TheFront, sent_form
 from ace.server.service import NotFoundError, Opened
 
 _MOST_PAIRS = 200
@@ -177,14 +176,14 @@ def lessons_router(lessons: Lessons) -> APIRouter:
     async def begin(front: TheFront, request: Request) -> Response:
         """Teach an edit. Fields: name, instruction, steps, session, nodes (JSON, ids whose answer and its parent are a
         pair). Files: before, after (in the same order), preview."""
-        async with request.form(max_files=2 * _MOST_PAIRS + 1, max_fields=16) as form:
+        async with sent_form(request, max_files=2 * _MOST_PAIRS + 1, max_fields=16) as form:
             words = {key: str(form.get(key) or "").strip() for key in _FIELDS}
             files = {key: await _read_all(form.getlist(key)) for key in ("before", "after", "preview")}
         opened = None
         if words["nodes"]:
             client = request.state.client
             opened = await front.in_worker(front.service.open_session, client, words["session"])
-        name = await front.in_worker(_begin, front, lessons, words, files, opened)
+        name = await front.on_images(request, _begin, front, lessons, words, files, opened)
         return JSONResponse({"name": name}, 202)
 
     @router.post("/{name}/stop", status_code=204)
@@ -254,7 +253,7 @@ def _begin(
 def _nodes(text: str) -> list[str]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or len(found) > _MOST_PAIRS or not all(isinstance(one, str) for one in found):
         raise ConfigError("nodes: a JSON list of node ids")
@@ -262,5 +261,4 @@ def _nodes(text: str) -> list[str]:
 
 
 def _keep(front: Front, data: bytes, path: Path, name: str) -> None:
-
-    open_image(io.BytesIO(data), max_pixels=front.settings.max_pixels, name=name).image.save(path)
+    open_files([(data, name)], front.open_limits)[0].image.save(path)

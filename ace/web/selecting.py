@@ -16,9 +16,9 @@ from fastapi.responses import Response
 from PIL import Image
 from starlette.datastructures import UploadFile
 
-from ace.conditions.images import open_image
+from ace.conditions.opener import open_files
 from ace.errors import AceError, ConfigError
-from ace.server.front import Front, TheFront
+from ace.server.front import Front, TheFront, sent_form
 
 
 class Selector:
@@ -72,11 +72,11 @@ def select_router(selector: Selector) -> APIRouter:
     @router.post("")
     async def select(front: TheFront, request: Request) -> Response:
         """The mask of what lies at a place, PNG. Fields: x, y (shares of the picture); file: image."""
-        async with request.form(max_files=1, max_fields=4) as form:
+        async with sent_form(request, max_files=1, max_fields=4) as form:
             upload = form.get("image")
             data = await upload.read() if isinstance(upload, UploadFile) else b""
             place = str(form.get("x")), str(form.get("y"))
-        return Response(await front.in_worker(_select, front, selector, data, place), media_type="image/png")
+        return Response(await front.on_images(request, _select, front, selector, data, place), media_type="image/png")
 
     return router
 
@@ -86,7 +86,7 @@ def _select(front: Front, selector: Selector, data: bytes, place: tuple[str, str
         x, y = float(place[0]), float(place[1])
     except ValueError:
         raise ConfigError("x and y: shares of the picture, 0 to 1") from None
-    opened = open_image(io.BytesIO(data), max_pixels=front.settings.max_pixels, name="the picture")
+    (opened,) = open_files([(data, "the picture")], front.open_limits)
     stream = io.BytesIO()
     selector.select(opened.image, x, y).save(stream, "PNG")
     return stream.getvalue()

@@ -36,7 +36,7 @@ class AdapterChoice:
             choice = cls(Path(path), float(weight)) if colon and path else cls(Path(text))
         except ValueError:
             choice = cls(Path(text))
-        if abs(choice.weight) > 100:
+        if not abs(choice.weight) <= 100:  # NaN neither
             raise ConfigError(f"weight {choice.weight:g} of {choice.path.name}: use 0 to about 2")
         check_adapter(choice.path)
         return choice
@@ -140,7 +140,9 @@ def match_adapters(recorded: str, given: Iterable[Path]) -> tuple[AdapterChoice,
         return ()
     try:
         wanted = [(str(one["name"]), str(one["sha256"]), float(one["weight"])) for one in json.loads(recorded)]
-    except (ValueError, KeyError, TypeError):
+        if not all(abs(weight) <= 100 for *_, weight in wanted):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         raise InputError("the recipe's adapters cannot be read: it was changed since") from None
     there = {hash_file(find_adapter(path)): path for path in given}
     missing = [name for name, sha256, _ in wanted if sha256 not in there]

@@ -178,7 +178,7 @@ def check_manifest(folder: Path) -> None:
     """Compare a converted model with its manifest. Raises CheckpointError naming the first file that differs."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{folder.name} has no readable {MANIFEST}: convert the model again") from None
     for name, recorded in files.items():
         path = folder / name
@@ -338,7 +338,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise CheckpointError(f"{index.name} cannot be read: copy the text encoder again") from None
             missing = [name for name in names if not (folder / name).is_file() or Path(name).name != name]
             if missing:

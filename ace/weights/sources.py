@@ -262,7 +262,7 @@ def _written_hashes(folder: Path) -> dict[str, str]:
             for name, (stat, entry) in found.items()
             if stat.st_size == entry["bytes"] and max(stat.st_mtime_ns, stat.st_ctime_ns) <= written
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -298,7 +298,7 @@ def _read_json(path: Path, name: str) -> dict:
         raise ModelNotFoundError(
             f"{name} is no model folder (it has no {path.name}): name one that diffusers saved"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelNotFoundError(f"{path.name} of the model {name} is damaged: copy the whole folder again") from None
     if not isinstance(content, dict):
         raise ModelNotFoundError(f"{path.name} of the model {name} is damaged: copy the whole folder again")

@@ -6,8 +6,9 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.split(".")[0] != "ace":
         raise
     raise ModuleNotFoundError(
-        "the ACE nodes need the package ace-allround in ComfyUI's Python: run "
-        "`python -m pip install ace-allround` with that Python and start ComfyUI again",
+        "the ACE nodes need the package ace-allround in ComfyUI's Python: run `python -m pip install --no-deps "
+        "ace-allround` with that Python (for ACE Loader and ACE Chat `python -m pip install ace-allround`, which may "
+        "raise other packages' versions) and start ComfyUI again",
         name="ace",
     ) from None
 

@@ -23,9 +23,13 @@ from PIL import Image
 from ace.conversation.family import Family
 from ace.families.ace import AceFamily
 from ace.server.app import create_app
+from ace.server.connections import ConnectionLimits, uvicorn_config
 from ace.server.engine import Engine
+from ace.server.front import Front
 from ace.server.ledger import Ledger
+from ace.server.metrics import Metrics
 from ace.server.run import listen
+from ace.server.service import Service
 from ace.server.settings import Limits, ServerSettings
 from ace.weights.sources import ModelFiles, find_model
 from tests.random_models import random_pipeline
@@ -59,6 +63,19 @@ class Running:
     engine: Engine
     key: str | None = None
     data_folder: Path = Path()
+    front: Front | None = None
+
+    @property
+    def service(self) -> Service:
+        return self.front.service
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.service.ledger
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.front.metrics
 
     def client(self, key: str | None = None, **settings: object) -> httpx2.Client:
         shown = key or self.key
@@ -77,6 +94,7 @@ def running(
     *,
     family: Family | None = None,
     make_app: Callable[..., FastAPI] = create_app,
+    connections: ConnectionLimits | None = None,
     **settings: object,
 ) -> Iterator[Running]:
     """A server in this process, on a free port. family: the loaded model, by default one of random weights."""
@@ -86,7 +104,7 @@ def running(
     app = make_app(engine, server_settings, ledger)
     engine.start()
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+    server = uvicorn.Server(uvicorn_config(app, connections, log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -96,6 +114,7 @@ def running(
             engine,
             keys[0] if keys else None,
             server_settings.data_folder or Path(),
+            app.state.front,
         )
     finally:
         server.should_exit = True

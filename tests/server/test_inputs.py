@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ace.errors import MissingDependencyError
 from tests.input_cases import FILES, SELECTED, SIZE, masks, plain_mask, scene, write_mpo, write_turned
 from tests.server.running import running
 
@@ -84,7 +85,11 @@ def test_of_an_animation_the_first_frame_is_taken_and_it_is_said(server):
 def test_heic_is_read_or_refused_by_its_name(server, monkeypatch):
     pytest.importorskip("pi_heif")
     assert "data" in edit(server, (FILES / "iphone.heic").read_bytes())
-    monkeypatch.setitem(__import__("sys").modules, "pi_heif", None)
+
+    def without_the_extra(*_: object) -> None:
+        raise MissingDependencyError("iphone.heic is HEIC, which needs a decoder: save it as JPEG")
+
+    monkeypatch.setattr("ace.server.images.open_files", without_the_extra)
     assert "is HEIC" in edit(server, (FILES / "iphone.heic").read_bytes())["error"]["message"]
 
 

@@ -292,7 +292,7 @@ def _read_index(pack: Path) -> dict:
     try:
         index = json.loads((pack / "index.json").read_text(encoding="utf-8"))
         size = (pack / "sprites.bin").stat().st_size
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"no sprite pack in {pack} ({error}): run `ace data assets`") from error
     if index.get("version") != PACK_VERSION or index.get("sprites_bytes") != size:
         raise InputError(f"the sprite pack in {pack} is incomplete or of another version: run `ace data assets` again")

@@ -131,7 +131,7 @@ def read_items(file: Path, root: Path | None = None) -> list[IceItem]:
                 *(_below(base, name) for name in (row["SourceImage"], row["SourceMask"])),
                 tuple(path for name in row["ReferenceImages"] or () if (path := _below(base, name))),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{file.name}, line {number} is no item: {error}") from error
         raw_metrics(item.task)
         if "#;#" in item.id:
@@ -154,7 +154,7 @@ def read_raw(path: Path) -> dict[str, dict[str, float]]:
         try:
             key, _, values = line.split("#;#", 2)
             found.append((key, {name: float(value) for name, value in json.loads(values).items()}))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"{path.name}, line {number}: expected ItemID#;#Task#;#{{json}}") from error
     return unique_keys(path.name)(found)
 

@@ -264,7 +264,7 @@ def _json(path: Path) -> dict:
         table = json.loads(path.read_bytes(), object_pairs_hook=unique_keys(path.name))
     except OSError as error:
         raise DataError(f"cannot read {path.name}: {error.strerror}; name the unpacked archive's folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name} is not JSON") from error
     if not isinstance(table, dict):
         raise DataError(f"{path.name}: expected an object by session id")

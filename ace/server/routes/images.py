@@ -14,7 +14,6 @@ from ace.conversation.job import Job, Made, variants
 from ace.conversation.message import Message, open_message
 from ace.errors import InputError
 from ace.server.front import Files, Front, TheFront, form_or_json, read_files
-from ace.server.images import open_mask, open_picture
 from ace.server.replies import details_of, usage_of
 from ace.server.schema import MIME, EditBody, EditForm, GenerationBody, ImageData, ImagesBody, ImagesReply
 from ace.server.service import Accepted, Previews, encode_result
@@ -47,12 +46,13 @@ async def files(front: TheFront, token: Annotated[str, Path(max_length=64)]) -> 
 
 async def _answer(front: Front, request: Request, fields: ImagesBody, files: Files, kind: str) -> Response:
     count = front.check(fields)
-    jobs = variants(await front.in_worker(_open, front, fields, files), count, front.settings.max_images)
+    jobs = variants(await front.on_images(request, _open, front, fields, files), count, front.settings.max_images)
     if fields.stream:
         return await _stream(front, request, fields, jobs, kind)
     if fields.partial_images:
         raise InputError("partial_images needs stream: true")
-    accepted = await front.accept(front.service.accept, request, jobs, kind)
+    moderated = Previews(moderated=fields.moderation != "low")
+    accepted = await front.accept(front.service.accept, request, jobs, kind, previews=moderated)
     made = await front.wait_for(request, accepted)
     data = [await _data_of(front, request, fields, accepted, made, number) for number in range(count)]
     reply = ImagesReply(
@@ -69,14 +69,14 @@ async def _answer(front: Front, request: Request, fields: ImagesBody, files: Fil
 
 def _open(front: Front, fields: ImagesBody, files: Files) -> Job:
     """The job of a request without a session: the first image is edited. Raises InputError."""
-    most = front.settings.max_pixels
-    pictures = [open_picture(upload, most) for upload in files.images]
+    opened = front.open(files)
+    pictures = opened.images
     message = Message(
         fields.prompt,
         front.settings_of(fields),
         photo=pictures[0] if pictures else None,
-        references=tuple(pictures[1:]),
-        mask=None if files.mask is None else open_mask(files.mask, most),
+        references=pictures[1:],
+        mask=opened.mask,
     )
     return open_message(front.family, message)
 
@@ -84,7 +84,7 @@ def _open(front: Front, fields: ImagesBody, files: Files) -> Job:
 async def _stream(front: Front, request: Request, fields: ImagesBody, jobs: list[Job], kind: str) -> Response:
     queue = PreviewQueue()
     writer = EventWriter(f"image_{kind}", fields.output_format or "png", fields.quality or "auto")
-    previews = Previews(fields.partial_images or 0, queue.put)
+    previews = Previews(fields.partial_images or 0, queue.put, fields.moderation != "low")
     accepted = await front.accept(front.service.accept, request, jobs, kind, previews=previews)
 
     async def completed(made: list[Made]) -> AsyncIterator[str]:
@@ -102,7 +102,7 @@ async def _data_of(
 ) -> ImageData:
     """One image of a reply: in it, or kept and named by its address."""
     file_format = fields.output_format or "png"
-    encoded = await front.in_worker(encode_result, made[number], file_format, fields.metadata)
+    encoded = await front.on_images(request, encode_result, made[number], file_format, fields.metadata)
     own = details_of(await front.in_worker(made[number].medium.as_written, made[number], encoded), accepted, number)
     if fields.response_format == "url":
         token = front.service.keep(encoded, MIME[file_format])

@@ -23,8 +23,8 @@ from ace.conversation.session import Node
 from ace.conversation.sketch import extend_canvas, hide_under, sketch_over
 from ace.errors import ConfigError, MaskError
 from ace.server.activity import thumbnail
-from ace.server.front import Files, Front, TheFront, form_or_json, read_files
-from ace.server.images import open_mask, open_picture, open_strokes
+from ace.server.front import Files, Front, OpenedFiles, TheFront, form_or_json, read_files
+from ace.server.images import strokes_of
 from ace.server.replies import details_of, drift_reply, node_reply, replay_reply, session_reply
 from ace.server.schema import (
     MIME,
@@ -120,7 +120,7 @@ async def turn(front: TheFront, request: Request, session_id: str) -> Response:
     fields, files = await read_files(front, request, TurnForm, TurnBody)
     count = front.check(fields)
     opened = await _opened(front, request, session_id)
-    message, parent = await front.in_worker(_read_turn, front, opened, fields, files)
+    message, parent = await front.on_images(request, _read_turn, front, opened, fields, files)
     queue, previews = _previews_of(fields)
     accepted = await front.accept(front.service.turn, request, opened, message, parent, count, previews)
     return await _deliver_nodes(front, request, opened, accepted, fields, queue, fields.output_format or "png")
@@ -210,7 +210,7 @@ async def node_image(
         with Image.open(node.answer_path) as image:
             return encode(image, output_format.upper(), node.recipe), MIME[output_format]
 
-    data, mime_type = await front.in_worker(read)
+    data, mime_type = await front.on_images(request, read)
     if output_format in MIME:
         named = {"content-disposition": f'attachment; filename="ace-{node_id}.{output_format}"'}
         return Response(data, media_type=mime_type, headers=named)
@@ -262,7 +262,7 @@ async def archive(front: TheFront, request: Request, session_id: str) -> Respons
 async def add_archive(front: TheFront, request: Request, session_id: str) -> ArchiveReply:
     """Add the rounds of an exported conversation to this one. The body is the ZIP file."""
     opened = await _opened(front, request, session_id)
-    numbers = await front.in_worker(front.service.add_archive, opened.session, await request.body())
+    numbers = await front.on_images(request, front.service.add_archive, opened.session, await request.body())
     if numbers:
         await front.in_worker(opened.session.set_head, list(numbers.values())[-1])
     opened.activity.moved()
@@ -282,33 +282,31 @@ def _previews_of(fields: Delivery) -> tuple[PreviewQueue, Previews]:
     if fields.partial_images and not (fields.stream or fields.detached):
         raise ConfigError("partial_images needs stream: true or detached: true")
     queue = PreviewQueue()
-    return queue, Previews(fields.partial_images or 0, queue.put if fields.stream else None)
+    moderated = getattr(fields, "moderation", None) != "low"
+    return queue, Previews(fields.partial_images or 0, queue.put if fields.stream else None, moderated)
 
 
 def _read_turn(front: Front, opened: Opened, fields: TurnFields, files: Files) -> tuple[Message, str | None]:
     """A round's message and the node that it follows. Raises InputError."""
-    session, most = opened.session, front.settings.max_pixels
+    session, sent = opened.session, front.open(files)
     parent = None if fields.parent == "none" else fields.parent
     if parent == "latest":
         latest = session.latest()
         parent = None if latest is None else latest.id
     elif parent == "head":
         parent = session.head()
-    pictures = tuple(open_picture(upload, most) for upload in files.images)
     message = Message(
         fields.prompt,
         front.settings_of(fields),
-        photo=None if files.photo is None else open_picture(files.photo, most),
-        references=pictures,
-        mask=None if files.mask is None else open_mask(files.mask, most),
+        photo=sent.photo,
+        references=sent.images,
+        mask=sent.mask,
         max_history=fields.max_history,
     )
-    return _sketch(front, opened, message, parent, fields, files), parent
+    return _sketch(opened, message, parent, fields, sent), parent
 
 
-def _sketch(
-    front: Front, opened: Opened, message: Message, parent: str | None, fields: TurnFields, files: Files
-) -> Message:
+def _sketch(opened: Opened, message: Message, parent: str | None, fields: TurnFields, files: OpenedFiles) -> Message:
     """The message with its canvas extended, drawn on or hidden, where that is asked. Raises InputError."""
     given = [fields.extend is not None, files.drawing is not None, message.mask is not None]
     if sum(given) > 1:
@@ -329,7 +327,7 @@ def _sketch(
         canvas, mask = extend_canvas(edited.opened, **fields.extend.model_dump())
         photo, settings = Picture.of_image(canvas, "canvas"), replace(settings, feather_px=0)
     elif files.drawing is not None:
-        drawn, mask = sketch_over(edited.opened, open_strokes(files.drawing, front.settings.max_pixels))
+        drawn, mask = sketch_over(edited.opened, strokes_of(files.drawing))
         photo = Picture.of_image(drawn, "drawing")
     else:
         assert message.mask is not None
@@ -384,9 +382,12 @@ async def _full_reply(
 
 def _read_own(path: Path) -> bytes:
     """A file of a session, which must not be a link. Raises NotFoundError."""
-    if path.is_symlink() or not path.is_file():
-        raise NotFoundError(f"{path.name} is not there")
-    return path.read_bytes()
+    try:
+        if not path.is_symlink() and path.is_file():
+            return path.read_bytes()
+    except FileNotFoundError:  # deleted meanwhile
+        pass
+    raise NotFoundError(f"{path.name} is not there")
 
 
 def _revalidated(request: Request, data: bytes, media_type: str) -> Response:
