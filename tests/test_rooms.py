@@ -26,8 +26,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "inference": ("conditions", "model", "diffusion", "extract", "files"),
     "plus": ("conditions", "model", "diffusion", "extract", "inference", "files"),
     "weights": ("conditions", "model", "inference", "plus", "files"),
-    "conversation": ("conditions", "inference", "files"),
-    "families": ("conditions", "extract", "diffusion", "inference", "plus", "weights", "conversation", "files"),
+    "video": ("conditions", "model", "extract", "diffusion", "inference", "files"),
+    "conversation": ("conditions", "inference", "video", "files"),
+    "families": ("conditions", "extract", "diffusion", "inference", "plus", "weights", "video", "conversation", "files"),
     "tiny": ("inference", "weights"),
     "data": ("conditions", "extract", "lists", "pages", "settings"),
     "training": ("data", "inference", "plus", "weights", "pages", "settings"),
@@ -36,7 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "web": ("server",),
     "comfyui": ("conditions", "inference", "plus", "weights"),
     "cli": (
-        *("conditions", "model", "inference", "plus", "weights", "conversation", "families"),
+        *("conditions", "model", "inference", "plus", "weights", "video", "conversation", "families"),
         *("tiny", "data", "training", "evaluation", "server", "web"),
     ),
 }

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli import about, chat, convert, data, edit, evaluate, extract, quantize, replay, serve, sessions, train
+from ace.cli import about, chat, convert, data, edit, evaluate, extract, quantize, replay, serve, sessions, train, video
 from ace.cli.terminal import STOPPED, Verbs, hush_torchao
 
 __all__ = ["app", "main"]
@@ -36,6 +36,7 @@ app.command()(convert.convert)
 app.command()(quantize.quantize)
 app.command()(train.train)
 app.add_typer(sessions.session, name="session")
+app.add_typer(video.video, name="video")
 app.add_typer(data.data, name="data")
 app.add_typer(evaluate.evaluate, name="eval")
 
