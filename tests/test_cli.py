@@ -377,8 +377,8 @@ def test_a_session_continues_branches_and_remembers(here):
     assert [node.parents for node in nodes] == [(), ("0001",), ("0001",)]
     assert [round.instruction for round in nodes[1].recipe.history] == ["make it blue"]
     assert [turn.unit.instruction for turn in Session.open("talk").history("0003")] == ["make it blue", "no, a scarf"]
-    assert (pixels("out.png") == pixels(nodes[2].image_path)).all()
-    first, second = pixels(nodes[0].image_path), pixels("out.png")
+    assert (pixels("out.png") == pixels(nodes[2].answer_path)).all()
+    first, second = pixels(nodes[0].answer_path), pixels("out.png")
     assert (first[:, SIDE // 2 :] == second[:, SIDE // 2 :]).all()
     tree = ace("session", "talk").splitlines()
     assert [line.split("  (")[0] for line in tree] == [

@@ -44,7 +44,7 @@ def generate(
         return Plan(f"image {number + 1}", lambda: open_message(family, Message(instruction, settings)), where)
 
     plans = [plan(number, settings) for number, settings in enumerate(asked.settings())]
-    check_outputs(plans, (), asked.out_dir)
+    check_outputs(plans, (), asked.out_dir, family.traits.medium)
     Maker(family, loading, asked, session).make(plans)
 
 
@@ -122,7 +122,7 @@ def edit(
     wanted = list(enumerate(asked.settings()))
     plans = [plan(photo, number, settings) for photo in photos or [None] for number, settings in wanted]
     files = (*photos, *(path for path, _ in references), *([mask] if mask else ()))
-    check_outputs(plans, files, asked.out_dir)
+    check_outputs(plans, files, asked.out_dir, family.traits.medium)
     Maker(family, loading, asked, session).make(plans)
 
 

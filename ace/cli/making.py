@@ -52,6 +52,7 @@ from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
     from ace.conversation import Family, Job, Loading, Made, Node, Progress, Session, Settings
+    from ace.conversation.media import Medium
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _name_in_folder(photo: Path) -> str:
     return photo.name if photo.suffix.lower() in FORMATS else f"{photo.stem}.png"
 
 
-def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path | None) -> None:
+def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path | None, medium: Medium) -> None:
     """Raise OutputError for an output that cannot be written, is an input, or is there twice."""
     from ace.conversation.recipe import check_output
 
@@ -222,7 +223,7 @@ def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path |
             raise OutputError(f"the folder {out_dir.name} cannot be made or written to: choose another")
     else:
         for path in outputs:
-            check_output(path)
+            check_output(path, medium.formats)
     seen: set[str] = set()
     for path in outputs:
         if path.name in seen:
@@ -322,16 +323,14 @@ class Maker:
     def _write(self, plan: Plan, made: Made) -> dict:
         """Write an image to its file and its session; returns what `--json` says of it."""
         from ace.conversation import Session, keep
-        from ace.conversation.recipe import embed
-        from ace.conversation.run import as_written
+        from ace.conversation.media import write
 
         if plan.out is not None:
             try:
                 plan.out.parent.mkdir(parents=True, exist_ok=True)
             except OSError:
                 raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
-            embed(made.image, plan.out, None if self.asked.no_metadata else made.recipe)
-            made = as_written(made, plan.out.read_bytes())
+            made = write(made, plan.out, metadata=not self.asked.no_metadata)
         node = None
         if self.asked.session is not None:
             self.session = self.session or Session.open_or_create(self.asked.session)
@@ -343,7 +342,7 @@ def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
     """Say where an image is and what came of it; returns what `--json` says of it."""
     recipe, job = made.recipe, made.job
     size = f"{made.image.width}x{made.image.height} px"
-    where = short(node.image_path if plan.out is None and node is not None else plan.out or Path())
+    where = short(node.answer_path if plan.out is None and node is not None else plan.out or Path())
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
     if node is not None:
         output.say(f"  session {short(node.folder.parent.parent)}, node {node.id}")

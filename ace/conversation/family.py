@@ -22,6 +22,7 @@ from PIL import Image
 from ace.conditions.units import MAX_IMAGES
 from ace.conditions.vocabulary import Vocabulary
 from ace.conversation.job import OPTIONAL_SETTINGS, Job
+from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, MaskError
 
@@ -92,7 +93,9 @@ class Traits:
     inside it; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
     none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
-    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`. medium: what its answers are."""
+
+    medium: Medium = IMAGE
 
     masks: bool = True
     sees_masks: bool = True
@@ -109,12 +112,13 @@ class Traits:
 class Answer:
     """What a family made of a request, before anything is pasted back.
 
-    image: the model's own; with a source of the whole scene, at any size. latents: (C, h, w) to go on from, or None.
-    size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale: as they were used.
-    settings: whatever else of the model or the request changes the image, for the recipe. device, dtype: where and in
-    what numbers it was computed. notes: what of the request or the weights was left out, a line each."""
+    content: the model's own, of the family's medium; with a source of the whole scene, at any size. latents: (C, h, w)
+    to go on from, or None. size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale:
+    as they were used. settings: whatever else of the model or the request changes the image, for the recipe. device,
+    dtype: where and in what numbers it was computed. notes: what of the request or the weights was left out, a line
+    each."""
 
-    image: Image.Image
+    content: Any
     size_px: tuple[int, int]
     num_steps: int
     guidance_scale: float

@@ -1,4 +1,4 @@
-"""What travels through a model family: a `Job`, one image to make, and `Made`, the image with its recipe.
+"""What travels through a model family: a `Job`, one answer to make, and `Made`, the answer with its recipe.
 
 A job is checked and opened; it holds pixels and where they came from. Imports nothing heavy.
 """
@@ -14,6 +14,7 @@ from PIL import Image
 
 from ace.conditions.images import OpenedImage
 from ace.conditions.units import LongContextConditionUnit
+from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import CURRENT_RULES, FileRef, Recipe, Round, Setting
 from ace.conversation.seeds import seeds_of
 from ace.errors import ConfigError
@@ -121,17 +122,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished job. drift: what changed where it should not have (without a mask: everywhere), None without a
-    source. latents: (C, h, w) of the answer, for the next round to go on from. unpasted: with a mask, the model's own
-    image before it was pasted back."""
+    """A finished job. content: the answer, of the given medium. drift: what changed where it should not have (without a
+    mask: everywhere), None without a source. latents: (C, h, w) of the answer, for the next round to go on from.
+    unpasted: with a mask, the model's own content before it was pasted back."""
 
     job: Job
-    image: Image.Image
+    content: Any
     recipe: Recipe
     drift: DriftReport | None = None
     notes: tuple[str, ...] = ()
     latents: np.ndarray | None = None
-    unpasted: Image.Image | None = None
+    unpasted: Any = None
+    medium: Medium = IMAGE
+
+    @property
+    def image(self) -> Image.Image:
+        """The answer, or an image that stands for it."""
+        return self.medium.still(self.content)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import platform
 import stat
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -197,7 +197,7 @@ class Recipe(_Record):
         if len(text) > MAX_RECIPE_BYTES:
             raise InputError(f"{name} holds {len(text)} bytes of recipe, more than any real one: use the original file")
         try:
-            version = _Version.model_validate_json(text).format_version
+            version = FormatVersion.model_validate_json(text).format_version
         except ValidationError:
             raise InputError(f"{name} holds a damaged recipe: use the original file") from None
         if not 1 <= version <= FORMAT_VERSION:
@@ -214,7 +214,9 @@ class Recipe(_Record):
             ) from None
 
 
-class _Version(BaseModel):
+class FormatVersion(BaseModel):
+    """The format version of a JSON record, whatever else is in it."""
+
     model_config = ConfigDict(strict=True)
     format_version: int
 
@@ -285,15 +287,15 @@ def changed_settings(then: Recipe, now: Recipe) -> tuple[str, ...]:
 # Writing
 
 
-def check_output(path: str | Path) -> str:
-    """The format ("PNG", "JPEG", "WEBP") for a path by its extension, after checking that it can be written there.
+def check_output(path: str | Path, formats: Mapping[str, str] = FORMATS) -> str:
+    """The format ("PNG", …) for a path by its extension, after checking that it can be written there.
 
     Writes nothing. Raises OutputError for an unknown extension, a missing folder, a folder or device in its place, or
     missing rights."""
     path = Path(path)
-    file_format = FORMATS.get(path.suffix.lower())
+    file_format = formats.get(path.suffix.lower())
     if file_format is None:
-        raise OutputError(f"{path.name} has no known picture extension: use {', '.join(FORMATS)}")
+        raise OutputError(f"{path.name} has no extension that the answer can be written with: use {', '.join(formats)}")
     try:
         target = Path(os.path.realpath(path))
         mode = target.stat().st_mode if target.exists() else None
@@ -321,7 +323,7 @@ def embed(image: Image.Image, path: str | Path, recipe: Recipe | None = None) ->
 
 def encode(image: Image.Image, file_format: str, recipe: Recipe | None = None) -> bytes:
     """The bytes that `embed` writes. PNG and WebP are lossless, JPEG is of quality 95 without colour subsampling."""
-    packet = None if recipe is None else _xmp_packet(recipe)
+    packet = None if recipe is None else xmp_packet(recipe)
     icc_profile = image.info.get("icc_profile")
     if image.mode == "RGBA" and file_format == "JPEG":
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -364,7 +366,8 @@ def _png_chunks(packet: bytes | None) -> PngInfo:
     return chunks
 
 
-def _xmp_packet(recipe: Recipe) -> bytes:
+def xmp_packet(recipe: Recipe) -> bytes:
+    """A recipe as it is put into files: `parse_packet` reads it."""
     is_edit = bool(recipe.images or recipe.history)
     source = "compositeWithTrainedAlgorithmicMedia" if is_edit else "trainedAlgorithmicMedia"
     tool = f"ace-allround {recipe.environment.packages.get('ace-allround', '')}".strip()
@@ -386,7 +389,11 @@ def _xmp_packet(recipe: Recipe) -> bytes:
 def read(path: str | Path) -> Recipe:
     """The recipe inside a picture file. Raises InputError if there is none, or none that can be trusted to be whole."""
     name = Path(path).name
-    packet = _read_packet(path, name)
+    return parse_packet(read_packet(path, name), name)
+
+
+def parse_packet(packet: bytes, name: str) -> Recipe:
+    """The recipe inside an XMP packet. name: of its file, for messages. Raises InputError."""
     if len(packet) > 2 * MAX_RECIPE_BYTES or b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
         raise InputError(f"{name} holds metadata that no recipe has: use the original file")
     try:
@@ -401,7 +408,8 @@ def read(path: str | Path) -> Recipe:
     raise InputError(f"{name} carries no recipe: it was not made by ace, or was saved without metadata")
 
 
-def _read_packet(path: str | Path, name: str) -> bytes:
+def read_packet(path: str | Path, name: str) -> bytes:
+    """The XMP packet of an image file. Raises InputError if there is none."""
     try:
         with quiet_pillow(), Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             packet = image.info.get("xmp")

@@ -11,17 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
-from PIL import Image
-
-from ace.conditions.colour import in_profile_of, to_srgb
-from ace.conditions.images import open_bytes
-from ace.conditions.rules import MOST_PIXELS
 from ace.conversation.family import Answer, Family
 from ace.conversation.job import Job, Made, Progress
+from ace.conversation.media import FinishedAnswer
 from ace.conversation.recipe import Environment, Recipe, Setting
-from ace.inference.preserve import DriftReport, drift_report, paste_back
 
 MOST_TOGETHER = 16
 
@@ -81,45 +75,23 @@ def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
 
 def conclude(family: Family, job: Job, answer: Answer) -> Made:
     """A family's answer as a result. Runs no model, so any thread may do it."""
-    image, mask, unpasted = answer.image, job.mask, None
-    if job.source is not None and mask is not None:
-        rule = job.settings.rules.get("blend", 1)
-        image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule), image
-    elif job.source is not None:
-        image = in_profile_of(image, job.source.icc_profile)
-    notes = [*job.notes, *answer.notes, *notes_on(family, job)]
-    if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
-        notes.append(f"{job.source.name} has 16 bits per channel, the answer 8")
-    recipe = _recipe(family, job, answer)
-    return Made(job, image, recipe, drift_of(job, image), tuple(notes), answer.latents, unpasted)
+    medium = family.traits.medium
+    finished = medium.finish(job, answer)
+    return Made(
+        job,
+        finished.content,
+        _recipe(family, job, answer, finished),
+        medium.drift(job, finished.content),
+        (*job.notes, *answer.notes, *notes_on(family, job), *finished.notes),
+        answer.latents if finished.own else None,
+        finished.unpasted,
+        medium,
+    )
 
 
-def as_written(made: Made, data: bytes) -> Made:
-    """A result with its drift measured in a written file's bytes: JPEG is lossy, so that no pixel need be the input's.
-
-    Other formats keep every value, but 16 bits per channel are kept by PNG alone."""
-    if "sixteen_bit" in made.image.info and not data.startswith(b"\x89PNG"):
-        made = replace(made, notes=(*made.notes, "this format has 8 bits per channel: write .png to keep 16"))
-    if made.drift is None or not data.startswith(b"\xff\xd8"):
-        return made
-    drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
-    notes = made.notes
-    if made.job.mask is not None:
-        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it",)
-    return replace(made, drift=drift, notes=notes)
-
-
-def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
-    """How far the image made moved from the one that was edited, outside its mask; None if nothing was edited."""
-    if job.source is None:
-        return None
-    if job.mask is not None:  # what is kept, in the file's own values
-        return drift_report(job.source.stored, image.convert("RGB"), job.mask)
-    return drift_report(job.source.image, to_srgb(image.convert("RGB"), job.source.icc_profile))
-
-
-def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
-    settings: dict[str, Setting] = {name: value for name, value in answer.settings.items() if value not in ("", None)}
+def _recipe(family: Family, job: Job, answer: Answer, finished: FinishedAnswer) -> Recipe:
+    given = {**answer.settings, **finished.settings}
+    settings: dict[str, Setting] = {name: value for name, value in given.items() if value not in ("", None)}
     if job.settings.size is not None:
         settings["size"] = "chosen"
     if job.settings.feather_px is not None:

@@ -2,7 +2,7 @@
 
     session.json                what this folder is, and its format version
     nodes/0001/node.json        parents, recipe, which file is what, their hashes
-    nodes/0001/image.png        the answer, with its recipe inside
+    nodes/0001/image.png        the answer, with its recipe inside; named by its medium (`media.py`)
     nodes/0001/input0.png …     the request's pictures (unless a picture is the answer of another node: then a
     reference) nodes/0001/mask0.png …      their masks
     nodes/0001/latents.safetensors   optional: of the answer, for the next round to go on from
@@ -27,15 +27,17 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image, open_image
+from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image
 from ace.conditions.units import ConditionUnit, Turn
-from ace.conversation.recipe import Recipe, Sha256, encode
+from ace.conversation import media
+from ace.conversation.media import IMAGE, Medium, medium_of
+from ace.conversation.recipe import FormatVersion, Recipe, Sha256, encode
 from ace.errors import InputError, OutputError, SessionError
 from ace.files import hash_file, sync_folder, write_atomically
 
@@ -43,10 +45,17 @@ FORMAT_VERSION = 1
 _MAX_JSON_BYTES = 2_000_000
 _MAX_LATENTS_BYTES = 256 * 2**20
 _NODE_ID = re.compile(r"[0-9]{4,9}")
-_ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.(?:json|png|safetensors))")
+_ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.[a-z0-9]+)")
+
+
+def _kept_file(name: str) -> str:
+    if not name.endswith((".safetensors", *(Path(medium.node_file).suffix for medium in media.MEDIA))):
+        raise ValueError("no kind of file that a node keeps")
+    return name
+
 
 NodeId = Annotated[str, Field(pattern=r"^[0-9]{4,9}$")]
-PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.(png|safetensors)$")]
+PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.[a-z0-9]+$"), AfterValidator(_kept_file)]
 
 
 class _Entry(BaseModel):
@@ -88,11 +97,6 @@ class _Head(_Entry):
     node: NodeId | None
 
 
-class _Version(BaseModel):
-    model_config = ConfigDict(strict=True)
-    format_version: int
-
-
 @dataclass(frozen=True)
 class ArchiveLimits:
     """What is taken of an archive: bytes when unpacked, nodes, pixels of each picture."""
@@ -118,7 +122,7 @@ class Node:
 
     id: "0001", …; parents: the nodes it was made from, the one whose conversation it continues first; recipe: what
     made it (instruction, seed, parameters, model, hashes); folder: where its files are; has_latents: whether they were
-    kept; inputs: the pictures of its request, in order."""
+    kept; inputs: the pictures of its request, in order; medium: what the answer is."""
 
     id: str
     parents: tuple[str, ...]
@@ -126,6 +130,7 @@ class Node:
     folder: Path
     has_latents: bool
     inputs: tuple[NodeInput, ...] = ()
+    medium: Medium = IMAGE
 
     @property
     def instruction(self) -> str:
@@ -133,9 +138,9 @@ class Node:
         return self.recipe.instruction
 
     @property
-    def image_path(self) -> Path:
+    def answer_path(self) -> Path:
         """The answer's file."""
-        return self.folder / "image.png"
+        return self.folder / self.medium.node_file
 
 
 class Session:
@@ -218,16 +223,20 @@ class Session:
         entry, folder = self._entry(node_id), self._folder_of(node_id)
         inputs = tuple(
             NodeInput(
-                self._folder_of(image.node) / "image.png" if isinstance(image, _AnswerOf) else folder / image.file,
+                self._folder_of(image.node) / self._entry(image.node).image.file
+                if isinstance(image, _AnswerOf)
+                else folder / image.file,
                 image.node if isinstance(image, _AnswerOf) else None,
                 None if mask is None else folder / mask.file,
             )
             for image, mask in zip(entry.images, entry.masks, strict=True)
         )
-        return Node(entry.id, entry.parents, entry.recipe, folder, entry.latents is not None, inputs)
+        medium = medium_of(entry.image.file)
+        return Node(entry.id, entry.parents, entry.recipe, folder, entry.latents is not None, inputs, medium)
 
     def answer(self, node_id: str) -> OpenedImage:
-        """The answer of a node with its alpha and ICC profile: the same object every time.
+        """The answer of a node with its alpha and ICC profile, or the image that stands for it: the same object every
+        time.
 
         Its `image` is the very object that `history` gives, so a next round that starts from it continues the
         conversation. Raises SessionError."""
@@ -311,19 +320,21 @@ class Session:
     def add_node(
         self,
         unit: ConditionUnit,
-        answer: Image.Image,
+        answer: Any,
         recipe: Recipe,
         *,
         parents: tuple[str, ...] = (),
         latents: np.ndarray | None = None,
         source: OpenedImage | None = None,
+        medium: Medium = IMAGE,
     ) -> Node:
         """Keep a finished round.
 
         unit: the request; a picture of it that is the answer of an existing node (the same object, or for parents the
-        same pixels) is kept as a reference. answer: RGB or RGBA, an ICC profile in `info`. parents: existing nodes, the
-        one whose conversation goes on first; none = a new conversation. latents: float array of any shape, for later.
-        source: the request's first picture as it was opened, so that its alpha and ICC profile are kept too.
+        same pixels) is kept as a reference. answer: of the medium; an image is RGB or RGBA, an ICC profile in `info`.
+        parents: existing nodes, the one whose conversation goes on first; none = a new conversation. latents: float
+        array of any shape, for later. source: the request's first picture as it was opened, so that its alpha and ICC
+        profile are kept too.
         Raises SessionError for an unknown parent or a recipe of another instruction, OutputError if it cannot be
         written; the session is unchanged then."""
         for parent in parents:
@@ -337,7 +348,7 @@ class Session:
         try:
             part.mkdir()
             try:
-                node_id = self._write_node(part, unit, answer, recipe, parents, latents, source)
+                node_id = self._write_node(part, unit, answer, recipe, parents, latents, source, medium)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -345,18 +356,19 @@ class Session:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
-        self._answers[node_id] = normalise_image(answer)
+        self._answers[node_id] = normalise_image(medium.still(answer))
         return self.node(node_id)
 
     def _write_node(
         self,
         part: Path,
         unit: ConditionUnit,
-        answer: Image.Image,
+        answer: Any,
         recipe: Recipe,
         parents: tuple[str, ...],
         latents: np.ndarray | None,
         opened: OpenedImage | None,
+        medium: Medium,
     ) -> str:
         """Fill the hidden folder, then give it the next free number. Returns the number."""
 
@@ -383,7 +395,7 @@ class Session:
             from safetensors.numpy import save
 
             stored_latents = store("latents.safetensors", save({"latents": np.ascontiguousarray(latents)}))
-        stored_answer = store("image.png", encode(answer, "PNG", recipe))
+        stored_answer = store(medium.node_file, medium.encode(answer, medium.node_format, recipe))
         return self._place(
             part,
             lambda node_id: _NodeFile(
@@ -489,7 +501,7 @@ class Session:
     def _picture(self, node_id: str, stored: _StoredFile) -> OpenedImage:
         path = self._checked(node_id, stored)
         try:
-            return open_image(path)
+            return medium_of(path).open(path)
         except InputError as error:
             raise self._damaged(node_id, str(error).split(":")[0]) from None
 
@@ -525,7 +537,7 @@ class Session:
         except ValidationError as error:
             place = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])[:80] or "as a whole"
             raise self._damaged(node_id, f"node.json, {place}") from None
-        if entry.id != node_id or entry.image.file != "image.png" or len(entry.masks) != len(entry.images):
+        if entry.id != node_id or not _is_answer(entry.image) or len(entry.masks) != len(entry.images):
             raise self._damaged(node_id, "node.json does not fit its folder")
         return entry
 
@@ -544,6 +556,10 @@ def _whole(opened: OpenedImage) -> Image.Image:
     if opened.icc_profile is not None:
         whole.info["icc_profile"] = opened.icc_profile
     return whole
+
+
+def _is_answer(stored: _StoredFile) -> bool:
+    return stored.file == medium_of(stored.file).node_file
 
 
 def _files_of(entry: _NodeFile) -> list[_StoredFile]:
@@ -613,7 +629,7 @@ def _unpack_node(
     answers = [image.node for image in entry.images if isinstance(image, _AnswerOf)]
     if (
         entry.id != node_id
-        or entry.image.file != "image.png"
+        or not _is_answer(entry.image)
         or len(entry.masks) != len(entry.images)
         or not {*entry.parents, *answers} <= earlier.keys()
         or {file.file for file in _files_of(entry)} != members.keys()
@@ -629,9 +645,9 @@ def _unpack_node(
             os.fsync(file.fileno())
         if hash_file(folder / stored.file) != stored.sha256:
             raise refused(f"{stored.file} of node {node_id} is not the one that was written")
-        if stored.file.endswith(".png"):
+        if not stored.file.endswith(".safetensors"):
             try:
-                open_image(folder / stored.file, max_pixels=max_pixels)
+                medium_of(stored.file).open(folder / stored.file, max_pixels)
             except InputError as error:
                 raise refused(str(error).split(":")[0]) from None
     return entry
@@ -652,7 +668,7 @@ def _read_small(path: Path, what: str) -> bytes:
 
 def _check_version(text: bytes, what: str, otherwise: str) -> None:
     try:
-        version = _Version.model_validate_json(text).format_version
+        version = FormatVersion.model_validate_json(text).format_version
     except ValidationError:
         raise SessionError(f"{what} is damaged (its description cannot be read): {otherwise}") from None
     if version != FORMAT_VERSION:

@@ -210,7 +210,7 @@ class AceFamily(Family):
         pipeline = self.pipeline
         goes_on = not pipeline.published and self._refiner is None
         return Answer(
-            image=image,
+            content=image,
             size_px=state.inputs.size,
             num_steps=state.num_steps,
             guidance_scale=state.guidance_scale,

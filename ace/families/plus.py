@@ -192,7 +192,7 @@ class PlusFamily(Family):
             image = pipeline.finish(state, pipeline.decode_canvas(state), preserve=False)
             answers.append(
                 Answer(
-                    image=image,
+                    content=image,
                     size_px=state.canvas.output_size,
                     num_steps=state.num_steps,
                     guidance_scale=state.guidance_scale,

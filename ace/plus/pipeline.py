@@ -46,7 +46,7 @@ from ace.plus.inputs import (
     shift_mu,
     unpack,
 )
-from ace.plus.layouts import FFT_CHANNELS, LORA_CHANNELS, Adapter
+from ace.plus.layouts import FFT_CHANNELS, LORA_CHANNELS, FluxAdapter
 from ace.plus.memory import MappedWeights
 
 BATCH_CELLS = 16384  # tokens of the canvases in one pass: four of the default budget
@@ -396,7 +396,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             return answer
         return paste_back(state.source, answer, normalise_mask(state.request.mask, state.source))
 
-    def attach(self, adapter: Adapter, strength: float = 1.0) -> str:
+    def attach(self, adapter: FluxAdapter, strength: float = 1.0) -> str:
         """Attach an adapter beside the weights (peft), to switch or weigh it later; returns the name it has in
         `set_adapters`. For one that stays, merging at load time needs no peft and no extra time per step.
 

@@ -49,7 +49,7 @@ class Refused(HTTPException):
         self.code = code
 
 
-class Gate:
+class RequestGate:
     """Stands before an application."""
 
     def __init__(
@@ -143,7 +143,7 @@ class Gate:
 class _Body:
     """A request's body as it arrives, counted and timed."""
 
-    def __init__(self, receive: Receive, gate: Gate) -> None:
+    def __init__(self, receive: Receive, gate: RequestGate) -> None:
         self._receive, self._gate = receive, gate
         self._until = time.monotonic() + gate.settings.upload_timeout_s
         self._complete = False

@@ -6,8 +6,6 @@ import functools
 import time
 from pathlib import Path
 
-from PIL import Image
-
 from ace.conversation.job import Made
 from ace.conversation.replay import Replay
 from ace.conversation.session import Session
@@ -91,10 +89,11 @@ def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> 
     node = Session(folder).node(node_id)
     recipe, base = node.recipe, f"/v1/sessions/{session_id}/nodes"
     try:
-        with Image.open(node.image_path) as image:
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError):
-        raise SessionError(f"node {node_id} is damaged (image.png cannot be read): delete its folder") from None
+        width, height = node.medium.size_px(node.answer_path)
+    except (OSError, ValueError):
+        raise SessionError(
+            f"node {node_id} is damaged ({node.answer_path.name} cannot be read): delete its folder"
+        ) from None
     inputs = [
         NodeInputReply(
             node=one.node,

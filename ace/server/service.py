@@ -28,7 +28,6 @@ from ace.conversation.chat import ChatSession
 from ace.conversation.chat import keep as keep_node
 from ace.conversation.job import Job, Made, variants
 from ace.conversation.message import Message
-from ace.conversation.recipe import encode
 from ace.conversation.replay import Replay, compare_with_node
 from ace.conversation.session import ArchiveLimits, Node, Session
 from ace.errors import AceError, BusyError, InputError, SessionError, StoppedError
@@ -418,7 +417,7 @@ def created_at(folder: Path) -> int:
 
 def encode_result(made: Made, output_format: str, metadata: bool = True) -> bytes:
     """The bytes of a result, with its recipe inside unless there is to be no metadata."""
-    return encode(made.image, output_format.upper(), made.recipe if metadata else None)
+    return made.medium.encode(made.content, output_format.upper(), made.recipe if metadata else None)
 
 
 def message_of(error: BaseException) -> str:

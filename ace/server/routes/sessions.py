@@ -15,11 +15,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
-from ace.conditions.images import open_image
 from ace.conversation.job import Made
+from ace.conversation.media import medium_of
 from ace.conversation.message import Mask, Message, Picture
 from ace.conversation.recipe import encode
-from ace.conversation.run import as_written
 from ace.conversation.session import Node
 from ace.conversation.sketch import extend_canvas, hide_under, sketch_over
 from ace.errors import ConfigError, MaskError
@@ -165,21 +164,21 @@ async def node_image(
     """The image of a node with its recipe: as it is kept (PNG), in another format to take away, or a small one."""
     opened = await _opened(front, request, session_id)
 
-    def read() -> bytes:
+    def read() -> tuple[bytes, str]:
         node = opened.session.node(node_id)
         if output_format is None:
-            return _read_own(node.image_path)
+            return _read_own(node.answer_path), node.medium.mime_type
         if output_format == "thumbnail":
-            return thumbnail(open_image(node.image_path).image, THUMBNAIL_PX)
+            return thumbnail(node.medium.open(node.answer_path).image, THUMBNAIL_PX), MIME["webp"]
         opened.session.answer(node_id)  # raises SessionError if the file is damaged
-        with Image.open(node.image_path) as image:
-            return encode(image, output_format.upper(), node.recipe)
+        with Image.open(node.answer_path) as image:
+            return encode(image, output_format.upper(), node.recipe), MIME[output_format]
 
-    data = await front.in_worker(read)
+    data, mime_type = await front.in_worker(read)
     if output_format in MIME:
         named = {"content-disposition": f'attachment; filename="ace-{node_id}.{output_format}"'}
-        return Response(data, media_type=MIME[output_format], headers=named)
-    return _revalidated(request, data, MIME["webp" if output_format else "png"])
+        return Response(data, media_type=mime_type, headers=named)
+    return _revalidated(request, data, mime_type)
 
 
 @router.get("/{session_id}/nodes/{node_id}/{kind}/{number}")
@@ -194,15 +193,15 @@ async def node_input(
     """An image of a node's request (PNG), or the mask of one."""
     opened = await _opened(front, request, session_id)
 
-    def read() -> bytes:
+    def read() -> tuple[bytes, str]:
         inputs = opened.session.node(node_id).inputs
         one = inputs[number] if 0 <= number < len(inputs) else None
         path = None if one is None else one.path if kind == "inputs" else one.mask_path
         if path is None:
             raise NotFoundError(f"node {node_id} has no such image")
-        return _read_own(path)
+        return _read_own(path), medium_of(path).mime_type
 
-    return _revalidated(request, await front.in_worker(read), MIME["png"])
+    return _revalidated(request, *await front.in_worker(read))
 
 
 @router.get("/{session_id}/archive")
@@ -343,7 +342,7 @@ async def _full_reply(
     one, node = made
     reply = await front.in_worker(node_reply, opened, node.id)
     encoded = await front.in_worker(encode_result, one, file_format)
-    own = details_of(await front.in_worker(as_written, one, encoded), accepted, number)
+    own = details_of(await front.in_worker(one.medium.as_written, one, encoded), accepted, number)
     return reply.model_copy(update={"b64_json": base64.b64encode(encoded).decode(), "ace": own})
 
 
