@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ace.conversation.recipe import Recipe
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".avif")
+CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".webm", ".avi", ".ts", ".mpg", ".ogv")
 
 
 @dataclass(frozen=True)
@@ -328,10 +329,13 @@ def _candidates(recipe: Recipe, picture: Path, given: Sequence[Path]) -> list[Pa
     """The files that may be the recipe's inputs, if anything is needed: those given, and images beside the output."""
     if not recipe.files():
         return []
+    suffixes = (*PICTURE_SUFFIXES, *CLIP_SUFFIXES)
     found: list[Path] = []
     for path in (*given, picture.absolute().parent):
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES)
+            found += sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in suffixes)
+            if "clip" in recipe.settings:  # a folder of frames may be an input itself
+                found += [path, *(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))]
         else:
             found.append(path)
     return found

@@ -26,13 +26,13 @@ from PIL import Image, ImageSequence
 
 from ace.conditions.images import quiet_pillow
 from ace.errors import ConfigError, ImageError, MissingDependencyError, OutputError
+from ace.video.files import frame_files
 
 DEFAULT_FPS = Fraction(16)  # what the published models were trained at
 FORMATS = {".mp4": "MP4", ".mkv": "MKV"}
 LOSSLESS = frozenset({"MKV"})
 SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".webm", ".avi", ".gif", ".ts", ".mpg", ".ogv")
 _QUALITY = "17"  # constant rate factor of H.264: no difference that is seen
-_STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _HDR = {16: "PQ", 18: "HLG"}  # transfer functions by their code in ITU-T H.273
 _MP4_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"})
 # First bytes -> the demuxer. Formats that name other files (HLS, DASH, concat) are not among them.
@@ -312,12 +312,8 @@ def _animation_frames(file: ClipFile) -> Iterator[np.ndarray]:
             yield _on_white(frame)
 
 
-def _stills(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _STILLS and path.is_file())
-
-
 def _open_folder(folder: Path, limits: ClipLimits) -> ClipFile:
-    files = _stills(folder)
+    files = frame_files(folder)
     if not files:
         raise ImageError(f"{folder.name} holds no images: name a folder of frames or a video file")
     if len(files) > limits.frames:
@@ -341,7 +337,7 @@ def _open_folder(folder: Path, limits: ClipLimits) -> ClipFile:
 
 
 def _folder_frames(file: ClipFile) -> Iterator[np.ndarray]:
-    for path in _stills(file.path):
+    for path in frame_files(file.path):
         with quiet_pillow(), Image.open(path) as image:
             yield _on_white(image)
 

@@ -1,4 +1,4 @@
-"""Control clips: depth, pose, grey, scribble, flow, … of every frame, with a memory of the frames before where it helps.
+"""Control clips: depth, pose, grey, scribble, flow, … of every frame, with a memory of earlier frames where it helps.
 
 Each is a generator over frames, so that memory does not grow with length. A folder of frames drawn elsewhere (HED,
 depth, pose of any other tool) is plugged in as a clip of its own: `ace video --control FOLDER`.
@@ -46,7 +46,7 @@ def gray(frame: np.ndarray) -> np.ndarray:
 
 
 def dense_flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(H, W, 2) float32 px: where each pixel of the first frame (H, W, 3) uint8 is in the second, by DIS optical flow."""
+    """(H, W, 2) float32 px: where each pixel of the first frame (H, W, 3) uint8 is in the second (DIS optical flow)."""
     import cv2
 
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ace.diffusion import seeded_generator
 from ace.errors import CheckpointError, ConfigError
-from ace.video.prepare import Prepared, latent_frames
+from ace.video.prepare import PreparedClip, latent_frames
 
 MAX_TEXT_TOKENS = 512
 
@@ -29,7 +29,7 @@ class VideoState:
     """A clip on its way. latents: (1, C, N + t, h, w), the N references' frames first; conditioning: (1, 2 C + 64,
     N + t, h, w); text, negative: (1, L, D); step_index: steps done."""
 
-    prepared: Prepared
+    prepared: PreparedClip
     latents: Tensor
     conditioning: Tensor
     text: Tensor
@@ -75,7 +75,7 @@ class VideoPipeline:
         """Where it computes."""
         return self.parts._execution_device
 
-    def __call__(self, instruction: str, prepared: Prepared, seed: int = 0, **settings: Any) -> np.ndarray:
+    def __call__(self, instruction: str, prepared: PreparedClip, seed: int = 0, **settings: Any) -> np.ndarray:
         """The model's own clip of a request, (T, H, W, 3) uint8, before anything is pasted back; see `start`."""
         state = self.start(instruction, prepared, seed, **settings)
         while not state.done:
@@ -86,7 +86,7 @@ class VideoPipeline:
     def start(
         self,
         instruction: str,
-        prepared: Prepared,
+        prepared: PreparedClip,
         seed: int,
         *,
         negative: str = "",
@@ -159,7 +159,7 @@ class VideoPipeline:
         """Parts that wait outside the GPU leave it."""
         self.parts.maybe_free_model_hooks()
 
-    def _conditioning(self, prepared: Prepared) -> Tensor:
+    def _conditioning(self, prepared: PreparedClip) -> Tensor:
         """Latents of what is kept and of what is made anew, and the mask in cells; references before them, in order."""
         frames = torch.from_numpy(prepared.model_frames()).permute(3, 0, 1, 2)[None]
         mask = torch.from_numpy((prepared.masks > 0).astype(np.float32))[None, None]

@@ -44,7 +44,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedClip:
     """A request as the model sees it; as `Draft`, at the model's size. references: (N, H, W, 3) float32, 0 to 255,
     already letterboxed. fps: of the answer."""
 
@@ -122,11 +122,11 @@ def pick_frames(spans: np.ndarray, count: int) -> tuple[list[int], Fraction]:
     return shown.argmax(axis=1).tolist(), Fraction(count / float(length)).limit_denominator(1001)
 
 
-def fit(draft: Draft, size: tuple[int, int]) -> Prepared:
+def fit(draft: Draft, size: tuple[int, int]) -> PreparedClip:
     """A draft scaled to cover a size (width, height) and cut in the middle, without references."""
     masks = resize_cover(draft.masks[..., None].repeat(3, -1), size)[..., 0]
     fill = resize_cover(draft.fill[..., None].repeat(3, -1).astype(np.uint8) * 255, size)[..., 0] == 255
-    return Prepared(
+    return PreparedClip(
         resize_cover(draft.frames, size),
         np.where(masks > 127, 255, 0).astype(np.uint8),  # above 0.5 of 255
         fill,
@@ -151,7 +151,7 @@ def resize_cover(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A reference (H, W, 3) uint8 as large as fits a size (width, height), in the middle of white; float32, 0 to 255."""
+    """A reference (H, W, 3) uint8 as large as fits a size (width, height), in the middle of white; float32, to 255."""
     width, height = size
     if image.shape[:2] == (height, width):
         return image.astype(np.float32)

@@ -8,7 +8,6 @@ the model is made in windows, each of which is given the last frames of the one 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -22,12 +21,11 @@ import numpy as np
 from ace.conditions.images import open_image
 from ace.conditions.masks import read_mask
 from ace.errors import ConditionError, ConfigError, ImageError, InputError, MaskError
-from ace.files import hash_file
 from ace.video import prepare
-from ace.video.clips import DEFAULT_FPS, ClipFile, ClipLimits, _stills, open_clip, resampled_ids
-from ace.video.compose import compose
+from ace.video.clips import DEFAULT_FPS, ClipFile, ClipLimits, open_clip, resampled_ids
+from ace.video.compose import compose, subject
 from ace.video.controls import CONTROLS, draw_controls
-from ace.video.prepare import Draft, Prepared
+from ace.video.prepare import Draft, PreparedClip
 from ace.video.track import Tracker, default_tracker
 
 DEFAULT_OVERLAP = 5  # frames that a window is given of the one before
@@ -39,12 +37,14 @@ FILE_ROLES = ("video", "mask", "control", "first", "last", "references")
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """What is asked. video: a clip, an animation or a folder of frames; control: one of `CONTROLS`, "layout", or a clip
-    that is drawn already; mask: "box:left,top,right,bottom" in px, or an image or clip that is white where something
-    is made; track: it is of the first frame and follows; grow: shape and share by which it becomes coarser; extend:
-    shares of the sides; first, last: an image or a clip; continues: the video goes on; layout: two boxes
-    "l,t,r,b:l,t,r,b" between which an outline moves; color: of layouts. frames, fps: of the answer; size: (width,
-    height) whose area the model works at. overlap: frames shared by windows."""
+    """What is asked.
+
+    video: a clip, an animation or a folder of frames; control: one of `CONTROLS`, "layout", or a clip that is drawn
+    already; mask: "box:left,top,right,bottom" in px, or an image or clip that is white where something is made; track:
+    it is of the first frame and follows; grow, grow_ratio: shape and share by which it becomes coarser; extend: shares
+    of the sides; first, last: an image or a clip; continues: the video goes on; cuts: per reference a box that is its
+    subject, or ""; layout: two boxes "l,t,r,b:l,t,r,b" between which an outline moves; color: of layouts. frames, fps:
+    of the answer; size: (width, height) whose area the model works at; overlap: frames shared by windows."""
 
     video: Path | None = None
     control: str = ""
@@ -57,6 +57,7 @@ class ClipRequest:
     last: Path | None = None
     continues: bool = False
     references: tuple[Path, ...] = ()
+    cuts: tuple[str, ...] = ()
     layout: str = ""
     color: tuple[int, int, int] = (0, 0, 0)
     frames: int | None = None
@@ -105,6 +106,8 @@ class ClipRequest:
             if "fps" in values:
                 values["fps"] = Fraction(values["fps"])
             values["extend"] = tuple((str(side), float(share)) for side, share in values.get("extend", ()))
+            if "cuts" in values:
+                values["cuts"] = tuple(str(cut) for cut in values["cuts"])
             for name in ("color", "size"):
                 if values.get(name):
                     values[name] = tuple(int(one) for one in values[name])
@@ -117,16 +120,6 @@ def _signals() -> tuple[str, ...]:
     from ace.extract import SIGNALS
 
     return SIGNALS
-
-
-def hash_clip(path: Path) -> str:
-    """SHA-256 of a file, or over the names and contents of a folder's frames."""
-    if not path.is_dir():
-        return hash_file(path)
-    digest = hashlib.sha256()
-    for file in _stills(path):
-        digest.update(f"{file.name}\0{hash_file(file)}\n".encode())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -214,7 +207,7 @@ class OpenedRequest:
             rows += list(itertools.islice(stream, window.stop - at - len(rows)))
             yield self._draft(rows, window)
 
-    def prepared(self, draft: Draft, window: Window, before: np.ndarray | None = None) -> Prepared:
+    def prepared(self, draft: Draft, window: Window, before: np.ndarray | None = None) -> PreparedClip:
         """What the model sees of a window. before: the answer's last frames (N, H, W, 3) uint8 that it goes on from."""
         made = replace(prepare.fit(draft, self.size), references=self.references, fps=self.fps)
         if not window.given:
@@ -280,6 +273,8 @@ class OpenedRequest:
         if not drafts:
             whole = prepare.nothing(count, self.base_size)
             drafts.append((whole, "control"))
+        if request.extend and self.first is not None:
+            return self._first_extended(count)
         draft, kind = drafts[0]
         if len(drafts) > 1:
             draft = compose(draft, kind, *drafts[1])
@@ -289,6 +284,15 @@ class OpenedRequest:
             given = sum(len(part) for part in (self.first, self.last) if part is not None)
             draft = compose(prepare.continued(self.first, self.last, count - given), "extension", draft, kind)
         return draft
+
+    def _first_extended(self, count: int) -> Draft:
+        """The first frame with room around it, and frames to invent after it."""
+        assert self.first is not None
+        wide = prepare.extended(self.first, **dict(self.request.extend))
+        draft = prepare.continued(wide.frames, None, count - len(wide.frames))
+        masks, fill = draft.masks.copy(), draft.fill.copy()
+        masks[: len(wide.masks)], fill[: len(wide.fill)] = wide.masks, wide.fill
+        return Draft(draft.frames, masks, fill)
 
     def _extended(self, frames: np.ndarray, repainted: Draft | None) -> Draft:
         shares = dict(self.request.extend)
@@ -359,7 +363,11 @@ def open_request(
             notes.append(
                 f"the sound of {source.path.name} is left out: the answer is {length:.2f} s, not {source.seconds:.2f}"
             )
-    references = [prepare.letterbox(_reference(path), (wide, high)) for path in request.references]
+    cuts = (*request.cuts, *[""] * (len(request.references) - len(request.cuts)))
+    references = [
+        prepare.letterbox(_reference(path, cut), (wide, high))
+        for path, cut in zip(request.references, cuts, strict=True)
+    ]
     keeps = bool(request.mask and request.control != "layout") or bool(request.extend) or given_frames > 0
     return OpenedRequest(
         request=request,
@@ -403,8 +411,8 @@ def _check(request: ClipRequest) -> None:
         raise ConditionError("--control layout draws the outline of a mask: give one with --mask")
     if request.track and (not request.mask or _is_clip(request)):
         raise MaskError("--track follows a mask of the first frame: give one image or box with --mask")
-    if request.extend and (request.control or request.first or request.last or request.layout):
-        raise ConfigError("--extend goes with --video, --mask and --reference only")
+    if request.extend and (request.control or request.last or request.layout or (request.video and request.first)):
+        raise ConfigError("--extend goes with --video, --mask and --reference, or with --first and --reference only")
     if request.continues and (request.control or request.mask or request.extend or request.first or request.layout):
         raise ConfigError("--continue goes with --video, --last and --reference only")
     if request.layout and (request.control or request.video):
@@ -472,8 +480,11 @@ def _fitted(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return prepare.resize_cover(frames, size)
 
 
-def _reference(path: Path) -> np.ndarray:
-    return np.asarray(open_image(path).image.convert("RGB"))
+def _reference(path: Path, cut: str) -> np.ndarray:
+    image = np.asarray(open_image(path).image.convert("RGB"))
+    if not cut:
+        return image
+    return subject(image, prepare.box_mask(prepare.parse_box(cut), (image.shape[1], image.shape[0])))
 
 
 def _open_mask(
@@ -490,8 +501,8 @@ def _open_mask(
     masks = open_clip(path, limits)
     if masks.size != source.size or masks.num_frames != source.num_frames:
         raise MaskError(
-            f"{path.name} is {masks.num_frames} frames of {masks.size[0]}x{masks.size[1]} px, the clip {source.num_frames} "
-            f"of {source.size[0]}x{source.size[1]}: make the mask the clip's size and length"
+            f"{path.name} is {masks.num_frames} frames of {masks.size[0]}x{masks.size[1]} px, the clip "
+            f"{source.num_frames} of {source.size[0]}x{source.size[1]}: make the mask the clip's size and length"
         )
     return masks
 

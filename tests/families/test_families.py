@@ -42,6 +42,7 @@ from ace.families import family_of_recipe, find_family
 from ace.server import Engine
 from tests.random_flux import random_plus
 from tests.random_library import save_klein, save_kontext
+from tests.random_video import save_vace
 
 SIZE = (64, 48)
 # Values that are right where an option is taken.
@@ -53,6 +54,10 @@ OPTIONS = {
     "max_seq_length": 1024,
     "places": "left",
     "repainting_scale": 0.5,
+    "frames": 5,
+    "fps": 8,
+    "shift": 2.0,
+    "strength": 0.5,
 }
 LOADINGS = {
     "adapters": ("style.safetensors",),
@@ -80,6 +85,7 @@ CASES = {
     "plus": Case(lambda folder: random_plus().save_pretrained(folder) or str(folder), kind="ace-plus"),
     "kontext": Case(lambda folder: str(save_kontext(folder)), SMALL),
     "klein": Case(lambda folder: str(save_klein(folder)), SMALL),
+    "vace": Case(lambda folder: str(save_vace(folder)), SMALL, kind="vace"),
 }
 
 

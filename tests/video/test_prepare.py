@@ -15,7 +15,7 @@ from ace.video.compose import KINDS, compose, subject
 from ace.video.controls import gray
 from ace.video.prepare import (
     Draft,
-    Prepared,
+    PreparedClip,
     box_mask,
     check_frames,
     continued,
@@ -155,7 +155,7 @@ def test_the_model_is_shown_zero_where_it_is_to_fill():
     assert np.all(shown[prepared.fill] == 0) and prepared.fill.any()
     assert np.all(prepared.masks[prepared.fill] == 255)
     assert prepared.num_tokens == 3 * 2 * 2
-    assert isinstance(prepared, Prepared)
+    assert isinstance(prepared, PreparedClip)
 
 
 def test_a_reference_is_a_subject_on_white_cut_to_its_box():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_clip_of_13_frames_asked_as_9_is_spread_evenly(files, tmp_path):
 def test_windows_cover_everything_with_4n_plus_1_frames_each(total):
     windows = plan_windows(total, 81, 5)
     assert windows[0].start == 0 and windows[-1].stop == total
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in itertools.pairwise(windows):
         assert after.start + after.given == before.stop and after.given >= 5
     assert all(window.num_frames == 81 for window in windows)
     assert plan_windows(81, 81, 5) == (Window(0, 81, 0),)
