@@ -86,9 +86,10 @@ def train(
     ace train recipes/ace-0.6b.toml --dry-run --devices 64 --device-tflops 125
     accelerate launch --num_processes 8 -m ace train recipes/lora.toml --output runs/mine
     """
-    from ace.training.config import read_recipe
+    from ace.training.config import is_of_clips, read_recipe
 
-    given = {"stage.lr": lr, "stage.steps": steps, "seed": seed}
+    place = "" if is_of_clips(recipe) else "stage."
+    given = {f"{place}lr": lr, f"{place}steps": steps, "seed": seed}
     named = [f"{key}={value}" for key, value in given.items() if value is not None]
     wanted = read_recipe(recipe, [*named, *(overrides or ())])
     output = Output(json=as_json, quiet=quiet)
@@ -119,7 +120,7 @@ def _refuse_plan_options(devices: int, device_tflops: float | None, as_json: boo
 
 def _train(recipe: Recipe, folder: Path, quiet: bool) -> None:
     """Keep the recipe beside its run and do what it says."""
-    from ace.training.config import AutoencoderRecipe, PlusRecipe, keep_recipe
+    from ace.training.config import AutoencoderRecipe, PlusRecipe, VideoRecipe, keep_recipe
     from ace.training.lock import is_main_process
 
     if is_main_process() and (changed := keep_recipe(recipe, folder / "recipe.toml")):
@@ -129,6 +130,10 @@ def _train(recipe: Recipe, folder: Path, quiet: bool) -> None:
         from ace.training.autoencoder import train_autoencoder
 
         train_autoencoder(recipe, folder, quiet, complain)
+    elif isinstance(recipe, VideoRecipe):
+        from ace.training.video import train_video
+
+        train_video(recipe, folder, quiet, complain)
     elif isinstance(recipe, PlusRecipe):
         from ace.training.plus import train_plus
 
@@ -141,7 +146,11 @@ def _train(recipe: Recipe, folder: Path, quiet: bool) -> None:
 
 def _say_plan(recipe: Recipe, devices: int, device_tflops: float | None, output: Output) -> None:
     """What a recipe will cost, on devices like this machine's or as given."""
+    from ace.training.config import VideoRecipe
     from ace.training.plan import Device, plan
+
+    if isinstance(recipe, VideoRecipe):
+        raise ConfigError("there is no estimate for kind vace: `ace video --dry-run` tells what a clip takes")
     from ace.training.speed import this_device
 
     measured = device_tflops is None

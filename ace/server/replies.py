@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ace.conversation.job import Made
+from ace.conversation.media import CLIP
 from ace.conversation.replay import Replay
 from ace.conversation.session import Session
 from ace.errors import SessionError
@@ -107,6 +108,7 @@ def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> 
         parents=node.parents,
         instruction=node.instruction,
         image=f"{base}/{node.id}/image",
+        medium="clip" if node.medium is CLIP else "image",
         image_size=f"{width}x{height}",
         inputs=tuple(inputs),
         seed=str(recipe.seed),

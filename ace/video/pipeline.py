@@ -103,7 +103,7 @@ class VideoPipeline:
         text, nothing = self.parts.encode_prompt(
             instruction, negative, guidance_scale > 1, max_sequence_length=MAX_TEXT_TOKENS, device=self.device
         )
-        conditioning = self._conditioning(prepared).to(dtype)
+        conditioning = self.conditioning(prepared).to(dtype)
         shape = (1, self.parts.transformer.config.in_channels, *conditioning.shape[2:])
         noise = torch.randn(shape, generator=seeded_generator(seed), dtype=torch.float32).to(self.device)
         return VideoState(
@@ -159,7 +159,7 @@ class VideoPipeline:
         """Parts that wait outside the GPU leave it."""
         self.parts.maybe_free_model_hooks()
 
-    def _conditioning(self, prepared: PreparedClip) -> Tensor:
+    def conditioning(self, prepared: PreparedClip) -> Tensor:
         """Latents of what is kept and of what is made anew, and the mask in cells; references before them, in order."""
         frames = torch.from_numpy(prepared.model_frames()).permute(3, 0, 1, 2)[None]
         mask = torch.from_numpy((prepared.masks > 0).astype(np.float32))[None, None]

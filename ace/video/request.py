@@ -393,12 +393,8 @@ def _check(request: ClipRequest) -> None:
     """What contradicts itself, before a file is opened."""
     drawn = request.file_of("control") is not None
     if request.video is None:
-        needing = {
-            "mask": request.mask,
-            "extend": request.extend,
-            "continue": request.continues,
-            "track": request.track,
-        }
+        needing: dict[str, object] = {"mask": request.mask, "continue": request.continues, "track": request.track}
+        needing["extend"] = request.extend and not request.first
         needing["control"] = request.control and not drawn
         for name, value in needing.items():
             if value:

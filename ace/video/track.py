@@ -1,9 +1,10 @@
 """Following what a mask selects through a clip.
 
-`track` moves the mask from frame to frame along dense optical flow (OpenCV's DIS), and lets a refiner draw it anew in
-each frame: by default SAM 2's image model (`ace data setup`), asked about the box and some points of the moved mask; it
-is believed only where it agrees with the movement, so that one bad frame does not lose the object. `HubTracker` puts
-transformers' `Sam2VideoModel` in its place, for whoever has its weights.
+`track` moves the mask from frame to frame: as a whole while the thing keeps its shape, registered against its first
+look, and along dense optical flow (OpenCV's DIS) where it does not. A refiner may draw it anew in each frame: by
+default SAM 2's image model (`ace data setup`), asked about the box and some points of the moved mask; it is believed
+only where it agrees with the movement, so that one bad frame does not lose the object. `HubTracker` puts transformers'
+`Sam2VideoModel` in its place, for whoever has its weights.
 
 A generator over frames: memory does not grow with length.
 """
@@ -19,6 +20,10 @@ from ace.errors import MaskError, MissingDependencyError
 from ace.video.controls import dense_flow
 
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (frame, moved mask bool) -> mask bool
+_DIFFERENT = 30.0  # levels: a thing that differs by more is lost, or has changed its shape
+_TURNS = (-9.0, -6.0, -3.0, 0.0, 3.0, 6.0, 9.0)  # degrees from one frame to the next that are tried
+_HIDDEN = 60  # levels: a part that differs by more is behind something
+_REACH = 0.12  # of the longer side: how far a thing is looked for in the next frame
 _AGREES = 0.6  # overlap with the moved mask above which a refiner is believed
 
 
@@ -33,20 +38,140 @@ class Tracker(Protocol):
 def track(frames: Iterable[np.ndarray], first: np.ndarray, refine: Refine | None = None) -> Iterator[np.ndarray]:
     """The mask of every frame (H, W, 3) uint8. first: (H, W), > 0 = selected in the first frame; it is kept as it is.
 
-    refine: None = along the flow alone. Raises MaskError if nothing is selected."""
+    refine: None = no model's help. Raises MaskError if nothing is selected."""
     selected = first > 0
     if not selected.any():
         raise MaskError("the mask selects nothing in the first frame: paint what to follow")
-    before = None
+    before: np.ndarray | None = None
+    rigid: _Rigid | None = None
     for frame in frames:
-        if before is not None:
-            selected = move(selected, before, frame)
+        if before is None:
+            rigid = _Rigid(frame, selected)
+        elif selected.any():
+            found = None if rigid is None else rigid.follow(before, frame)
+            if found is None:
+                found = move(selected, before, frame)
+            selected = found
             if refine is not None and selected.any():
-                found = refine(frame, selected)
-                if overlap(found, selected) >= _AGREES:
-                    selected = found
+                seen = refine(frame, selected)
+                if overlap(seen, selected) >= _AGREES:
+                    selected = seen
+            if rigid is not None and rigid.lost:
+                rigid = _Rigid(frame, selected) if selected.any() else None
         before = frame
         yield selected.astype(np.uint8) * 255
+
+
+class _Rigid:
+    """A thing that keeps its shape: where it was first seen, and the movement (shift, turn, scale) from there to now.
+
+    The movement is searched from three guesses, the one before continued, the flow's, and where the thing looks the
+    same, made exact against its first look (Evangelidis and Psarakis 2008), and believed if most of it looks the same
+    there: so errors do not add up over a clip."""
+
+    def __init__(self, frame: np.ndarray, selected: np.ndarray) -> None:
+        self.look, self.selected, self.lost = frame, selected, False
+        self.movement, self.step = np.eye(3), np.eye(3)
+
+    def follow(self, before: np.ndarray, frame: np.ndarray) -> np.ndarray | None:
+        """Its mask in the next frame, without what is hidden there; None if it was lost."""
+        guesses = [self.step @ self.movement, *self._guesses(before, frame)]
+        turned = [self._turned(guess, degrees) for guess in guesses for degrees in _TURNS]
+        found = min(turned, key=lambda movement: self._error(frame, movement))
+        exact = self._exact(frame, found)
+        if exact is not None and self._error(frame, exact) < self._error(frame, found):
+            found = exact
+        if self._error(frame, found) > _DIFFERENT:
+            self.lost = True
+            return None
+        self.step, self.movement = found @ np.linalg.inv(self.movement), found
+        return self._seen(frame, found)
+
+    def _guesses(self, before: np.ndarray, frame: np.ndarray) -> Iterator[np.ndarray]:
+        import cv2
+
+        height, width = self.selected.shape
+        now = self._warped_mask(self.movement)
+        rows, columns = np.nonzero(now)
+        if len(rows) < 8:
+            return
+        flow = dense_flow(before, frame)[rows, columns]
+        points = np.stack([columns, rows], axis=1).astype(np.float32)
+        moved, _ = cv2.estimateAffinePartial2D(points, points + flow, ransacReprojThreshold=1.0)
+        if moved is not None:
+            yield _square(moved) @ self.movement
+        reach = max(4, round(_REACH * max(height, width)))
+        top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        patch, weights = before[top:bottom, left:right], now[top:bottom, left:right].astype(np.uint8)
+        padded = cv2.copyMakeBorder(frame, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
+        part = padded[top : bottom + 2 * reach, left : right + 2 * reach]
+        likeness = cv2.matchTemplate(
+            part, np.ascontiguousarray(patch), cv2.TM_SQDIFF, mask=weights[..., None].repeat(3, 2)
+        )
+        y, x = np.unravel_index(int(np.nan_to_num(likeness, nan=np.inf).argmin()), likeness.shape)
+        shift = np.eye(3)
+        shift[:2, 2] = x - reach, y - reach
+        yield shift @ self.movement
+
+    def _turned(self, movement: np.ndarray, degrees: float) -> np.ndarray:
+        """A movement with a turn about the thing's middle after it."""
+        import cv2
+
+        rows, columns = np.nonzero(self.selected)
+        middle = movement @ (columns.mean(), rows.mean(), 1.0)
+        return _square(cv2.getRotationMatrix2D((float(middle[0]), float(middle[1])), degrees, 1.0)) @ movement
+
+    def _exact(self, frame: np.ndarray, movement: np.ndarray) -> np.ndarray | None:
+        import cv2
+
+        channel = int(self.look[self.selected].std(axis=0).argmax())  # in which it has most structure
+        levels = [np.ascontiguousarray(one[..., channel]) for one in (self.look, frame)]
+        stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4)
+        inside = self.selected.astype(np.uint8) * 255
+        try:
+            _, found = cv2.findTransformECC(
+                levels[0], levels[1], movement[:2].astype(np.float32), cv2.MOTION_AFFINE, stop, inside, 3
+            )
+        except cv2.error:  # it has no structure, or does not converge
+            return None
+        return _square(found)
+
+    def _look_back(self, frame: np.ndarray, movement: np.ndarray) -> np.ndarray:
+        """What lies under each of its pixels now, at the place where it was first seen."""
+        import cv2
+
+        size = (self.selected.shape[1], self.selected.shape[0])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(frame, movement[:2], size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+    def _difference(self, frame: np.ndarray, movement: np.ndarray) -> np.ndarray:
+        return np.abs(self._look_back(frame, movement).astype(np.int16) - self.look).max(axis=2)
+
+    def _error(self, frame: np.ndarray, movement: np.ndarray) -> float:
+        """Mean difference in levels; what is hidden counts as `_HIDDEN`."""
+        if not np.isfinite(movement).all() or not 0.3 < np.linalg.det(movement[:2, :2]) < 3:
+            return np.inf
+        return float(np.minimum(self._difference(frame, movement)[self.selected], _HIDDEN).mean())
+
+    def _warped_mask(self, movement: np.ndarray) -> np.ndarray:
+        import cv2
+
+        size = (self.selected.shape[1], self.selected.shape[0])
+        return cv2.warpAffine(self.selected.astype(np.float32), movement[:2], size, flags=cv2.INTER_LINEAR) > 0.5
+
+    def _seen(self, frame: np.ndarray, movement: np.ndarray) -> np.ndarray:
+        """Its mask now, without larger parts that look otherwise, which something hides."""
+        import cv2
+
+        other = ((self._difference(frame, movement) > _HIDDEN) & self.selected).astype(np.uint8)
+        other = cv2.morphologyEx(other, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        size = (self.selected.shape[1], self.selected.shape[0])
+        shown = (self.selected & (other == 0)).astype(np.float32)
+        return cv2.warpAffine(shown, movement[:2], size, flags=cv2.INTER_LINEAR) > 0.5
+
+
+def _square(matrix: np.ndarray) -> np.ndarray:
+    return np.vstack([np.asarray(matrix, np.float64), (0.0, 0.0, 1.0)])
 
 
 def move(selected: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
