@@ -11,7 +11,24 @@ from typing import Annotated
 
 import typer
 
-from ace.cli import about, chat, convert, data, edit, evaluate, extract, quantize, replay, serve, sessions, train, video
+from ace.cli import (
+    about,
+    chat,
+    convert,
+    data,
+    edit,
+    evaluate,
+    extract,
+    fuse,
+    quantize,
+    replay,
+    serve,
+    sessions,
+    teach,
+    train,
+    video,
+)
+from ace.cli.lean import own_process
 from ace.cli.terminal import STOPPED, Verbs, hush_torchao
 
 __all__ = ["app", "main"]
@@ -34,7 +51,9 @@ app.command("serve")(serve.serve)
 app.command("mcp")(serve.mcp)
 app.command()(convert.convert)
 app.command()(quantize.quantize)
+app.command()(fuse.fuse)
 app.command()(train.train)
+app.command()(teach.teach)
 app.add_typer(sessions.session, name="session")
 app.add_typer(video.video, name="video")
 app.add_typer(data.data, name="data")
@@ -58,6 +77,7 @@ def start(
 
 def main() -> None:
     """The `ace` command."""
+    own_process()
     try:
         app(prog_name="ace")
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ace.cli.lean import unused, without
 from ace.cli.options import (
     Avoid,
     Compile,
@@ -242,7 +243,7 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
 
 def load_family(family: Family, loading: Loading, output: Output, tell: Tell) -> None:
     """Load a model without what the libraries print; its notes and its progress are told. Raises as `Family.load`."""
-    with quiet_libraries():
+    with without(unused(family, loading)), quiet_libraries():
         family.load(loading, output.say, lambda done, total: tell(done, total, "loading weights"))
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ace.conversation import Family, Job, Made, Session
     from ace.conversation.recipe import Recipe
 
+ROUNDING_LEVELS = 4  # what other kernels were seen to move, see docs/reliability.md; more is another image
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".avif")
 CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".webm", ".avi", ".ts", ".mpg", ".ogv")
 
@@ -157,6 +158,8 @@ def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: R
     if not same.bytes:
         for line in differences or ["nothing that the recipe knows of differs: the file was changed since"]:
             output.say(f"  {line}")
+        if not accepted and differences and 0 < same.largest <= ROUNDING_LEVELS:
+            output.say(f"  rounding differs like that from machine to machine: --tolerance {same.largest} accepts it")
     if not accepted:
         raise typer.Exit(FAILED)
 

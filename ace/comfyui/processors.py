@@ -82,7 +82,7 @@ class ProcessorRequest:
             raise ImageError("the reference leaves no room for the picture: crop the reference")
         if self.edit_image is None:
             return self.height, self.width, cut
-        if canvas.references:
+        if canvas.target[0]:  # else the reference is narrower than a cell, and the canvas counts as without one
             return canvas.output_size[1], canvas.output_size[0], cut
         return int(self.edit_image.shape[1]), int(self.edit_image.shape[2]), cut
 

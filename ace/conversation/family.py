@@ -93,7 +93,8 @@ class Traits:
     inside it; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
     none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
-    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`. medium: what its answers are."""
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`. switches_adapters: a request may bring adapters
+    of its own; those that are made together bring the same. medium: what its answers are."""
 
     medium: Medium = IMAGE
 
@@ -106,6 +107,7 @@ class Traits:
     vocabulary: Vocabulary | None = None
     options: frozenset[str] = frozenset()
     loading: frozenset[str] = frozenset()
+    switches_adapters: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ class Family(ABC):
 
     @abstractmethod
     def prepare(self, jobs: Sequence[Job]) -> list[Any]:
-        """One `State` per request: texts and images encoded, noise drawn. Raises InputError."""
+        """One `State` per request: texts and images encoded, noise drawn. All bring the same adapters, and those of
+        states that are not finished yet. Raises InputError."""
 
     @abstractmethod
     def step(self, states: Sequence[Any]) -> None:
@@ -217,7 +220,8 @@ class Family(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What this model is: for `ace models`, `/v1/models` and the studio. Values are plain JSON."""
+        """What this model is: for `ace models`, `/v1/models` and the studio. Values are plain JSON. Where requests may
+        bring adapters, `adapters` are those that it was loaded with, as recipes record them."""
 
 
 def open_job(family: Family, job: Job) -> Job:
@@ -232,6 +236,8 @@ def open_job(family: Family, job: Job) -> Job:
         raise ConditionError(f"{family.name} takes {most}, {len(unit.current.images)} given: leave some out")
     if not unit.current.images and not unit.history and not traits.text_to_image:
         raise ConditionError(f"{family.name} makes nothing from words alone: name an image to work on")
+    if job.settings.adapters and not traits.switches_adapters:
+        raise ConfigError(f"{family.name} takes its adapters when it is loaded: name them with --lora")
     for name in job.settings.optional():
         if name not in traits.options:
             raise ConfigError(f"{family.name} does not take {OPTIONAL_SETTINGS.get(name, name)}: leave it out")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,9 @@ class Settings:
     """How an image is made. None = the model's default.
 
     seed: 0 to 2^64 - 1. size: (width, height) in px that the model works at; None = the edited image's aspect.
-    feather_px: width of the blend inside a mask's edge, see `paste_back`. options: of some families only, by name (see
-    `OPTIONAL_SETTINGS`). rules: of an older recipe that is made again, see `Recipe.rules`."""
+    feather_px: width of the blend inside a mask's edge, see `paste_back`. adapters: (file or folder, strength) of LoRA
+    adapters for this image alone, on top of those that the model was loaded with. options: of some families only, by
+    name (see `OPTIONAL_SETTINGS`). rules: of an older recipe that is made again, see `Recipe.rules`."""
 
     seed: int
     num_inference_steps: int | None = None
@@ -55,6 +57,7 @@ class Settings:
     negative_instruction: str = ""
     size: tuple[int, int] | None = None
     feather_px: int | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
     options: Mapping[str, Setting] = field(default_factory=dict)
     rules: Mapping[str, int] = field(default_factory=lambda: CURRENT_RULES)
 

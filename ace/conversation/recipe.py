@@ -15,10 +15,12 @@ import io
 import json
 import os
 import platform
+import re
 import stat
 import sys
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,6 +48,14 @@ OF_THE_WEIGHTS = ("adapters", "fast", "transformer", "quantize", "quantize_text"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PACKAGES = ("ace-allround", "diffusers", "numpy", "pillow", "safetensors", "torch", "transformers")
 MAX_RECIPE_BYTES = 1_000_000
+_MATRIX_FEATURES = ("avx512_bf16", "amx_tile", "asimd", "sve", "bf16")
+_KERNEL_SETTINGS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+)
 _MAX_JPEG_PACKET_BYTES = 65_504
 _NAMESPACE = "urn:ace-allround:recipe"
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -84,7 +94,8 @@ class FileRef(_Record):
 class Environment(_Record):
     """Where a picture was made: all that may change its bytes beside the recipe itself.
 
-    arch: processor family and its vector instructions; device, dtype: as torch names them."""
+    arch: processor family, the vector instructions that torch uses, and what else chooses the kernels of MKL and
+    oneDNN: maker, further instructions, settings of the environment. device, dtype: as torch names them."""
 
     system: str
     arch: str
@@ -101,7 +112,9 @@ class Environment(_Record):
         arch = platform.machine()
         num_threads = os.cpu_count() or 1
         if torch is not None:
-            arch = f"{arch} {torch.backends.cpu.get_cpu_capability()}"
+            arch = " ".join(
+                (arch, torch.backends.cpu.get_cpu_capability(), *_maker_and_features(), *_kernel_settings())
+            )
             num_threads = torch.get_num_threads()
         return cls(
             system=platform.system(),
@@ -222,6 +235,25 @@ class FormatVersion(BaseModel):
     format_version: int
 
 
+@cache
+def _maker_and_features() -> tuple[str, ...]:
+    """The processor's maker and its instructions for matrices, as Linux tells them; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").lower().splitlines()
+    except OSError:
+        return ()
+    told = {name.strip(): value.split() for name, _, value in (line.partition(":") for line in lines)}
+    maker = told.get("vendor_id") or told.get("cpu implementer") or []
+    features = {*told.get("flags", []), *told.get("features", [])}
+    return (*maker[:1], *(name for name in _MATRIX_FEATURES if name in features))
+
+
+def _kernel_settings() -> tuple[str, ...]:
+    """Settings of the environment that make MKL or oneDNN choose other kernels."""
+    set_here = ((name, os.environ.get(name, "")) for name in _KERNEL_SETTINGS)
+    return tuple(f"{name}={re.sub(r'[^A-Za-z0-9_.]', '?', value)[:40]}" for name, value in set_here if value)
+
+
 def package_versions() -> dict[str, str]:
     """The installed versions of the packages that take part in making a picture."""
     versions: dict[str, str] = {}
@@ -263,7 +295,8 @@ def compare(recipe: Recipe, now: Environment, *, model_sha256: str | None = None
     if model_sha256 is not None and model_sha256 != recipe.model_sha256:
         differences.append(f"model {recipe.model}: {recipe.model_sha256[:12]} then, {model_sha256[:12]} now")
     note("system", then.system, now.system)
-    note("processor", then.arch, now.arch)
+    known = len(then.arch.split())  # recipes of before say the first two words only
+    note("processor", then.arch, now.arch if known > 2 else " ".join(now.arch.split()[:known]))
     note("device", then.device, now.device)
     note("number type", then.dtype, now.dtype)
     note("threads", then.num_threads, now.num_threads)

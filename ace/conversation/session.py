@@ -7,6 +7,7 @@
     reference) nodes/0001/mask0.png …      their masks
     nodes/0001/latents.safetensors   optional: of the answer, for the next round to go on from
     head.json                        optional: the node that whoever looks at it was at last
+    labels.json                      optional: names that people gave, and what they deleted (`labels.py`)
 
 A node is written beside the others under a hidden name and becomes visible by one rename, so a session that is killed
 at any moment stays readable, and two writers never mix; names that begin with a dot are leftovers and may be deleted.
@@ -35,7 +36,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image
 from ace.conditions.units import ConditionUnit, Turn
-from ace.conversation import media
+from ace.conversation import labels, media
+from ace.conversation.labels import Labels, clean_title
 from ace.conversation.media import IMAGE, Medium, medium_of
 from ace.conversation.recipe import FormatVersion, Recipe, Sha256, encode
 from ace.errors import InputError, OutputError, SessionError
@@ -48,14 +50,19 @@ _NODE_ID = re.compile(r"[0-9]{4,9}")
 _ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.[a-z0-9]+)")
 
 
-def _kept_file(name: str) -> str:
-    if not name.endswith((".safetensors", *(Path(medium.node_file).suffix for medium in media.MEDIA))):
+def _is_kept(name: str) -> bool:
+    """Whether a node keeps files of this kind."""
+    return name.endswith((".safetensors", *(Path(medium.node_file).suffix for medium in media.MEDIA)))
+
+
+def _check_kept(name: str) -> str:
+    if not _is_kept(name):
         raise ValueError("no kind of file that a node keeps")
     return name
 
 
 NodeId = Annotated[str, Field(pattern=r"^[0-9]{4,9}$")]
-PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.[a-z0-9]+$"), AfterValidator(_kept_file)]
+PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.[a-z0-9]+$"), AfterValidator(_check_kept)]
 
 
 class _Entry(BaseModel):
@@ -209,13 +216,22 @@ class Session:
         names = [entry.name for entry in (self.folder / "nodes").iterdir() if _NODE_ID.fullmatch(entry.name)]
         return tuple(sorted(names, key=lambda name: (int(name), name)))
 
+    def shown_ids(self) -> tuple[str, ...]:
+        """The names of the nodes that nobody deleted, oldest first. Raises SessionError."""
+        hidden = self.labels().hidden
+        return tuple(name for name in self.node_ids() if name not in hidden)
+
+    def labels(self) -> Labels:
+        """What people call it and its nodes, and what they deleted. Raises SessionError."""
+        return Labels.read(self.folder)
+
     def nodes(self) -> tuple[Node, ...]:
         """All nodes, oldest first. Raises SessionError for one that is damaged."""
         return tuple(self.node(node_id) for node_id in self.node_ids())
 
     def latest(self) -> Node | None:
         """The newest node, None if there is none yet. Raises SessionError if it is damaged."""
-        names = self.node_ids()
+        names = self.shown_ids()
         return self.node(names[-1]) if names else None
 
     def node(self, node_id: str) -> Node:
@@ -297,7 +313,7 @@ class Session:
     def head(self) -> str | None:
         """The node where `set_head` left off; the newest if it never did. Raises SessionError if that is damaged."""
         path = self.folder / "head.json"
-        names = self.node_ids()
+        names = self.shown_ids()
         if path.exists() or path.is_symlink():
             try:
                 node_id = _Head.model_validate_json(_read_small(path, self.folder.name)).node
@@ -316,6 +332,66 @@ class Session:
         if node_id is not None:
             self._entry(node_id)
         write_atomically(self.folder / "head.json", (_Head(node=node_id).model_dump_json() + "\n").encode())
+
+    def rename(self, name: str) -> None:
+        """Call the session by a name, "" = its folder's. Raises SessionError."""
+        self.labels().model_copy(update={"name": clean_title(name)}).write(self.folder)
+
+    def rename_node(self, node_id: str, title: str) -> None:
+        """Call a node by a title, "" = none. Raises SessionError."""
+        self._folder_of(node_id)
+        self.labels().titled(node_id, clean_title(title)).write(self.folder)
+
+    def delete_node(self, node_id: str, *, keep_files: bool = False) -> None:
+        """Delete a node. What was made from it stays whole: as long as there is any, the node is hidden and keeps its
+        files; they go with the last of these. Its number is never used again. Whoever was there goes to its parent.
+
+        keep_files: remove none now, as while a request that may need them runs. Raises SessionError."""
+        self._folder_of(node_id)
+        known = self.labels()
+        was_head = self.head() == node_id
+        known = known.titled(node_id, "").model_copy(update={"hidden": known.hidden | {node_id}})
+        known.write(self.folder)
+        if was_head:
+            self.set_head(self.shown_parent(node_id))
+        if not keep_files:
+            self._prune(known)
+
+    def shown_parent(self, node_id: str) -> str | None:
+        """The nearest node on the way to the beginning that nobody deleted, None if there is none."""
+        hidden = self.labels().hidden
+        chain: tuple[str, ...] = ()
+        try:
+            chain = self._entry(node_id).parents
+            while chain and chain[0] in hidden:
+                chain = self._entry(chain[0]).parents
+        except SessionError:
+            return None  # a damaged one, which may be why it is deleted
+        return chain[0] if chain else None
+
+    def _prune(self, known: Labels) -> None:
+        """Remove the files of hidden nodes that nothing refers to."""
+        names = self.node_ids()
+        needs: dict[str, set[str]] = {}
+        for name in names:
+            try:
+                entry = self._entry(name)
+                needs[name] = {*entry.parents, *(one.node for one in entry.images if isinstance(one, _AnswerOf))}
+            except SessionError:
+                needs[name] = set()
+        while gone := [
+            name for name in known.hidden & needs.keys() if not any(name in need for need in needs.values())
+        ]:
+            for name in gone:
+                known = known.model_copy(
+                    update={"hidden": known.hidden - {name}, "last": max(known.last, int(names[-1]))}
+                )
+                known.write(self.folder)  # first the number, so that a kill between the two uses none again
+                del needs[name]
+                self._answers.pop(name, None)
+                leftover = self.folder / "nodes" / f".gone.{secrets.token_hex(6)}"
+                os.rename(self.folder / "nodes" / name, leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def add_node(
         self,
@@ -412,7 +488,7 @@ class Session:
     def _place(self, part: Path, describe: Callable[[str], _NodeFile]) -> str:
         """Give a hidden folder, complete but for its node.json, the next free number. Returns the number."""
         names = self.node_ids()
-        number = int(names[-1]) + 1 if names else 1
+        number = max(int(names[-1]) if names else 0, self.labels().last) + 1
         while True:
             entry = describe(f"{number:04d}")
             write_atomically(part / "node.json", (entry.model_dump_json(indent=1) + "\n").encode())
@@ -434,6 +510,9 @@ class Session:
         Raises SessionError for a damaged node."""
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr("session.json", _SessionFile().model_dump_json(indent=1) + "\n")
+            known = self.labels()
+            if known.titles or known.hidden:
+                archive.writestr(labels.FILE, known.model_dump_json(indent=1) + "\n")
             for node_id in self.node_ids():
                 entry = self._entry(node_id)
                 for stored in _files_of(entry):
@@ -465,12 +544,22 @@ class Session:
                 os.rename(staging / node_id, part)
                 numbers[node_id] = self._place(part, renumbered)
             sync_folder(self.folder / "nodes")
+            self._add_labels(Labels.read(staging), numbers)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return numbers
+
+    def _add_labels(self, new: Labels, numbers: dict[str, str]) -> None:
+        """Take over what an archive says of its nodes."""
+        if not (new.titles or new.hidden):
+            return
+        known = self.labels()
+        titles = {numbers[old]: clean_title(title) for old, title in new.titles.items() if old in numbers}
+        hidden = {numbers[old] for old in new.hidden if old in numbers}
+        known.model_copy(update={"titles": known.titles | titles, "hidden": known.hidden | hidden}).write(self.folder)
 
     # The folder
 
@@ -590,8 +679,14 @@ def _unpack(stream: BinaryIO, staging: Path, name: str, limits: ArchiveLimits) -
             for member in members:
                 if member.filename == "session.json":
                     continue
+                if member.filename == labels.FILE and member.file_size <= _MAX_JSON_BYTES:
+                    (staging / labels.FILE).write_bytes(archive.read(member))
+                    Labels.read(staging)
+                    continue
                 match = _ARCHIVED.fullmatch(member.filename)
-                if match is None or member.flag_bits & 1 or match[2] in found.get(match[1], {}):
+                if match is None or not (match[2] == "node.json" or _is_kept(match[2])):
+                    raise refused(f"it holds {member.filename[:60]!r}")
+                if member.flag_bits & 1 or match[2] in found.get(match[1], {}):
                     raise refused(f"it holds {member.filename[:60]!r}")
                 found.setdefault(match[1], {})[match[2]] = member
             if len(found) > limits.num_nodes:

@@ -33,6 +33,7 @@ from ace.conditions.images import OpenedImage, normalise_image
 from ace.conditions.masks import normalise_mask
 from ace.diffusion import sample_noise, seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, MissingDependencyError
+from ace.extras import install_command
 from ace.inference.latents import check_finite
 from ace.inference.preserve import paste_back
 from ace.model.text import unread_part
@@ -402,9 +403,7 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
 
         Raises MissingDependencyError without peft, CheckpointError for an adapter that has more than pairs."""
         if not is_peft_available():
-            raise MissingDependencyError(
-                "attaching an adapter needs peft: pip install 'ace-allround[train]', or merge it"
-            )
+            raise MissingDependencyError(f"attaching an adapter needs peft: {install_command('train')}, or merge it")
         name = adapter.name.rsplit(".", 1)[0].replace(".", "_").replace(" ", "_") or "adapter"
         known = set(getattr(self.transformer, "peft_config", {}))
         count = sum(1 for other in known if other == name or other.startswith(f"{name}_"))

@@ -107,7 +107,7 @@ class RequestGate:
         origin = headers.get("origin")
         host = headers.get("host", "")
         if not self.settings.api_keys or self.settings.cookie:
-            if not is_loopback(_name_of(host)):
+            if not is_loopback(_name_of(host)) and _name_of(host) not in self.settings.host_names:
                 raise Refused(403, "this server answers to 127.0.0.1 and localhost only", "wrong_host")
             if (origin is not None and (origin == "null" or urlsplit(origin).netloc != host)) or _is_foreign(headers):
                 raise Refused(403, "requests from other web pages are refused", "wrong_origin")

@@ -32,11 +32,12 @@ from ace.conversation.message import Message
 from ace.conversation.replay import Replay, compare_with_node
 from ace.conversation.session import ArchiveLimits, Node, Session
 from ace.errors import AceError, BusyError, InputError, SessionError, StoppedError
-from ace.server.activity import Active, Activities, Activity
+from ace.server.activity import ENDED, Active, Activities, Activity
 from ace.server.engine import Engine, EngineRequest, OnPreview
 from ace.server.keys import Quota
 from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
+from ace.server.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServerSettings, ledger: Ledger) -> None:
         self.engine, self.settings, self.ledger = engine, settings, ledger
         self.quota = Quota(settings.images_per_minute)
+        self.shelf = Shelf(settings.adapters_folder)
         self._activities = Activities()
         self._lock = threading.Lock()
         self._accepted: dict[tuple[str, str], Accepted] = {}
@@ -243,7 +245,8 @@ class Service:
         previews: Previews = Previews(),
     ) -> Accepted:
         """Take on the request of a node with other seeds. Otherwise as `turn`."""
-        jobs = variants(opened.chat.job_again(node_id, seed), n, self.settings.max_images)
+        job = self._with_adapters(opened.chat.job_again(node_id, seed), opened, node_id)
+        jobs = variants(job, n, self.settings.max_images)
         parents = jobs[0].parents
         entry = Active(request_id, "again", jobs[0].instruction, parents[0] if parents else None)
         return self._make_nodes(request_id, client, opened, jobs, entry, previews)
@@ -252,7 +255,7 @@ class Service:
         self, request_id: str, client: str, opened: Opened, node_id: str, previews: Previews = Previews()
     ) -> Accepted:
         """Make a node again to compare it; the result is a `Replay`. Raises as `accept`, and SessionError."""
-        job = opened.chat.reopened(node_id)
+        job = self._with_adapters(opened.chat.reopened(node_id), opened, node_id)
         entry = Active(request_id, "replay", job.instruction, node_id)
 
         def compare(made: list[Made]) -> Replay:
@@ -260,6 +263,14 @@ class Service:
             return entry.replay
 
         return self._accept_active(request_id, client, opened, [job], entry, compare, previews)
+
+    def _with_adapters(self, job: Job, opened: Opened, node_id: str) -> Job:
+        """A node's job with the adapters that it was made with. Raises InputError naming those that are not here."""
+        recorded = str(opened.session.node(node_id).recipe.settings.get("adapters", ""))
+        family = self.engine.family
+        return (
+            self.shelf.again(job, recorded, family.describe()["adapters"]) if family.traits.switches_adapters else job
+        )
 
     def _make_nodes(
         self, request_id: str, client: str, opened: Opened, jobs: Sequence[Job], entry: Active, previews: Previews
@@ -372,6 +383,13 @@ class Service:
         gone = folder.with_name(f".gone.{secrets.token_hex(6)}")
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+    def delete_nodes(self, opened: Opened, node_ids: Sequence[str]) -> None:
+        """Delete nodes; their files stay while something is made in the session. Raises SessionError."""
+        busy = any(entry.status not in ENDED for entry in opened.activity.entries())
+        for node_id in node_ids:
+            opened.session.delete_node(node_id, keep_files=busy)
+        opened.activity.moved()
 
     def add_archive(self, session: Session, data: bytes) -> dict[str, str]:
         """Add the nodes of an exported session; old number → new number. Raises SessionError or OutputError.

@@ -34,10 +34,12 @@ from ace.server.schema import (
     DriftReply,
     HeadBody,
     ListReply,
+    NameBody,
     NodeReply,
     ReplayReply,
     RequestReply,
     SessionReply,
+    TitleBody,
     TurnBody,
     TurnFields,
     TurnForm,
@@ -81,6 +83,15 @@ async def delete_session(front: TheFront, request: Request, session_id: str) -> 
     """Delete a conversation and all its images."""
     await front.in_worker(front.service.delete_session, request.state.client, session_id)
     return Response(status_code=204)
+
+
+@router.patch("/{session_id}")
+async def rename_session(front: TheFront, request: Request, session_id: str, body: NameBody) -> SessionReply:
+    """Call a conversation by a name."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(opened.session.rename, body.name)
+    opened.activity.changed()
+    return await front.in_worker(session_reply, opened)
 
 
 @router.get("/{session_id}/events", responses=_EVENTS)
@@ -144,6 +155,31 @@ async def get_node(front: TheFront, request: Request, session_id: str, node_id: 
     opened = await _opened(front, request, session_id)
     await front.in_worker(opened.session.node, node_id)
     return await front.in_worker(node_reply, opened, node_id)
+
+
+@router.patch("/{session_id}/nodes/{node_id}")
+async def rename_node(front: TheFront, request: Request, session_id: str, node_id: str, body: TitleBody) -> TitleBody:
+    """Call a node by a title."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(opened.session.rename_node, node_id, body.title)
+    opened.activity.changed()
+    return body
+
+
+@router.delete("/{session_id}/nodes/{node_id}", status_code=204)
+async def delete_node(front: TheFront, request: Request, session_id: str, node_id: str) -> Response:
+    """Delete a node. What was made from it stays, and keeps the files of it that it needs."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(front.service.delete_nodes, opened, (node_id,))
+    return Response(status_code=204)
+
+
+@router.delete("/{session_id}/nodes", status_code=204)
+async def delete_all_nodes(front: TheFront, request: Request, session_id: str) -> Response:
+    """Delete all nodes of a conversation. Their numbers are not used again."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(lambda: front.service.delete_nodes(opened, opened.session.shown_ids()[::-1]))
+    return Response(status_code=204)
 
 
 @router.get("/{session_id}/nodes/{node_id}/drift")
