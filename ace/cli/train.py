@@ -120,10 +120,12 @@ def train(
 
 def _how_to_use(recipe: Recipe, folder: Path) -> str | None:
     """The command that uses a run's result; None for an autoencoder, which the next recipe names."""
-    from ace.training.config import AutoencoderRecipe, PlusRecipe
+    from ace.training.config import AutoencoderRecipe, PlusRecipe, VideoRecipe
 
     if isinstance(recipe, AutoencoderRecipe):
         return None
+    if isinstance(recipe, VideoRecipe):
+        return f'ace video "…" --lora {short(folder)} --model {recipe.init}'
     if recipe.lora is None:
         return f'ace edit photo.png "…" --model {short(folder / "model")}'
     adapter = short(folder / "adapter")

@@ -153,6 +153,16 @@ def open_clip(path: str | Path, limits: ClipLimits | None = None) -> ClipFile:
     )
 
 
+def is_moving(path: Path) -> bool:
+    """Whether a file is a video or a GIF, by its first bytes; False for one that cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(16)
+    except OSError:
+        return False
+    return start[:4] == b"GIF8" or any(start[offset : offset + len(magic)] == magic for offset, magic, _ in _MAGIC)
+
+
 def read_clip(path: str | Path, limits: ClipLimits | None = None) -> Clip:
     """All frames of a file, see `open_clip`."""
     file = open_clip(path, limits)

@@ -22,7 +22,7 @@ from ace.conditions.images import open_image
 from ace.conditions.masks import read_mask
 from ace.errors import ConditionError, ConfigError, ImageError, InputError, MaskError
 from ace.video import prepare
-from ace.video.clips import DEFAULT_FPS, ClipFile, ClipLimits, open_clip, resampled_ids
+from ace.video.clips import DEFAULT_FPS, ClipFile, ClipLimits, is_moving, open_clip, resampled_ids
 from ace.video.compose import compose, subject
 from ace.video.controls import CONTROLS, draw_controls
 from ace.video.prepare import Draft, PreparedClip
@@ -435,8 +435,9 @@ def _check(request: ClipRequest) -> None:
 
 
 def _is_clip(request: ClipRequest) -> bool:
+    """Whether the mask is one for each frame."""
     path = request.file_of("mask")
-    return path is not None and (path.is_dir() or path.suffix.lower() in (".mp4", ".mkv", ".mov", ".webm", ".avi"))
+    return path is not None and (path.is_dir() or is_moving(path))
 
 
 def _times(request: ClipRequest, source: ClipFile | None, most: int) -> tuple[int, list[int], Fraction]:

@@ -42,7 +42,6 @@ from ace.families import family_of_recipe, find_family
 from ace.server import Engine
 from tests.random_flux import random_plus
 from tests.random_library import save_klein, save_kontext
-from tests.random_video import save_vace
 
 SIZE = (64, 48)
 # Values that are right where an option is taken.
@@ -85,7 +84,6 @@ CASES = {
     "plus": Case(lambda folder: random_plus().save_pretrained(folder) or str(folder), kind="ace-plus"),
     "kontext": Case(lambda folder: str(save_kontext(folder)), SMALL),
     "klein": Case(lambda folder: str(save_klein(folder)), SMALL),
-    "vace": Case(lambda folder: str(save_vace(folder)), SMALL, kind="vace"),
 }
 
 

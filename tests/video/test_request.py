@@ -43,6 +43,10 @@ def test_a_mask_image_is_for_all_frames_and_a_mask_clip_for_each(files):
     opened, (draft,) = draft_of(ClipRequest(video=files / "clip.mkv", mask=str(files / "masks.mkv")))
     assert np.array_equal(draft.masks, block_masks()) and opened.keeps
     assert np.array_equal(draft.frames[draft.masks == 0], ramp_clip()[draft.masks == 0])
+    named_otherwise = files / "masks.upload"
+    named_otherwise.write_bytes((files / "masks.mkv").read_bytes())
+    _, (same,) = draft_of(ClipRequest(video=files / "clip.mkv", mask=str(named_otherwise)))
+    assert np.array_equal(same.masks, block_masks())
     _, (draft,) = draft_of(ClipRequest(video=files / "clip.mkv", mask=str(files / "mask.png")))
     assert np.array_equal(draft.masks[8], block_masks()[0])
 

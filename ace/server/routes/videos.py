@@ -223,7 +223,7 @@ def _reply(front: Front, video: StoredVideo) -> VideoReply:
     eta = None
     if status == "running" and accepted is not None:
         status = accepted.status
-        progress = int(100 * accepted.steps_done / max(1, accepted.steps))
+        progress = min(100, int(100 * accepted.steps_done / max(1, accepted.steps)))
         eta = front.service.eta_s(accepted)
     return VideoReply(
         id=video.id,
