@@ -1,9 +1,9 @@
-"""The contact sheet of docs/video.md: eight tasks on clips of the world, from a small model of random weights.
+"""The contact sheet of docs/video.md: eight tasks on a clip of the world, with noise in place of a model's answer.
 
     python docs/video_sheet.py docs/images/video.png
 
-A random model paints noise: what counts is the preparation, the mask and the untouched outside. Each row shows the
-source, what the model is shown, the mask, and the answer, in three frames each.
+What counts is the preparation, the mask and the untouched outside: the noise goes the way of an answer, pasted back
+into the source. Each row shows the source, what the model is shown, the mask and the answer, in three frames each.
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ace.conversation import Loading, Settings, make, open_job
-from ace.conversation.job import clip_job
 from ace.data.world.clips import world_clip
-from ace.families import find_family
 from ace.video.clips import write_clip
-from ace.video.request import ClipRequest, OpenedRequest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.random_video import save_vace
+from ace.video.made import paste_frames
+from ace.video.request import ClipRequest, open_request
+from ace.video.track import track
 
 SIDE, SHOWN = 96, (0, 4, 8)
 
@@ -63,16 +59,14 @@ def tasks(folder: Path) -> dict[str, ClipRequest]:
     }
 
 
-def row(request: ClipRequest, family) -> list[Image.Image]:
+def row(request: ClipRequest) -> list[Image.Image]:
     """Source, shown, mask and answer in three frames each, and the reference if there is one."""
-    job = open_job(family, clip_job("a cat", Settings(seed=1, num_inference_steps=4), request))
-    opened = job.clip
-    assert isinstance(opened, OpenedRequest)
-    (draft,) = opened.drafts()
+    opened = open_request(request, (SIDE, SIDE))
+    (draft,) = opened.drafts(lambda: track)
     prepared = opened.prepared(draft, opened.windows[0])
     source = list(opened.source.take(opened.ids)) if opened.source is not None else list(draft.frames)
-    (made,) = make(family, [job])
-    answer = list(made.content.frames)
+    noise = np.random.default_rng(0).integers(0, 256, prepared.frames.shape, dtype=np.uint8)
+    answer = list(paste_frames(draft, noise)) if opened.keeps else list(noise)
     masks = prepared.masks[..., None].repeat(3, axis=-1)
     cells = [cell(frames[n]) for frames in (source, prepared.frames, masks, answer) for n in SHOWN]
     blank = np.full((SIDE, SIDE, 3), 255, np.uint8)
@@ -83,10 +77,7 @@ def row(request: ClipRequest, family) -> list[Image.Image]:
 def main(out: Path) -> None:
     """Draw the sheet."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        family = find_family(str(save_vace(folder / "model")))
-        family.load(Loading(device="cpu"))
-        found = {title: row(request, family) for title, request in tasks(folder).items()}
+        found = {title: row(request) for title, request in tasks(Path(name)).items()}
     gap, left, top = 4, 120, 20
     width = left + 13 * (SIDE + gap) + 3 * 12
     sheet = Image.new("RGB", (width, top + len(found) * (SIDE + gap)), (246, 246, 246))
