@@ -13,6 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # first words of blocks that are not run here
 ELSEWHERE = {
     'find_family("hf://': "weights from the hub",
+    'find_family("models/vace")': "weights of a VACE model; tests/video does this",
     "load_plus(files)": "weights of FLUX.1-Fill",
     'OpenAI(base_url="http://127.0.0.1:8000': "a server that runs; tests/server does this",
 }
@@ -81,6 +82,7 @@ def test_every_command_is_a_verb_with_options_that_exist():
         verb = get_command(app)
         while hasattr(verb, "commands") and words and words[0] in verb.commands:
             verb = verb.commands[words.pop(0)]
+        verb = getattr(verb, "commands", {}).get("make", verb)  # `ace video WORDS` is `ace video make WORDS`
         known = {option for parameter in verb.params for option in (*parameter.opts, *parameter.secondary_opts)}
         known |= {"--help", "-h"}
         given = {word.split("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}

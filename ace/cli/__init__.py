@@ -26,6 +26,7 @@ from ace.cli import (
     sessions,
     teach,
     train,
+    video,
 )
 from ace.cli.lean import own_process
 from ace.cli.terminal import STOPPED, Verbs, hush_torchao
@@ -54,6 +55,7 @@ app.command()(fuse.fuse)
 app.command()(train.train)
 app.command()(teach.teach)
 app.add_typer(sessions.session, name="session")
+app.add_typer(video.video, name="video")
 app.add_typer(data.data, name="data")
 app.add_typer(evaluate.evaluate, name="eval")
 

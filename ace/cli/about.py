@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "server": ("fastapi", "uvicorn"),
     "web": ("fastapi", "uvicorn"),
     "quant": ("torchao", "bitsandbytes", "gguf"),
+    "video": ("av", "cv2"),
 }
 
 

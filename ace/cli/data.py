@@ -485,6 +485,41 @@ def assets(
     typer.echo(f"{folder}")
 
 
+@data.command()
+def world(
+    folder: Folder,
+    video: Annotated[
+        bool, typer.Option("--video", help="Clips with exact masks, depth, flow and tracks.", show_default=False)
+    ] = False,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of clips.")] = 50,
+    size: Annotated[int, typer.Option("--size", help="Side of the frames in px.")] = 128,
+    frames: Annotated[int, typer.Option("--frames", help="Frames of each clip, 4n+1.")] = 17,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write clips of the procedural world: sprites that move, turn and cross while the camera pans.
+
+    \b
+    ace data world --video --output sets/clips
+    ace data world --video --count 500 --size 256 --frames 81 --output sets/long
+    """
+    if not video:
+        raise ConfigError("only clips are written: add --video (`ace data show` writes images of the world)")
+    if not 1 <= count <= 100_000:
+        raise ConfigError(f"{count} clips: use 1 to 100000")
+    from ace.data.world.clips import write_clips
+    from ace.video.prepare import check_frames
+
+    check_frames(frames)
+    output = Output(json=json, quiet=quiet)
+    with output.progress("drawing") as tell:
+        for done in write_clips(folder, count, size, frames, seed):
+            tell(done, count, "drawing")
+    output.data({"folder": str(folder), "clips": count})
+    output.say(f"{short(folder)}  {count} clips of {frames} frames, {size}x{size} px")
+
+
 def _build(recipe: DataRecipe, folder: Path, where: Where, output: Output) -> None:
     """Build with a progress bar and print what each stage kept."""
     from ace.data.run import build

@@ -34,7 +34,7 @@ from ace.cli.contestants import (
     noncommercial,
     scorers,
 )
-from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers, tasks_named
+from ace.cli.options import Device, Guidance, Json, Model, Quiet, Steps, check_numbers, tasks_named
 from ace.cli.terminal import Output, Verbs, short
 from ace.errors import MissingDependencyError
 from ace.extras import install_command
@@ -43,6 +43,42 @@ if TYPE_CHECKING:
     from ace.evaluation import WorldReport
 
 evaluate = typer.Typer(cls=Verbs, help="Benchmark a model.", no_args_is_help=True)
+
+
+@evaluate.command()
+def video(
+    clips: Annotated[
+        Path, typer.Argument(metavar="LIST|CLIP", help="JSON lines of task and video, or one clip.", show_default=False)
+    ],
+    subject: Annotated[
+        str,
+        typer.Option(
+            "--subject", metavar="FOLDER|ID", help="DINO weights for subject consistency.", show_default=False
+        ),
+    ] = "",
+    background: Annotated[
+        str,
+        typer.Option(
+            "--background", metavar="FOLDER|ID", help="CLIP weights for background consistency.", show_default=False
+        ),
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Score clips: VBench's dimensions that can be computed here, each named after what it really uses.
+
+    \b
+    ace eval video out.mp4
+    ace eval video clips.jsonl --subject facebook/dino-vitb16
+    """
+    from ace.evaluation.video import embedders, score_clip, score_list, table
+    from ace.video.clips import read_clip
+
+    given = embedders(subject, background)
+    is_list = clips.suffix == ".jsonl"
+    scores = score_list(clips, given) if is_list else {clips.stem: score_clip(read_clip(clips), given)}
+    output = Output(json)
+    output.data(scores)
+    output.say(table(scores))
 
 
 @evaluate.command("ace-world")

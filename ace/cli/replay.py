@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROUNDING_LEVELS = 4  # what other kernels were seen to move, see docs/reliability.md; more is another image
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".avif")
+CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".m4v", ".webm", ".avi", ".ts", ".mpg", ".ogv")
 
 
 @dataclass(frozen=True)
@@ -331,10 +332,13 @@ def _candidates(recipe: Recipe, picture: Path, given: Sequence[Path]) -> list[Pa
     """The files that may be the recipe's inputs, if anything is needed: those given, and images beside the output."""
     if not recipe.files():
         return []
+    suffixes = (*PICTURE_SUFFIXES, *CLIP_SUFFIXES)
     found: list[Path] = []
     for path in (*given, picture.absolute().parent):
         if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in PICTURE_SUFFIXES)
+            found += sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in suffixes)
+            if "clip" in recipe.settings:  # a folder of frames may be an input itself
+                found += [path, *(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))]
         else:
             found.append(path)
     return found

@@ -38,6 +38,7 @@ EXTRAS = {
     **dict.fromkeys(("datasets", "matplotlib", "openai", "rapidocr", "scipy"), "eval"),
     **dict.fromkeys(("fastapi", "mcp", "prometheus_client", "uvicorn"), "server"),
     "torchao": "quant",
+    "av": "video",
 }
 
 Tell = Callable[..., None]  # (done, total) or (done, total, what is being done)

@@ -90,9 +90,10 @@ def train(
     ace train recipes/ace-0.6b.toml --dry-run --devices 64 --device-tflops 125
     accelerate launch --num_processes 8 -m ace train recipes/lora.toml --output runs/mine
     """
-    from ace.training.config import read_recipe
+    from ace.training.config import is_of_clips, read_recipe
 
-    given = {"stage.lr": lr, "stage.steps": steps, "seed": seed}
+    place = "" if is_of_clips(recipe) else "stage."
+    given = {f"{place}lr": lr, f"{place}steps": steps, "seed": seed}
     named = [f"{key}={value}" for key, value in given.items() if value is not None]
     wanted = read_recipe(recipe, [*named, *(overrides or ())])
     output = Output(json=as_json, quiet=quiet)
@@ -119,10 +120,12 @@ def train(
 
 def _how_to_use(recipe: Recipe, folder: Path) -> str | None:
     """The command that uses a run's result; None for an autoencoder, which the next recipe names."""
-    from ace.training.config import AutoencoderRecipe, PlusRecipe
+    from ace.training.config import AutoencoderRecipe, PlusRecipe, VideoRecipe
 
     if isinstance(recipe, AutoencoderRecipe):
         return None
+    if isinstance(recipe, VideoRecipe):
+        return f'ace video "…" --lora {short(folder)} --model {recipe.init}'
     if recipe.lora is None:
         return f'ace edit photo.png "…" --model {short(folder / "model")}'
     adapter = short(folder / "adapter")
@@ -140,7 +143,7 @@ def _refuse_plan_options(devices: int, device_tflops: float | None, as_json: boo
 
 def _train(recipe: Recipe, folder: Path, quiet: bool) -> None:
     """Keep the recipe beside its run and do what it says."""
-    from ace.training.config import AutoencoderRecipe, PlusRecipe, keep_recipe
+    from ace.training.config import AutoencoderRecipe, PlusRecipe, VideoRecipe, keep_recipe
     from ace.training.lock import is_main_process
 
     if is_main_process() and (changed := keep_recipe(recipe, folder / "recipe.toml")):
@@ -150,6 +153,10 @@ def _train(recipe: Recipe, folder: Path, quiet: bool) -> None:
         from ace.training.autoencoder import train_autoencoder
 
         train_autoencoder(recipe, folder, quiet, complain)
+    elif isinstance(recipe, VideoRecipe):
+        from ace.training.video import train_video
+
+        train_video(recipe, folder, quiet, complain)
     elif isinstance(recipe, PlusRecipe):
         from ace.training.plus import train_plus
 
@@ -162,8 +169,11 @@ def _train(recipe: Recipe, folder: Path, quiet: bool) -> None:
 
 def _say_plan(recipe: Recipe, devices: int, device_tflops: float | None, output: Output) -> None:
     """What a recipe will cost, on devices like this machine's or as given."""
-    from ace.training.config import ModelRecipe
+    from ace.training.config import ModelRecipe, VideoRecipe
     from ace.training.plan import Device, plan, with_steps
+
+    if isinstance(recipe, VideoRecipe):
+        raise ConfigError("there is no estimate for kind vace: `ace video --dry-run` tells what a clip takes")
     from ace.training.speed import this_device
 
     here = device_tflops is None

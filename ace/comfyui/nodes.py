@@ -7,6 +7,7 @@ from ace.comfyui.chat import ACEChat
 from ace.comfyui.conditioning import AcePlusConditioning, AcePlusLoraConditioning
 from ace.comfyui.loaders import ACEModelLoader, ACEPlusLoader
 from ace.comfyui.processors import AcePlusFFTProcessor, ACEPlusFinish, AcePlusLoraProcessor
+from ace.comfyui.video import ACEVideoPrepare
 
 NODE_CLASS_MAPPINGS = {
     "ACEPlusLoader": ACEPlusLoader,
@@ -18,6 +19,7 @@ NODE_CLASS_MAPPINGS = {
     "ACEPlusFinish": ACEPlusFinish,
     "ACEModelLoader": ACEModelLoader,
     "ACEChat": ACEChat,
+    "ACEVideoPrepare": ACEVideoPrepare,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "ACEPlusLoader": "ACE++ Loader",
@@ -29,4 +31,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ACEPlusFinish": "ACE++ Finish (cut, size, keep outside the mask)",
     "ACEModelLoader": "ACE Loader",
     "ACEChat": "ACE Chat",
+    "ACEVideoPrepare": "ACE Video Prepare (source, mask and references for VACE)",
 }

@@ -1,4 +1,4 @@
-"""MESSAGE → NODE. Imports: conditions, inference, files, errors.
+"""MESSAGE → NODE. Imports: conditions, inference, video, files, errors.
 
 In: messages of words, images and masks, and the answers that they follow. Out: images with their recipes, kept as nodes
 of a session's tree, and made again from it. What a model does in between is behind `Family`.

@@ -14,12 +14,14 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.images import OpenedImage
-from ace.conditions.units import LongContextConditionUnit
+from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import CURRENT_RULES, FileRef, Recipe, Round, Setting
 from ace.conversation.seeds import seeds_of
 from ace.errors import ConfigError
 from ace.inference.preserve import DriftReport
+from ace.video.files import hash_clip
+from ace.video.request import ClipRequest, OpenedRequest
 
 MAX_VARIANTS = 16
 
@@ -32,6 +34,10 @@ OPTIONAL_SETTINGS = {
     "max_seq_length": "a canvas size (max_seq_length)",
     "places": "places of references",
     "repainting_scale": "a repainting scale",
+    "frames": "a number of frames",
+    "fps": "a frame rate",
+    "shift": "a shift of the schedule",
+    "strength": "a strength of the conditioning",
 }
 
 
@@ -88,8 +94,8 @@ class Job:
 
     unit: the request with its history; source: the image being edited, with its alpha and colour profile, or None.
     images, masks, rounds: the same request as file names and hashes. parents: nodes of the session that it
-    continues. shown: the edited image as the model is shown it, where that is another (a control drawn on it). notes:
-    how its files were read, a line each."""
+    continues. shown: the edited image as the model is shown it, where that is another (a control drawn on it).
+    clip: what is asked of a clip, opened by its family. notes: how its files were read, a line each."""
 
     unit: LongContextConditionUnit
     settings: Settings
@@ -99,6 +105,7 @@ class Job:
     rounds: tuple[Round, ...] = ()
     parents: tuple[str, ...] = ()
     shown: Image.Image | None = None
+    clip: ClipRequest | OpenedRequest | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -153,6 +160,16 @@ class Progress:
     total: int
     eta_s: float | None
     previews: tuple[Image.Image, ...] = ()
+
+
+def clip_job(
+    instruction: str, settings: Settings, request: ClipRequest, files: tuple[FileRef, ...] | None = None
+) -> Job:
+    """The job of a clip. files: the request's as recipes name them; None = they are hashed. Raises InputError."""
+    if files is None:
+        files = tuple(FileRef(name=path.resolve().name, sha256=hash_clip(path)) for path in request.files())
+    unit = LongContextConditionUnit(ConditionUnit(instruction))
+    return Job(unit, settings, images=files, clip=request)
 
 
 def variants(job: Job, count: int, most: int = MAX_VARIANTS) -> list[Job]:

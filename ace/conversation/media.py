@@ -1,4 +1,4 @@
-"""What an answer is: its medium. An image today; a clip is another `Medium` in `MEDIA`.
+"""What an answer is: its medium, an image or a clip; each is a `Medium` in `MEDIA`.
 
 A family declares its medium in its traits; `Answer.content` and `Made.content` are what the medium works on. Pasting
 back, measuring, writing with the recipe inside, reading again and comparing go through it, so that nodes, archives,
@@ -10,8 +10,10 @@ Not here: what a request consists of (`job.py`), the record of a recipe (`recipe
 from __future__ import annotations
 
 import io
+import itertools
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,11 +22,23 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from ace.conditions.colour import in_profile_of, to_srgb
-from ace.conditions.images import MAX_PIXELS, OpenedImage, open_bytes, open_image
+from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image, open_bytes, open_image
 from ace.conditions.rules import MOST_PIXELS
-from ace.conversation.recipe import FORMATS, Recipe, Setting, check_output, encode, parse_packet, read_packet
+from ace.conversation.recipe import (
+    FORMATS,
+    Recipe,
+    Setting,
+    check_output,
+    encode,
+    parse_packet,
+    read_packet,
+    xmp_packet,
+)
+from ace.errors import InputError
 from ace.files import write_atomically
 from ace.inference.preserve import DriftReport, drift_report, paste_back
+from ace.video.clips import FORMATS as CLIP_FORMATS
+from ace.video.clips import Clip, ClipLimits, encode_clip, open_clip, read_clip, read_metadata
 
 if TYPE_CHECKING:
     from ace.conversation.family import Answer
@@ -182,8 +196,93 @@ class ImageMedium(Medium):
             return int(np.asarray(ImageChops.difference(one.convert("RGBA"), other.convert("RGBA"))).max())
 
 
+class ClipMedium(Medium):
+    """Moving images: `ace.video.clips.Clip`. A node keeps them lossless; its recipe is the file's comment."""
+
+    node_file = "clip.mkv"
+    formats = CLIP_FORMATS
+    mime_type = "video/x-matroska"
+
+    def finish(self, job: Job, answer: Answer) -> FinishedAnswer:
+        """The family has pasted back already, window by window."""
+        return FinishedAnswer(answer.content)
+
+    def drift(self, job: Job, content: Clip) -> DriftReport | None:
+        """None: outside a mask nothing moves, and `as_written` says what a lossy format changed."""
+        return None
+
+    def still(self, content: Clip) -> Image.Image:
+        """The first frame."""
+        return Image.fromarray(next(iter(content.frames)))
+
+    def encode(self, content: Clip, file_format: str, recipe: Recipe | None = None) -> bytes:
+        """MP4 (H.264) or MKV (FFV1), with the sound of its source."""
+        metadata = {} if recipe is None else {"comment": xmp_packet(recipe).decode()}
+        return encode_clip(content.frames, content.fps, file_format, sound=content.sound, metadata=metadata)
+
+    def as_written(self, made: Made, data: bytes) -> Made:
+        """What H.264 changed, over all frames."""
+        if data[4:8] != b"ftyp":
+            return made
+        largest, total, count = 0, 0.0, 0
+        for before, after in zip(made.content.frames, _frames_in(data), strict=False):
+            difference = np.abs(before.astype(np.int16) - after)
+            largest, total, count = max(largest, int(difference.max())), total + float(difference.mean()), count + 1
+        note = (
+            f"H.264 is lossy: values differ from the answer's by {total / max(count, 1):.2f} of 255 levels on average, "
+            f"at most {largest}; write .mkv or a folder to keep them"
+        )
+        return replace(made, notes=(*made.notes, note))
+
+    def open(self, path: Path, max_pixels: int = MAX_PIXELS) -> OpenedImage:
+        """The first frame."""
+        file = open_clip(path, ClipLimits(pixels=max_pixels))
+        return normalise_image(Image.fromarray(next(iter(file.frames()))), name=path.name)
+
+    def load(self, path: Path) -> Clip:
+        """All frames."""
+        return read_clip(path)
+
+    def size_px(self, path: Path) -> tuple[int, int]:
+        """Of the first frame."""
+        return open_clip(path).size
+
+    def format_of(self, path: Path) -> str:
+        """By its content."""
+        with open(path, "rb") as stream:
+            return "MP4" if stream.read(8)[4:] == b"ftyp" else "MKV"
+
+    def recipe_packet(self, path: Path) -> bytes:
+        """From the file's comment."""
+        try:
+            found = read_metadata(path)
+        except OSError:
+            raise InputError(f"{path.name} cannot be read: check the path") from None
+        if not found:
+            raise InputError(f"{path.name} carries no recipe: it was not made by ace, or was saved without metadata")
+        return found.encode()
+
+    def largest_difference(self, before: bytes, after: bytes) -> int:
+        """Over all frames; 255 if there are not as many."""
+        largest = 0
+        for one, other in itertools.zip_longest(_frames_in(before), _frames_in(after)):
+            if one is None or other is None or one.shape != other.shape:
+                return 255
+            largest = max(largest, int(np.abs(one.astype(np.int16) - other).max()))
+        return largest
+
+
+def _frames_in(data: bytes) -> Iterator[np.ndarray]:
+    """The frames of a clip's bytes."""
+    with tempfile.TemporaryDirectory(prefix="ace-clip-") as folder:
+        path = Path(folder) / "clip"
+        path.write_bytes(data)
+        yield from open_clip(path).frames()
+
+
 IMAGE = ImageMedium()
-MEDIA: tuple[Medium, ...] = (IMAGE,)
+CLIP = ClipMedium()
+MEDIA: tuple[Medium, ...] = (IMAGE, CLIP)
 
 
 def medium_of(path: str | Path) -> Medium:

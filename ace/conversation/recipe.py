@@ -35,6 +35,7 @@ from ace.conditions.images import DECODE_ERRORS, open_image, quiet_pillow
 from ace.conditions.sixteen import encode_png, plain_png
 from ace.errors import ImageError, InputError, OutputError
 from ace.files import hash_file, reason_of, write_atomically
+from ace.video.files import hash_clip
 
 FORMAT_VERSION = 2
 # What is decided by rule and not by the request, each with the number of the rule in force. A recipe records them, and
@@ -295,7 +296,7 @@ def match_files(recipe: Recipe, candidates: Iterable[str | Path]) -> dict[str, P
     """SHA-256 → path for every file that the recipe needs, found among the candidates whatever their names are now.
 
     Raises InputError that names the missing ones."""
-    found = {hash_file(path): Path(path) for path in candidates}
+    found = {hash_clip(Path(path)): Path(path) for path in candidates}
     needed = recipe.files()
     missing = [file.name for file in needed if file.sha256 not in found]
     if missing:

@@ -11,10 +11,11 @@ import numpy as np
 from ace.conditions.images import OpenedImage, open_image
 from ace.conditions.masks import open_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conversation.job import Job, Made, Settings
+from ace.conversation.job import Job, Made, Settings, clip_job
 from ace.conversation.recipe import FileRef, Recipe, Round, compare, hash_latents
 from ace.conversation.session import Session
 from ace.errors import InputError
+from ace.video.request import ClipRequest
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def job_of_recipe(
 
     An image that appears twice is one object, so that a round goes on from an answer as it did. Raises InputError if
     something is missing."""
+    if "clip" in recipe.settings:
+        return job_of_clip_recipe(recipe, files)
     opened: dict[str, OpenedImage] = {}
     kept = {hash_latents(one): one for one in latents}
 
@@ -71,6 +74,12 @@ def job_of_recipe(
         edited = None
     source = None if edited is None else opened[edited.sha256]
     return Job(whole, Settings.of_recipe(recipe), source, recipe.images, recipe.masks, recipe.history)
+
+
+def job_of_clip_recipe(recipe: Recipe, files: Mapping[str, Path]) -> Job:
+    """The job of a clip. files: as for `job_of_recipe`. Raises InputError."""
+    request = ClipRequest.of_options(str(recipe.settings["clip"]), [files[file.sha256] for file in recipe.images])
+    return clip_job(recipe.instruction, Settings.of_recipe(recipe), request, recipe.images)
 
 
 def job_of_node(session: Session, node_id: str, model_sha256: str) -> Job:

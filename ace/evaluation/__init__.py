@@ -1,4 +1,4 @@
-"""PIPELINE → SCORES. Imports: inference, data, weights, conversation, families, files, pages.
+"""PIPELINE → SCORES. Imports: inference, video, data, weights, conversation, families, files, pages.
 
 In: a pipeline, and held-out records with their true answers. Out: a folder with answers, rows, tables and pictures.
 The doors load on first use, so that arguments can be checked before torch is there.

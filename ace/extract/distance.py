@@ -32,6 +32,10 @@ class FastDepth:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Nearness (H, W) of image (H, W, 3) uint8, its borders drawn to those of the picture."""
+        return _stretch(self.near(image))
+
+    def near(self, image: np.ndarray) -> np.ndarray:
+        """The same in 1/m, not brought to the picture's own range: what the frames of a clip are compared in."""
         height, width = image.shape[:2]
         small = cv2.resize(image, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
         batch = (small.transpose(2, 0, 1)[None] / np.float32(255)).astype(np.float32)
@@ -39,7 +43,7 @@ class FastDepth:
         near = 1 / np.maximum(metres[0, 0], 0.1)
         near = cv2.resize(near, (width, height), interpolation=cv2.INTER_LINEAR)
         guide = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) / np.float32(255)
-        return _stretch(_guided(near, guide, radius_px=max(2, max(height, width) // 32)))
+        return _guided(near, guide, radius_px=max(2, max(height, width) // 32))
 
 
 class HubDepth:

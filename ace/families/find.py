@@ -11,8 +11,10 @@ from ace.conversation.family import Family, Loading, check_loading
 from ace.conversation.recipe import Recipe
 from ace.errors import ModelNotFoundError
 from ace.families.ace import AceFamily
-from ace.families.library import HUB, LibraryFamily, is_library
+from ace.families.folder import HUB
+from ace.families.library import LibraryFamily, is_library
 from ace.families.plus import PlusFamily, plus_of_recipe
+from ace.families.video import VideoFamily, is_video
 from ace.plus.models import PLUS_MODELS, is_plus
 from ace.weights.adapters import match_adapters
 from ace.weights.sources import DEFAULT_MODEL, NUMBER_TYPES, find_model, known_models
@@ -28,6 +30,8 @@ def find_family(name: str | None = None, loading: Loading | None = None) -> Fami
     family: Family
     if is_plus(name):
         family = PlusFamily(name, loading.adapters, loading.transformer)
+    elif is_video(name):
+        family = VideoFamily(name, loading.adapters)
     elif is_library(name):
         family = LibraryFamily(name)
     else:
@@ -56,6 +60,12 @@ def family_of_recipe(
     loading = Loading(device=device, dtype=dtype, like=recipe)
     if is_plus(name):
         return plus_of_recipe(recipe, name, adapters, transformer), loading
+    if is_video(name, download=False):
+        found = match_adapters(str(recipe.settings.get("adapters", "")), adapters)
+        chosen = tuple(f"{choice.path}:{choice.weight!r}" for choice in found)
+        quantize = str(recipe.settings["quantize"]) if "quantize" in recipe.settings else None
+        loading = replace(loading, adapters=chosen, quantize=quantize)
+        return VideoFamily(name, chosen, download=False), loading
     if is_library(name):
         family = LibraryFamily(name, download=False)
         other = None if transformer is None else str(transformer)

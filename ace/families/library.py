@@ -10,8 +10,6 @@ answer lies exactly over it. What its recipe records beside the request: `pipeli
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,26 +22,20 @@ from ace.conditions.units import MAX_IMAGES
 from ace.conversation.family import Answer, Cost, Family, Loading, OnLoaded, OnNote, Traits
 from ace.conversation.job import Job
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
+from ace.families.folder import HUB, PipelineFolder, read_index
 from ace.families.library_call import arguments, call_pipeline, decode_small
 from ace.families.signature import read_signature
 from ace.families.stepwise import Stepwise
-from ace.files import cache_folder, hash_file, hash_model_once
 from ace.model.devices import find_device
-from ace.model.sizes import BYTES, GB, LIBRARIES, free_memory, weight_bytes
-from ace.weights.hub import fetch_files, licence_of
+from ace.model.sizes import BYTES
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-HUB = "hf://"
-OURS = ("ACEPipeline", "ACEPlusPipeline", "FluxFillPipeline")  # which have families of their own
-_SMALL_FILES = ("model_index.json", "README.md", "*/config.json")
-_PART_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-_OTHER_WEIGHTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")  # beside the ones that diffusers takes by default
+OURS = ("ACEPipeline", "ACEPlusPipeline", "FluxFillPipeline", "WanVACEPipeline")  # which have families of their own
 _MEMORY_MODES = ("auto", "full", "offload", "lean")
 _MAX_TEXT_TOKENS = 512
 _WORKING_WIDTHS = 16  # arrays of the network's width that a token needs during a block
-_WORK = 3 * GB  # activations at the largest usual size, roughly
 
 
 def is_library(name: str) -> bool:
@@ -52,17 +44,6 @@ def is_library(name: str) -> bool:
         return True
     folder = Path(name).expanduser()
     return (folder / "model_index.json").is_file() and read_index(folder)["_class_name"] not in OURS
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """A pipeline's model_index.json. Raises ModelNotFoundError."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        if isinstance(index["_class_name"], str) and all(name.isidentifier() for name in index):
-            return index
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise ModelNotFoundError(f"model_index.json of {folder.name} is missing or damaged: copy the whole folder again")
 
 
 def _width_of(settings: Any) -> int:
@@ -105,26 +86,23 @@ class LibraryFamily(Family):
     kind = "diffusers"
 
     def __init__(self, name: str, *, download: bool = True) -> None:
-        self._asked = name
-        self._download = download
+        self.files = PipelineFolder(name, download=download)
         self._pipeline: DiffusionPipeline | None = None
         self._offloads = False
-        if self.index["_class_name"] in OURS:
-            raise ModelNotFoundError(f"{name} holds a {self.index['_class_name']}: download it and name its folder")
-        self.signature = read_signature(self.index["_class_name"])  # which refuses what edits no images
+        class_name = self.files.index["_class_name"]
+        if class_name in OURS:
+            raise ModelNotFoundError(f"{name} holds a {class_name}: download it and name its folder")
+        self.signature = read_signature(class_name)  # which refuses what edits no images
 
     @property
     def name(self) -> str:
         """The model as recipes name it: the address, or the folder's name."""
-        return self._asked if self._is_on_hub else Path(self._asked).expanduser().resolve().name
+        return self.files.name
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hash of the settings and of all parts, names and contents."""
-        digest = hashlib.sha256(hash_file(self.folder / "model_index.json").encode())
-        for part in self.parts:
-            digest.update(f"{part}\0{hash_model_once(self.folder / part, cache_folder())}\n".encode())
-        return digest.hexdigest()
+        return self.files.sha256
 
     @cached_property
     def traits(self) -> Traits:
@@ -140,23 +118,6 @@ class LibraryFamily(Family):
             text_to_image=call.without_image,
             options=frozenset(options),
         )
-
-    @cached_property
-    def folder(self) -> Path:
-        """Where its files are; of a hub address the small ones only until it is loaded. Raises ModelNotFoundError."""
-        if not self._is_on_hub:
-            return Path(self._asked).expanduser()
-        return fetch_files(self._asked.removeprefix(HUB), _SMALL_FILES, cached_only=not self._download)
-
-    @cached_property
-    def index(self) -> dict[str, Any]:
-        """Its model_index.json."""
-        return read_index(self.folder)
-
-    @cached_property
-    def parts(self) -> tuple[str, ...]:
-        """The names of its parts."""
-        return tuple(sorted(k for k, v in self.index.items() if isinstance(v, list) and v and v[0] is not None))
 
     @property
     def pipeline(self) -> DiffusionPipeline:
@@ -187,16 +148,16 @@ class LibraryFamily(Family):
         if loading.dtype not in ("auto", *BYTES):
             raise ConfigError(f"dtype {loading.dtype!r}: use one of auto, {', '.join(BYTES)}")
         device = find_device(loading.device)
-        self._fetch(on_note)
+        self.files.fetch(on_note)
         dtype = ("float32" if device == "cpu" else "bfloat16") if loading.dtype == "auto" else loading.dtype
-        mode = self._place(loading.memory, device, dtype)
+        mode = self.files.place(loading.memory, device, dtype)
         import diffusers
         import torch
         from safetensors import SafetensorError
 
         try:
             pipeline = getattr(diffusers, self.signature.class_name).from_pretrained(
-                self.folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+                self.files.folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0][:200]
@@ -303,72 +264,21 @@ class LibraryFamily(Family):
         }
 
     @property
-    def _is_on_hub(self) -> bool:
-        return self._asked.startswith(HUB)
-
-    @property
     def _guidance(self) -> str | None:
         """The parameter that is this model's guidance scale; None if it was distilled to do without."""
-        if self.index.get("is_distilled") is True:
+        if self.files.index.get("is_distilled") is True:
             return None
         for name in ("guidance_scale", "true_cfg_scale"):
             if self.signature.number(name) is not None:
                 return name
         return None
 
-    def _fetch(self, on_note: OnNote) -> None:
-        """See to it that all files are here. Raises ModelNotFoundError."""
-        if self._is_on_hub and self._missing() and self._download:
-            hub_id = self._asked.removeprefix(HUB)
-            on_note(f"{self.name}: licence {licence_of(self.folder)}")
-            patterns = [f"{part}/{kind}" for part in self.parts for kind in _PART_FILES]
-            self.folder = fetch_files(hub_id, [*_SMALL_FILES, *patterns], _OTHER_WEIGHTS)
-        if missing := self._missing():
-            raise ModelNotFoundError(f"{self.name} lacks {', '.join(missing)}: fetch or copy it whole")
-
-    def _missing(self) -> list[str]:
-        """Parts that are not here, or whose weights are not."""
-        missing = []
-        for part in self.parts:
-            folder = self.folder / part
-            needed = ["*.safetensors"] if (folder / "config.json").is_file() else ["*"]
-            try:
-                for index in folder.glob("*.safetensors.index.json"):
-                    needed += set(json.loads(index.read_bytes())["weight_map"].values())
-                if not all(any(folder.glob(name)) for name in needed):
-                    missing.append(part)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RecursionError):
-                missing.append(part)
-        return missing
-
-    def _place(self, mode: str, device: str, dtype: str) -> str:
-        """Where the weights are: "full", "offload" or "lean". Raises ConfigError for what does not fit or cannot be."""
-        sizes = [weight_bytes(self.folder / part, BYTES[dtype]) for part in self.parts]
-        total, free = sum(sizes), free_memory()
-        if device != "cuda":
-            if mode in ("offload", "lean"):
-                raise ConfigError(f"memory {mode} moves parts to a GPU, and there is none: use full")
-            needed = total + LIBRARIES + (_WORK if total > _WORK else 0)
-        else:
-            import torch
-
-            needed, free = total + LIBRARIES, free + float(torch.cuda.mem_get_info()[0])
-            on_gpu = float(torch.cuda.mem_get_info()[0]) - _WORK
-            if mode == "auto":
-                mode = "full" if total < on_gpu else "offload" if max(sizes, default=0) < on_gpu else "lean"
-        if needed > free:
-            raise ConfigError(
-                f"{self.name} needs about {needed / GB:.1f} GB of memory, {free / GB:.1f} GB are free: close other "
-                "programs, or use a smaller model"
-            )
-        return "full" if mode == "auto" else mode
-
     # Sizes
 
     @cached_property
     def _cell_px(self) -> int:
         """Side of the autoencoder's cells."""
-        settings = self._settings_of("vae")
+        settings = self.files.settings_of("vae")
         levels = settings.get("block_out_channels")
         return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else 8
 
@@ -378,16 +288,9 @@ class LibraryFamily(Family):
 
     @cached_property
     def _own_size(self) -> tuple[int, int]:
-        cells = self._settings_of("unet").get("sample_size", 128)
+        cells = self.files.settings_of("unet").get("sample_size", 128)
         side = self._cell_px * (cells if isinstance(cells, int) else 128)
         return side, side
-
-    def _settings_of(self, part: str) -> dict[str, Any]:
-        try:
-            settings = json.loads((self.folder / part / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return settings if isinstance(settings, dict) else {}
 
     def _check_size(self, size: tuple[int, int]) -> None:
         step, (width, height) = self._step_px, size

@@ -32,6 +32,7 @@ from ace.server.images import Upload, fetch, mask_of, open_uploads
 from ace.server.metrics import Metrics
 from ace.server.schema import PictureBody
 from ace.server.service import Accepted, NotFoundError, Service
+from ace.server.videos import VideoStore
 
 if TYPE_CHECKING:
     from ace.server.settings import ServerSettings
@@ -50,6 +51,7 @@ class Front:
 
     service: Service
     metrics: Metrics
+    videos: VideoStore = field(default_factory=VideoStore)
     workers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_NUM_WORKERS))
     accepting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_NUM_ACCEPTING))
     opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_NUM_OPENING))

@@ -13,6 +13,7 @@ from PIL import Image
 from ace.conditions.images import DECODE_ERRORS
 from ace.conversation.job import Made
 from ace.conversation.labels import FILE as LABELS
+from ace.conversation.media import CLIP
 from ace.conversation.recipe import Recipe
 from ace.conversation.replay import Replay
 from ace.conversation.session import Session
@@ -137,6 +138,7 @@ def _read_node(folder: Path, session_id: str, node_id: str, written: tuple[tuple
         parents=node.parents,
         instruction=node.instruction,
         image=f"{base}/{node.id}/image",
+        medium="clip" if node.medium is CLIP else "image",
         image_size=f"{width}x{height}",
         inputs=tuple(inputs),
         seed=str(recipe.seed),

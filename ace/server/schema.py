@@ -228,6 +228,26 @@ class HeadBody(_Strict):
 # Replies
 
 
+class VideoReply(BaseModel):
+    """A clip of `/v1/videos`. status: waiting, running, done, failed, cancelled or deleted; progress: 0 to 100."""
+
+    id: str
+    object: Literal["video"] = "video"
+    created_at: int
+    status: str
+    progress: int = 0
+    eta_s: float | None = None
+    message: str | None = None
+    model: str
+    size: str | None = None
+    frames: int | None = None
+    fps: float | None = None
+    seconds: float | None = None
+    seed: str | None = None
+    steps: int | None = None
+    notes: list[str] = []
+
+
 class AceDetails(BaseModel):
     """Ours, beside OpenAI's: how an image was made. drift: what changed where it should not have. moderation: whether
     the network for unsafe content looked at it: "checked" or "not checked"."""
@@ -329,6 +349,7 @@ class NodeReply(BaseModel):
     parents: tuple[str, ...]
     instruction: str
     image: str
+    medium: Literal["image", "clip"] = "image"
     image_size: str
     inputs: tuple[NodeInputReply, ...]
     seed: str

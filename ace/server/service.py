@@ -28,6 +28,7 @@ from PIL import Image
 from ace.conversation.chat import ChatSession
 from ace.conversation.chat import keep as keep_node
 from ace.conversation.job import Job, Made, variants
+from ace.conversation.media import IMAGE
 from ace.conversation.message import Message
 from ace.conversation.replay import Replay, compare_with_node
 from ace.conversation.session import ArchiveLimits, Node, Session
@@ -492,7 +493,10 @@ def created_at(folder: Path) -> int:
 
 
 def encode_result(made: Made, output_format: str, metadata: bool = True) -> bytes:
-    """The bytes of a result, with its recipe inside unless there is to be no metadata."""
+    """The bytes of a result, with its recipe inside unless there is to be no metadata; of a clip the image that stands
+    for it, since the clip itself is fetched from its node or from /v1/videos."""
+    if made.medium is not IMAGE:
+        return IMAGE.encode(made.image, output_format.upper())
     return made.medium.encode(made.content, output_format.upper(), made.recipe if metadata else None)
 
 

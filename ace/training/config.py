@@ -292,8 +292,42 @@ class PlusRecipe(TrainingRecipe):
         return self
 
 
-Recipe = AutoencoderRecipe | ModelRecipe | PlusRecipe
-_KINDS: dict[str, type[Recipe]] = {"autoencoder": AutoencoderRecipe, "model": ModelRecipe, "plus": PlusRecipe}
+@settings
+class VideoRecipe:
+    """Train a LoRA of a VACE model (kind = "vace"), without stages.
+
+    init: its folder. clips: a folder of `ace data world --video`, or its list. steps: of one clip each; rank, alpha: of
+    the adapter; shift: of the noise's times towards noise; frames, area_px: of a clip at most; save_steps: between
+    checkpoints."""
+
+    init: Text
+    clips: Text
+    steps: Annotated[int, Field(ge=1, le=10**7)] = 1000
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[int, Field(ge=1, le=1024)] = 16
+    shift: Annotated[float, Field(gt=0, le=100)] = 3.0
+    frames: Annotated[int, Field(ge=1, le=401)] = 81
+    area_px: Annotated[int, Field(ge=256, le=2**22)] = 832 * 480
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    save_steps: Annotated[int, Field(ge=1, le=10**6)] = 100
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> VideoRecipe:
+        if (self.frames - 1) % 4:
+            raise ValueError(f"frames is {self.frames}: the model makes 4n+1")
+        return self
+
+
+Recipe = AutoencoderRecipe | ModelRecipe | PlusRecipe | VideoRecipe
+_KINDS: dict[str, type[Recipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "model": ModelRecipe,
+    "plus": PlusRecipe,
+    "vace": VideoRecipe,
+}
 _KEYS = {"stages": "stage"}  # field → key in the file
 # Keys of a stage that say the same thing in two ways: the one that is overridden replaces the others.
 _ALTERNATIVES = {
@@ -316,9 +350,14 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     kind = table.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"{path.name}: kind is {shown(kind)}: use one of {', '.join(_KINDS)}")
-    if not table.get("stage"):
+    if kind != "vace" and not table.get("stage"):
         raise ConfigError(f"{path.name}: no [[stage]] given")
     return build(_KINDS[kind], table, path.name, _KEYS)
+
+
+def is_of_clips(path: Path) -> bool:
+    """Whether a recipe's kind is "vace", which has no stages. Raises ConfigError."""
+    return read_toml(path).get("kind") == "vace"
 
 
 def _override(table: dict[str, Any], override: str, where: str) -> None:
@@ -359,7 +398,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     for key, value in dataclasses.asdict(recipe).items():
         if value is not None:
             table[_KEYS.get(key, key)] = value
-    for stage in table["stage"]:
+    for stage in table.get("stage", ()):
         del stage["steps" if stage["samples"] else "samples"]  # one of them says it
     return {k: table[k] for k in sorted(table, key=lambda k: isinstance(table[k], tuple | list | dict))}
 

@@ -34,8 +34,8 @@ SESSION_ID = "studio"  # under which the page finds its session
 MAX_UPLOAD_BYTES = 2**30  # sessions are imported as one file
 HEADERS = {
     b"content-security-policy": (
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-        b"frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self'; "
+        b"connect-src 'self'; frame-ancestors 'none'; form-action 'none'; base-uri 'none'"
     ),
     b"cross-origin-opener-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",

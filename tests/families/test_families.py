@@ -53,6 +53,10 @@ OPTIONS = {
     "max_seq_length": 1024,
     "places": "left",
     "repainting_scale": 0.5,
+    "frames": 5,
+    "fps": 8,
+    "shift": 2.0,
+    "strength": 0.5,
 }
 LOADINGS = {
     "adapters": ("style.safetensors",),

@@ -261,7 +261,7 @@ import sys
 from ace.conversation.recipe import Recipe
 from ace.families import family_of_recipe
 family, loading = family_of_recipe(Recipe.from_json(sys.argv[1]))
-family._fetch(print)
+family.files.fetch(print)
 print("found", family.name, family.sha256, "torch" in sys.modules)
 """
 

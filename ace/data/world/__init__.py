@@ -1,4 +1,4 @@
-"""The procedural world: scenes with exact ground truth. Imports: conditions, extract, `ace.data.sample`.
+"""The procedural world: scenes with exact ground truth. Imports: conditions, extract, video, files, `ace.data.sample`.
 
 In: a sprite library and a seed. Out: `EditSample` records of every task, and single pictures.
 """

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 
 from ace.conversation.job import Job, Made, variants
+from ace.conversation.media import IMAGE
 from ace.conversation.message import Message, open_message
 from ace.errors import InputError
 from ace.server.front import Files, Front, TheFront, form_or_json, read_files
@@ -45,6 +46,8 @@ async def files(front: TheFront, token: Annotated[str, Path(max_length=64)]) -> 
 
 
 async def _answer(front: Front, request: Request, fields: ImagesBody, files: Files, kind: str) -> Response:
+    if front.family.traits.medium is not IMAGE:
+        raise InputError(f"{front.family.name} makes clips: use /v1/videos")
     count = front.check(fields)
     jobs = variants(await front.on_images(request, _open, front, fields, files), count, front.settings.max_images)
     if fields.stream:

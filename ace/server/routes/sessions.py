@@ -16,12 +16,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
 from ace.conversation.job import Made
-from ace.conversation.media import medium_of
+from ace.conversation.media import CLIP, medium_of
 from ace.conversation.message import Mask, Message, Picture
 from ace.conversation.recipe import encode
 from ace.conversation.session import Node
 from ace.conversation.sketch import extend_canvas, hide_under, sketch_over
-from ace.errors import ConfigError, MaskError
+from ace.errors import ConfigError, InputError, MaskError
 from ace.server.activity import thumbnail
 from ace.server.front import Files, Front, OpenedFiles, TheFront, form_or_json, read_files
 from ace.server.images import strokes_of
@@ -52,7 +52,7 @@ THUMBNAIL_PX = 160
 _ZIP_BODY = {"requestBody": {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _DETACHED: dict[int | str, dict[str, Any]] = {202: {"model": RequestReply}, **_EVENTS}
-NodeFormat = Literal["png", "jpeg", "webp", "thumbnail"]
+NodeFormat = Literal["png", "jpeg", "webp", "mp4", "thumbnail"]
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 
@@ -207,11 +207,17 @@ async def node_image(
         if output_format == "thumbnail":
             return thumbnail(node.medium.open(node.answer_path).image, THUMBNAIL_PX), MIME["webp"]
         opened.session.answer(node_id)  # raises SessionError if the file is damaged
+        if node.medium is CLIP and output_format != "mp4":
+            return encode(CLIP.open(node.answer_path).image, output_format.upper()), MIME[output_format]
+        if node.medium is CLIP:
+            return CLIP.encode(CLIP.load(node.answer_path), "MP4", node.recipe), "video/mp4"
+        if output_format == "mp4":
+            raise InputError(f"node {node_id} is an image: ask for png, jpeg or webp")
         with Image.open(node.answer_path) as image:
             return encode(image, output_format.upper(), node.recipe), MIME[output_format]
 
     data, mime_type = await front.on_images(request, read)
-    if output_format in MIME:
+    if output_format in MIME or output_format == "mp4":
         named = {"content-disposition": f'attachment; filename="ace-{node_id}.{output_format}"'}
         return Response(data, media_type=mime_type, headers=named)
     return _revalidated(request, data, mime_type)

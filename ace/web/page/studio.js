@@ -40,6 +40,7 @@ const drawn = new Map();         // node -> { key, element }: turns that need no
 const node = (id) => view.nodes.find((one) => one.id === id);
 const mention = (id) => "@" + Number(id);
 const answerOf = (id) => `${session}/nodes/${id}/image`;
+const pictureOf = (one) => (one.medium === "clip" ? `${answerOf(one.id)}?format=png` : answerOf(one.id));   // of a clip its first frame
 const smallOf = (id) => `${session}/nodes/${id}/image?format=thumbnail`;
 const words = (task) => task.split("/").pop().replaceAll("_", " ");
 const isRunning = (one) => one.status === "waiting" || one.status === "running";
@@ -179,14 +180,16 @@ function stageStyle(width, height) {
 
 function beforeOf(one) {
   if (one.inputs.length) return one.inputs[0].picture;
-  return one.parents.length && one.rounds ? answerOf(one.parents[0]) : null;
+  return one.parents.length && one.rounds ? pictureOf(node(one.parents[0])) : null;
 }
 
 function answered(one, siblings) {
   const isHead = one.id === view.head;
   const before = beforeOf(one);
   const stage = h("div", { class: "stage", style: stageStyle(one.width, one.height) },
-    h("img", { src: answerOf(one.id), alt: `${mention(one.id)}: ${called(one)}`, width: one.width, height: one.height }));
+    one.medium === "clip"
+      ? h("video", { src: `${answerOf(one.id)}?format=mp4`, "aria-label": `${mention(one.id)}: ${called(one)}`, width: one.width, height: one.height, controls: true, loop: true, playsinline: true })
+      : h("img", { src: answerOf(one.id), alt: `${mention(one.id)}: ${called(one)}`, width: one.width, height: one.height }));
   if (comparing.has(one.id) && before) {
     const place = (value) => { comparing.set(one.id, value); stage.style.setProperty("--at", value + "%"); };
     stage.append(
@@ -609,7 +612,7 @@ function say(kind, text, action = null) { notice = { kind, text, action }; drawN
 function sourceOf() {
   if (editsFirst()) return { src: draft.files[0].url, width: draft.files[0].width, height: draft.files[0].height };
   const head = view && view.head && node(view.head);
-  return head ? { src: answerOf(head.id), width: head.width, height: head.height } : null;
+  return head ? { src: pictureOf(head), width: head.width, height: head.height } : null;
 }
 
 function clearMask() { draft.mask = null; draft.extend = null; draft.maskMode = "mark"; }
