@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json as json_format
 import tempfile
@@ -97,7 +98,8 @@ def replay(
 ) -> None:
     """Make an image again from its recipe and compare it with the file, byte for byte.
 
-    Exit code 0: the same bytes, or pixels within --tolerance. 1: another image; what differs is listed.
+    Exit code 0: the same bytes, or pixels within --tolerance; in a signed file the same pixels. 1: another image, or
+    content credentials that are not valid; what differs is listed.
 
     \b
     ace replay out.png
@@ -119,6 +121,7 @@ def replay(
 
 def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: Asked, output: Output) -> None:
     from ace.conversation import recipe as recipes
+    from ace.conversation.credentials import check
 
     written = recipes.read(picture)
     family, make_it = _maker(written, asked, output)
@@ -136,11 +139,14 @@ def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: A
         recipes.check_output(out)
         refuse_inputs([out], [picture, *inputs])
     made = make_it(job)
-    same = _compare(picture, recipes.encode(made.image, _format_of(picture), written))
+    credentials = check(picture.read_bytes())
+    same = _compare(picture, recipes.encode(made.image, _format_of(picture), written), credentials is not None)
     differences = _differences(written, made.recipe, family.sha256)
     if out is not None:
         recipes.embed(made.image, out, made.recipe)
     accepted = same.bytes or _within(same.largest, asked.tolerance)
+    if credentials is not None:
+        accepted = (accepted or same.largest == 0) and credentials.state != "invalid"
     output.data(
         {
             "same_bytes": same.bytes,
@@ -148,11 +154,14 @@ def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: A
             "largest_difference": same.largest,
             "accepted": accepted,
             "differences": differences,
+            "credentials": None if credentials is None else dataclasses.asdict(credentials),
             "file": None if out is None else str(out),
         }
     )
     output.say(f"{picture.name}: made again, {same}")
-    if not same.bytes:
+    if credentials is not None:
+        output.say(f"  {credentials}")
+    if not same.bytes and not (same.signed and same.largest == 0):
         for line in differences or ["nothing that the recipe knows of differs: the file was changed since"]:
             output.say(f"  {line}")
     if not accepted:
@@ -271,29 +280,35 @@ def _node_of(picture: Path, recipe: Recipe, given: Sequence[Path]) -> tuple[Sess
 
 @dataclass(frozen=True)
 class Sameness:
-    """Whether an image file and its remake are equal: to the byte, and else by how many of 255 levels at most."""
+    """Whether an image file and its remake are equal: to the byte, and else by how many of 255 levels at most. signed:
+    it holds a signature, which differs every time."""
 
     bytes: bool
     largest: int
+    signed: bool = False
 
     def __str__(self) -> str:
         if self.bytes:
             return "the same to the byte"
         if self.largest == 0:
-            return "every pixel is the same; the file was written differently"
+            more = "is signed" if self.signed else "was written differently"
+            return f"every pixel is the same; the file {more}"
         return f"pixels differ by up to {self.largest} of 255 levels"
 
 
-def _compare(picture: Path, remade: bytes) -> Sameness:
+def _compare(picture: Path, remade: bytes, signed: bool = False) -> Sameness:
     """The file as it is, against the bytes that a remake would be."""
     from PIL import Image
 
+    from ace.conditions.images import open_image
+    from ace.conditions.rules import MOST_PIXELS
     from ace.conversation.replay import largest_difference
 
     if remade == picture.read_bytes():
         return Sameness(True, 0)
+    open_image(picture, max_pixels=MOST_PIXELS)  # says what is wrong with a damaged one
     with Image.open(picture) as before, Image.open(io.BytesIO(remade)) as after:
-        return Sameness(False, largest_difference(before, after))
+        return Sameness(False, largest_difference(before, after), signed)
 
 
 def _format_of(picture: Path) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ace.cli.options import Device, Lora, Memory, Model, NumberType, Quiet
+from ace.cli.options import Device, Lora, MaxPixels, Memory, Model, NumberType, Quiet, Sign
 from ace.cli.terminal import Output, complain, quiet_libraries
 from ace.errors import ConfigError, MissingDependencyError
 
@@ -74,6 +74,8 @@ def serve(
     max_waiting: MaxWaiting = 64,
     max_together: MaxTogether = 16,
     drain: DrainSeconds = 60,
+    max_pixels: MaxPixels = "32MP",
+    sign: Sign = None,
     lora: Lora = None,
     memory: Memory = "auto",
     device: Device = "auto",
@@ -93,6 +95,8 @@ def serve(
     client.images.generate(prompt="a red apple on a green background")
     """
     check_installed("fastapi", "uvicorn", "prometheus_client", extra="server")
+    from ace.conditions.rules import parse_pixels
+    from ace.conversation.credentials import Signer
     from ace.conversation.family import Loading
     from ace.families import find_family
     from ace.server.images import AllowedHost
@@ -107,6 +111,8 @@ def serve(
         url_hosts=tuple(AllowedHost.parse(text) for text in url_host or ()),
         limits=Limits(max_waiting=max_waiting, max_running=max_together),
         images_per_minute=quota,
+        max_pixels=parse_pixels(max_pixels),
+        signer=None if sign is None else Signer.of(sign),
         drain_s=drain,
     )
     loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))

@@ -2,7 +2,7 @@
 
 `run` makes any number of jobs with a loaded family in packed passes of a sensible size; `make` is the same for callers
 that want the results only. `conclude` is what every answer goes through: pasted back where a mask keeps the original,
-measured, described in a recipe.
+carried to the original's size without one, measured, described in a recipe.
 
 Not here: writing files, loading models, many clients at once (`ace/server/engine.py`, which steps a family itself).
 """
@@ -18,12 +18,16 @@ from PIL import Image
 from ace.conditions.colour import in_profile_of, to_srgb
 from ace.conditions.images import open_bytes
 from ace.conditions.rules import MOST_PIXELS
+from ace.conditions.sixteen import can_write_tiff
 from ace.conversation.family import Answer, Family
 from ace.conversation.job import Job, Made, Progress
 from ace.conversation.recipe import Environment, Recipe, Setting
+from ace.inference.detail import Delivered, deliver, size_note
+from ace.inference.focus import uncrop
 from ace.inference.preserve import DriftReport, drift_report, paste_back
 
 MOST_TOGETHER = 16
+_TIFF = (b"II*\0", b"MM\0*")
 
 OnProgress = Callable[[Progress], None]
 
@@ -43,7 +47,7 @@ def run(
     for batch in batches(family, jobs):
         if cancelled():
             return
-        states = family.prepare(batch)
+        states = family.prepare([job.worked for job in batch])
         here = max(state.num_steps for state in states)
         total = total or here * -(-len(jobs) // len(batch))
         yield Progress(done, total, None)
@@ -74,32 +78,42 @@ def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
     """The jobs in runs of as many as one pass of this family should hold."""
     first = 0
     while first < len(jobs):
-        size = max(1, min(MOST_TOGETHER, family.most_together(jobs[first])))
+        size = max(1, min(MOST_TOGETHER, family.most_together(jobs[first].worked)))
         yield jobs[first : first + size]
         first += size
 
 
 def conclude(family: Family, job: Job, answer: Answer) -> Made:
     """A family's answer as a result. Runs no model, so any thread may do it."""
-    image, mask, unpasted = answer.image, job.mask, None
+    image, mask, unpasted, delivered = answer.image, job.mask, None, None
     if job.source is not None and mask is not None:
-        rule = job.settings.rules.get("blend", 1)
-        image, unpasted = paste_back(job.source, image, mask, feather_px=job.settings.feather_px, rule=rule), image
+        unpasted = image if job.part is None else uncrop(job.source, image, job.part.box)
+        rule, feather_px = job.settings.rules.get("blend", 1), job.settings.images.feather_px
+        image = paste_back(job.source, unpasted, mask, feather_px=feather_px, rule=rule)
+    elif job.source is not None and job.delivers:
+        delivered = deliver(job.source, image, answer.round_trip)
+        image = delivered.image
     elif job.source is not None:
         image = in_profile_of(image, job.source.icc_profile)
-    notes = [*job.notes, *answer.notes, *notes_on(family, job)]
+    recipe = _recipe(family, job, answer, delivered)
+    notes = [*job.notes, *answer.notes, *notes_on(family, job), *notes_of(recipe)]
+    if job.source is not None and mask is None and delivered is None and image.size != job.source.size:
+        notes.append(size_note(image.size, job.source.size))
     if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
         notes.append(f"{job.source.name} has 16 bits per channel, the answer 8")
-    recipe = _recipe(family, job, answer)
-    return Made(job, image, recipe, drift_of(job, image), tuple(notes), answer.latents, unpasted)
+    # what holds pixels of the edited image goes on from them: they are exact, and the latents' are not
+    merged = mask is not None if delivered is None else delivered.redrawn < 1
+    latents = None if merged and job.source is not None else answer.latents
+    return Made(job, image, recipe, drift_of(job, image), tuple(notes), latents, unpasted, delivered)
 
 
 def as_written(made: Made, data: bytes) -> Made:
     """A result with its drift measured in a written file's bytes: JPEG is lossy, so that no pixel need be the input's.
 
-    Other formats keep every value, but 16 bits per channel are kept by PNG alone."""
-    if "sixteen_bit" in made.image.info and not data.startswith(b"\x89PNG"):
-        made = replace(made, notes=(*made.notes, "this format has 8 bits per channel: write .png to keep 16"))
+    Other formats keep every value, but 16 bits per channel are kept by PNG and TIFF alone."""
+    keeps = data.startswith(b"\x89PNG") or (data.startswith(_TIFF) and can_write_tiff())
+    if "sixteen_bit" in made.image.info and not keeps:
+        made = replace(made, notes=(*made.notes, "this file has 8 bits per channel: write .png to keep 16"))
     if made.drift is None or not data.startswith(b"\xff\xd8"):
         return made
     drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
@@ -118,12 +132,15 @@ def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
     return drift_report(job.source.image, to_srgb(image.convert("RGB"), job.source.icc_profile))
 
 
-def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
+def _recipe(family: Family, job: Job, answer: Answer, delivered: Delivered | None) -> Recipe:
     settings: dict[str, Setting] = {name: value for name, value in answer.settings.items() if value not in ("", None)}
     if job.settings.size is not None:
         settings["size"] = "chosen"
-    if job.settings.feather_px is not None:
-        settings["feather_px"] = job.settings.feather_px
+    settings |= job.settings.images.as_settings()
+    if job.part is not None:
+        settings["focus_box"] = str(job.part.box)
+    if delivered is not None:
+        settings["changes"] = str(delivered)
     return Recipe(
         family=family.kind,
         model=family.name,
@@ -142,6 +159,16 @@ def _recipe(family: Family, job: Job, answer: Answer) -> Recipe:
         rules=dict(job.settings.rules),
         environment=Environment.here(device=answer.device, dtype=answer.dtype),
     )
+
+
+def notes_of(recipe: Recipe) -> tuple[str, ...]:
+    """What a recipe says of how the answer came to its size, a line each."""
+    notes, made = [], "{}x{}".format(*recipe.size_px)
+    if changes := recipe.settings.get("changes"):
+        notes.append(f"made at {made}: {changes}")
+    if box := recipe.settings.get("focus_box"):
+        notes.append(f"worked on the part {box} (left, top, right, bottom) at {made}")
+    return tuple(notes)
 
 
 def notes_on(family: Family, job: Job) -> tuple[str, ...]:

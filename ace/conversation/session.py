@@ -34,6 +34,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image, open_image
+from ace.conditions.rules import MOST_PIXELS
 from ace.conditions.units import ConditionUnit, Turn
 from ace.conversation.recipe import Recipe, Sha256, encode
 from ace.errors import InputError, OutputError, SessionError
@@ -345,7 +346,7 @@ class Session:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
-        self._answers[node_id] = normalise_image(answer)
+        self._answers[node_id] = normalise_image(answer, max_pixels=MOST_PIXELS)
         return self.node(node_id)
 
     def _write_node(
@@ -489,7 +490,7 @@ class Session:
     def _picture(self, node_id: str, stored: _StoredFile) -> OpenedImage:
         path = self._checked(node_id, stored)
         try:
-            return open_image(path)
+            return open_image(path, max_pixels=MOST_PIXELS)
         except InputError as error:
             raise self._damaged(node_id, str(error).split(":")[0]) from None
 

@@ -55,6 +55,16 @@ class Delivered:
     change_mask: Image.Image
     model_size: tuple[int, int]
 
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: the shares, the shift, and the size worked at."""
+        return {
+            "kept": round(self.kept, 5),
+            "recoloured": round(self.recoloured, 5),
+            "redrawn": round(self.redrawn, 5),
+            "shift_px": None if self.shift_px is None else list(self.shift_px),
+            "model_size": "{}x{}".format(*self.model_size),
+        }
+
     def __str__(self) -> str:
         """One line."""
         moved = (

@@ -86,7 +86,7 @@ class Front:
 
     def settings_of(self, fields: PictureBody) -> Settings:
         """How the images of a request are made; a seed is drawn if it names none. Raises ConfigError."""
-        return fields.settings(read_seed(fields.seed), self.family.describe().get("steps"))
+        return fields.settings(read_seed(fields.seed), self.family.describe().get("steps"), self.settings.max_pixels)
 
     async def fetch(self, url: str) -> Upload:
         """The image at an address. Raises InputError or ImageError."""

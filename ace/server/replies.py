@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ace.conversation.job import Made
+from ace.conversation.recipe import encode
 from ace.conversation.replay import Replay
 from ace.conversation.session import Session
 from ace.errors import SessionError
@@ -28,7 +30,7 @@ from ace.server.schema import (
 from ace.server.service import Accepted, Opened, Service, created_at, head_of
 
 
-def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
+def details_of(made: Made, accepted: Accepted, number: int, change_mask: bool = False) -> AceDetails:
     """What our own part of a reply says of image `number` of a request."""
     request = accepted.requests[number]
     seconds = (request.ended_at or time.monotonic()) - request.asked_at
@@ -42,8 +44,14 @@ def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
         model_sha256=recipe.model_sha256,
         seconds=round(seconds, 3),
         drift=None if made.drift is None else made.drift.as_dict(),
+        changes=None if made.delivered is None else made.delivered.as_dict(),
+        change_mask=_png_of(made.delivered.change_mask) if change_mask and made.delivered is not None else None,
         notes=made.notes,
     )
+
+
+def _png_of(image: Image.Image) -> str:
+    return base64.b64encode(encode(image, "PNG")).decode()
 
 
 def usage_of(accepted: Accepted) -> Usage:

@@ -26,6 +26,7 @@ from PIL import Image
 
 from ace.conversation.chat import ChatSession
 from ace.conversation.chat import keep as keep_node
+from ace.conversation.credentials import Signer, sign
 from ace.conversation.job import Job, Made, variants
 from ace.conversation.message import Message
 from ace.conversation.recipe import encode
@@ -416,9 +417,13 @@ def created_at(folder: Path) -> int:
     return int((folder / "session.json").stat().st_mtime)
 
 
-def encode_result(made: Made, output_format: str, metadata: bool = True) -> bytes:
-    """The bytes of a result, with its recipe inside unless there is to be no metadata."""
-    return encode(made.image, output_format.upper(), made.recipe if metadata else None)
+def encode_result(made: Made, output_format: str, metadata: bool = True, signer: Signer | None = None) -> bytes:
+    """The bytes of a result, with its recipe and content credentials inside unless there is to be no metadata."""
+    file_format = output_format.upper()
+    data = encode(made.image, file_format, made.recipe if metadata else None)
+    if signer is None or not metadata:
+        return data
+    return sign(data, file_format, made.recipe, made.job.origins, signer)
 
 
 def message_of(error: BaseException) -> str:

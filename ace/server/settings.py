@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ace.conversation.credentials import Signer
 from ace.errors import ConfigError
 from ace.server.images import AllowedHost
 
@@ -51,7 +52,8 @@ class ServerSettings:
     max_receiving_bytes: of all requests that are being read at once. max_held_bytes: of the decoded images of all
     that wait or run. max_pixels: of one image. max_images: images made per request (`n`). images_per_minute: of
     one client, None = no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for
-    `response_format: url`. drain_s: after a signal to stop, how long accepted work may take.
+    `response_format: url`. drain_s: after a signal to stop, how long accepted work may take. signer: of content
+    credentials in results, None = they have none.
 
     Raises ConfigError for an address that is not loopback without a key, and for impossible numbers."""
 
@@ -75,6 +77,7 @@ class ServerSettings:
     max_session_nodes: int = 1000
     kept_bytes: int = 256 * 2**20
     drain_s: float = 60.0
+    signer: Signer | None = None
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_keys:

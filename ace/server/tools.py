@@ -24,6 +24,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import ConfigDict, Field
 
 from ace import __version__
+from ace.conditions.rules import Detail, ImageRules, MaskMeans
 from ace.conversation.chat import ChatSession
 from ace.conversation.job import Progress, Settings
 from ace.conversation.message import Message, Picture
@@ -46,6 +47,25 @@ Avoid = Annotated[str, Field(description="What the image should not be.", max_le
 ImageName = Annotated[
     str | None,
     Field(description="A node such as 0001, a data: address, or a file name in the pictures folder."),
+]
+
+
+MaskMeansName = Annotated[
+    MaskMeans, Field(description="What of the mask may change: auto decides from the file, else what to take it for.")
+]
+FocusName = Annotated[
+    str,
+    Field(
+        description="off, auto or a share: below it, the part around the mask is worked on at the model's full size.",
+        max_length=20,
+    ),
+]
+DetailName = Annotated[
+    Detail,
+    Field(description="full: the image's own size and all that did not change; model: the model's picture as it is."),
+]
+Feather = Annotated[
+    int | None, Field(description="Width in px of a blend inside the mask's edge; leave out for none.", ge=0, le=100)
 ]
 
 
@@ -95,12 +115,14 @@ class _Tools:
             "model": recipe.model,
         }
 
-    def settings(self, size: str | None, seed: int | None, steps: int | None, avoid: str) -> Settings:
+    def settings(
+        self, size: str | None, seed: int | None, steps: int | None, avoid: str, images: ImageRules | None = None
+    ) -> Settings:
         match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size or "")
         if size is not None and match is None:
             raise InputError(f"size {size[:20]!r}: write it as WIDTHxHEIGHT, for example 64x64")
         chosen = None if match is None else (int(match[1]), int(match[2]))
-        return Settings(read_seed(seed), steps, negative_instruction=avoid, size=chosen)
+        return Settings(read_seed(seed), steps, negative_instruction=avoid, size=chosen, images=images or ImageRules())
 
     def picture(self, name: str) -> Picture:
         """An image by its node, data: address or file name."""
@@ -155,11 +177,15 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
         seed: Seed = None,
         steps: Steps = None,
         avoid: Avoid = "",
+        mask_means: MaskMeansName = "auto",
+        focus: FocusName = "auto",
+        detail: DetailName = "full",
+        feather: Feather = None,
     ) -> list[Image | str]:
         """Edit an image; without `image` the latest node, with everything said before it.
 
         In the instruction {image} is the image, {image1}, {image2}, … the references. Returns the image, its node and
-        how far it drifted where it should not have changed."""
+        how far it drifted where it should not have changed, or what was kept of it."""
 
         def open_message() -> tuple[Message, str | None]:
             start = image if image is not None and _NODE.fullmatch(image) else None
@@ -168,9 +194,16 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
                 if latest is None:
                     raise InputError("there is nothing to edit yet: give an image, or generate one")
                 start = latest.id
+            images = ImageRules(
+                mask_means=mask_means,
+                max_pixels=tools.limits.max_pixels,
+                focus=focus,
+                detail=detail,
+                feather_px=feather,
+            )
             message = Message(
                 instruction,
-                tools.settings(size, seed, steps, avoid),
+                tools.settings(size, seed, steps, avoid, images),
                 photo=None if image is None or start is not None else tools.opened(image),
                 references=tuple(tools.picture(name) for name in references),
                 mask=None if mask is None else open_mask(tools.upload(mask), tools.limits.max_pixels),
