@@ -30,14 +30,15 @@ class ACEConfig:
     "none", the exact one, is faster on CPUs). source_on_channels: the target's tokens also see the latents of the image
     being edited, on the channel axis (ACE++'s idea); off for the published models.
 
-    What follows is off for the published models too. source_as_frame: whether the edited image is also a frame of its
-    own; without it an edit costs as much as a picture from nothing. predict_change: the output is added to the source's
-    latents, so that copying is free. absolute_positions: sines and cosines of row and column are added to the tokens.
-    pooled_text: the target's text joins the timestep in the modulation. open_gates: initial weights with which text and
-    position are heard from the start. rotary_theta, rotary_scale: see `Rotary`. memory_blocks: blocks that read the
-    rows of a `LexiconEncoder`'s tables (`lexicon.py`), whose states are then as wide as the model. frames_once: image
-    frames see themselves and those before them only, at timestep 0, so that they are computed once for all steps and
-    turns (`frames.py`).
+    What follows is off for the published models too. source_as_frame: whether the edited image is also a frame of
+    its own; without it an edit costs as much as a picture from nothing. predict_change: the output is a change and,
+    for each cell, how much of the source's latents it is added to, so that both copying and removing are free.
+    absolute_positions: sines and cosines of row and column are added to the tokens. pooled_text: the target's text
+    joins the timestep in the modulation. open_gates: initial weights with which text and position are heard from
+    the start. rotary_theta, rotary_scale: see `Rotary`. memory_blocks: blocks that read the rows of a
+    `LexiconEncoder`'s tables (`lexicon.py`), whose states are then as wide as the model. frames_once: image frames
+    see themselves and those before them only, at timestep 0, so that they are computed once for all steps and turns
+    (`frames.py`).
     Raises ConfigError for impossible sizes."""
 
     patch_size: int = 2
@@ -66,6 +67,8 @@ class ACEConfig:
         object.__setattr__(self, "memory_blocks", tuple(self.memory_blocks))  # JSON knows lists only
         if not self.source_on_channels and (self.predict_change or not self.source_as_frame):
             raise ConfigError("predict_change and an edited image that is no frame need source_on_channels")
+        if self.predict_change and self.learned_sigma:
+            raise ConfigError("predict_change and learned_sigma exclude each other")
         if self.frames_once and not self.pooled_text:
             raise ConfigError("frames_once needs pooled_text: guidance branches then have passes of their own")
         if self.memory_blocks and self.text_channels != self.hidden_size + ROW_CHANNELS:
@@ -93,7 +96,7 @@ class ACEConfig:
     @property
     def out_channels(self) -> int:
         """Channels of one predicted latent cell."""
-        return self.latent_channels * (2 if self.learned_sigma else 1)
+        return self.latent_channels * (2 if self.learned_sigma else 1) + self.predict_change
 
 
 PUBLISHED_ROTARY = Rotary()

@@ -212,7 +212,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             if stage.owners is not None:
                 modulation, time = modulation[stage.owners], time[stage.owners]
         out = self.final(tokens, time, layout.targets)
-        return out + self._source(patches, layout) if self.sizes.predict_change else out
+        return self._changed(out, self._source(patches, layout)) if self.sizes.predict_change else out
 
     @apply_forward_hook
     def encode_frames(
@@ -252,6 +252,13 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             time = time + F.pad(pooled, (0, 0, 0, len(padded) - len(pooled)))
         modulation = self.time_modulation(F.silu(time)).unflatten(-1, (6, -1))[: len(timestep)]  # (B, 6, D)
         return tokens, modulation, time[: len(timestep)]
+
+    def _changed(self, out: Tensor, source: Tensor) -> Tensor:
+        """The source plus a change, less what is not kept of it. out: (T_target, p · p · (C + 1)), the last channel how
+        much more than all of the source is kept (0 = a copy, -1 = nothing). source, result: (T_target, p · p · C)."""
+        cells = out.unflatten(1, (-1, self.sizes.out_channels))
+        change, kept = cells.split([self.sizes.latent_channels, 1], dim=-1)
+        return torch.addcmul(change, 1 + kept, source.unflatten(1, change.shape[1:])).flatten(1)
 
     def _source(self, patches: Tensor, layout: Layout) -> Tensor:
         """The source's latents of every target token, with features ordered as the output's: (row, col, C)."""

@@ -85,6 +85,23 @@ def pipeline(tokenizer: LexiconTokenizer, encoder: LexiconEncoder) -> ACEPipelin
     return made
 
 
+def test_a_change_is_added_to_as_much_of_the_source_as_is_kept():
+    model = ACETransformer(**vars(SIZES)).eval()
+    source = torch.randn(3, 8, 8, generator=seeded_generator(3))
+    request = RequestFrames((8, 8), (torch.zeros(2, 48 + ROW_CHANNELS),), source=source)
+    layout = make_layout([request], 4, model.sizes.head_dim, (), model.sizes.rotary, True, [0])
+    patches = pack_latents([torch.randn(3, 8, 8)], [condition_patches(request, 4, 3)], 4)
+
+    def answer() -> torch.Tensor:
+        cells = model(patches, torch.full((1,), 999.0), layout, texts=request.texts[0]).view(2, 2, 4, 4, 3)
+        return cells.permute(4, 0, 2, 1, 3).reshape(3, 8, 8)
+
+    with torch.no_grad():
+        assert torch.equal(answer(), source)  # an untrained model copies
+        model.final.linear.bias.view(-1, 4)[:] = torch.tensor([0.25, 0.25, 0.25, -1.0])
+        assert torch.equal(answer(), torch.full_like(source, 0.25))  # nothing is kept
+
+
 def rows_of(ids: list[int], tokenizer: LexiconTokenizer) -> list[int]:
     return [i for i in ids if i >= tokenizer.layout.rows]
 
