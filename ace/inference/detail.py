@@ -29,6 +29,7 @@ from ace.inference.preserve import enlarge, estimate_shift, lift_from_white
 _NOISE = 6.0  # levels of 255 by which unedited places may differ from the round trip, at most
 _LEAST_NOISE = (1.25, 3.0)  # where the whole picture was edited, and where a part of it was
 _LEAK = (4, 0.06)  # an edit reaches through the autoencoder so many places far, with so much of its strength
+_LOSSLESS = 0.25  # levels by which a round trip differs from the photograph where no autoencoder was in between
 _CLEAR = 2.5  # times the noise: what differs as much is edited for sure
 _SMALL = 8.0  # levels: differences below can be noise
 _DRIFT = 4.0  # levels: a smaller change of the colours of the whole picture is the model's own doing
@@ -103,7 +104,8 @@ def deliver(photo: OpenedImage, answer: Image.Image, round_trip: Image.Image | N
     after, shift = _align(before, _levels(answer.convert("RGB")))
     lost = _lost_detail(photo.image, Image.fromarray(_bytes(before)))
     larger = min(photo.size[0] / size[0], photo.size[1] / size[1])
-    edit = _fit(before, after, lost, larger, leaks=round_trip is not None)
+    leaks = round_trip is not None and float(np.abs(before - _levels(seen)).mean()) > _LOSSLESS
+    edit = _fit(before, after, lost, larger, leaks)
     made, weights, fits = _apply(photo.image, edit, Image.fromarray(_bytes(after)))
     image = _put_back(photo, made, weights)
     changed = weights > 0
