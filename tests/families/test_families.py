@@ -292,7 +292,7 @@ def test_a_benchmark_measures_what_a_user_gets(family, case):
 
 
 def test_an_edit_of_a_whole_image_has_its_size_or_is_the_models_own(family, case, tmp_path):
-    given, settings = photo(3, size=(450, 300)), replace(case.settings, size=None)
+    given, settings = photo(3, size=(450, 300)), replace(case.settings, size=None, num_inference_steps=1)
     (made,) = make(family, [open_message(family, Message("make it red", settings, given))])
     assert made.image.size == (450, 300)
     assert made.delivered is not None and made.delivered.change_mask.size == (450, 300)
@@ -312,7 +312,7 @@ def test_an_edit_of_a_whole_image_has_its_size_or_is_the_models_own(family, case
 
 def test_a_small_mask_is_worked_on_close_up_and_all_else_stays(family, case, tmp_path):
     options = {"max_seq_length": 1024} if "max_seq_length" in family.traits.options else {}
-    settings = replace(case.settings, size=None, options=options)
+    settings = replace(case.settings, size=None, options=options, num_inference_steps=1)
     photograph = picture(3, size=(800, 600))
     photograph.save(tmp_path / "photo.png")
     dot = Image.new("L", (800, 600))
