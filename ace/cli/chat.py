@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli.options import Device, Lora, Memory, Model, NumberType, Quiet
+from ace.cli.options import Device, Lora, MaxPixels, Memory, Model, NumberType, Quiet
 from ace.cli.terminal import Output, short
 from ace.errors import ConfigError
 
@@ -32,6 +32,7 @@ def chat(
             show_default=False,
         ),
     ] = None,
+    max_pixels: MaxPixels = "64MP",
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")] = False,
     model: Model = None,
     lora: Lora = None,
@@ -50,12 +51,13 @@ def chat(
     ace chat --port 8080 --no-browser
     """
     from ace.cli.serve import check_installed, load_family
+    from ace.conditions.rules import parse_pixels
     from ace.conversation.family import Loading
     from ace.conversation.session import Session
     from ace.families import find_family
 
     check_installed("fastapi", "uvicorn", "prometheus_client", extra="web")
-    output = Output(quiet=quiet)
+    output, most_px = Output(quiet=quiet), parse_pixels(max_pixels)
     loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
     family = find_family(model, loading)
     with closing(_listen(port)) as listening:
@@ -66,7 +68,7 @@ def chat(
         from ace.web.app import StartLink, make_app, studio_settings
 
         session = Session.open_or_create(folder)
-        settings = studio_settings(session.folder, listening.getsockname()[1])
+        settings = studio_settings(session.folder, listening.getsockname()[1], most_px)
         address = f"http://127.0.0.1:{settings.port}"
         start = StartLink(lambda path: output.say(f"to open it once more: {address}{path}"))
 

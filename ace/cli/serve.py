@@ -158,6 +158,7 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
 
 def mcp(
     model: Model = None,
+    max_pixels: MaxPixels = "64MP",
     session: Annotated[
         Path | None,
         typer.Option(
@@ -187,11 +188,13 @@ def mcp(
     """
     import tempfile
 
+    from ace.conditions.rules import parse_pixels
     from ace.conversation.family import Loading
     from ace.conversation.session import Session
     from ace.families import find_family
 
     check_installed("mcp", extra="server")
+    most_px = parse_pixels(max_pixels)
     if pictures is not None and not pictures.is_dir():
         raise ConfigError(f"there is no folder {pictures.name} to read images from: check the path")
     loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
@@ -203,4 +206,4 @@ def mcp(
         from ace.conversation.chat import ChatSession
         from ace.server.tools import run_tools
 
-        run_tools(ChatSession(opened, family), pictures)
+        run_tools(ChatSession(opened, family), pictures, most_px)

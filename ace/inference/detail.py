@@ -35,6 +35,7 @@ _SMALL = 8.0  # levels: differences below can be noise
 _DRIFT = 4.0  # levels: a smaller change of the colours of the whole picture is the model's own doing
 _RIDGE = 1e-4  # of the local fits, squared shares of the range: what varies less keeps its slope
 _STRIP_ROWS = 256
+_LEAST_SIDE = 32  # px of the model's picture: in a thinner one no shift is looked for
 _SHIFTS = (0.2, 4.0)  # px of the model's picture: less is none, more is another picture
 _POWERS = ((0,), (1,), (2,), (0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2), (0, 0, 0), (1, 1, 1), (2, 2, 2))
 
@@ -239,6 +240,8 @@ def _lost_detail(photo: Image.Image, seen: Image.Image) -> np.ndarray:
 
 def _align(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
     """The answer, moved back by what the model moved the scene if that helps; and (right, down) in its px."""
+    if min(before.shape[:2]) < _LEAST_SIDE:
+        return after, None
     grey = [levels.mean(axis=2).astype(np.float64) for levels in (before, after)]
     shift = estimate_shift(*grey, np.ones(grey[0].shape, dtype=bool))
     if shift is None or not _SHIFTS[0] <= max(map(abs, shift)) <= _SHIFTS[1]:

@@ -24,7 +24,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import ConfigDict, Field
 
 from ace import __version__
-from ace.conditions.rules import Detail, ImageRules, MaskMeans
+from ace.conditions.rules import MAX_PIXELS, Detail, ImageRules, MaskMeans
 from ace.conversation.chat import ChatSession
 from ace.conversation.job import Progress, Settings
 from ace.conversation.message import Message, Picture
@@ -72,9 +72,9 @@ Feather = Annotated[
 class _Tools:
     """The tools of one session. One request at a time: the session's lock sees to it."""
 
-    def __init__(self, chat: ChatSession, pictures_folder: Path | None) -> None:
+    def __init__(self, chat: ChatSession, pictures_folder: Path | None, max_pixels: int) -> None:
         self.chat, self.folder = chat, pictures_folder
-        self.limits = ServerSettings()
+        self.limits = ServerSettings(max_pixels=max_pixels)
 
     async def make(self, open_message, context: Context) -> list[Image | str]:
         """Answer a message, with progress; a client that gives up stops it before the next step."""
@@ -146,9 +146,10 @@ class _Tools:
         return Upload(path.read_bytes(), path.name)
 
 
-def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPServer:
-    """An MCP server over a session; `run` it. pictures_folder: from where files may be read, None = none."""
-    tools = _Tools(chat, pictures_folder)
+def create_tools(chat: ChatSession, pictures_folder: Path | None = None, max_pixels: int = MAX_PIXELS) -> MCPServer:
+    """An MCP server over a session; `run` it. pictures_folder: from where files may be read, None = none; max_pixels:
+    of one image."""
+    tools = _Tools(chat, pictures_folder, max_pixels)
 
     async def generate(
         context: Context,
@@ -236,6 +237,6 @@ def _strict(function: Callable[..., Any]) -> Tool:
     return tool
 
 
-def run_tools(chat: ChatSession, pictures_folder: Path | None = None) -> None:
+def run_tools(chat: ChatSession, pictures_folder: Path | None = None, max_pixels: int = MAX_PIXELS) -> None:
     """Serve the tools over standard input and output until the client closes them."""
-    anyio.run(create_tools(chat, pictures_folder).run_stdio_async)
+    anyio.run(create_tools(chat, pictures_folder, max_pixels).run_stdio_async)

@@ -45,8 +45,8 @@ _GO_ON = (
 )
 
 
-def studio_settings(folder: Path, port: int) -> ServerSettings:
-    """The server's settings for one person and one session folder, with a new key."""
+def studio_settings(folder: Path, port: int, max_pixels: int = MAX_PIXELS) -> ServerSettings:
+    """The server's settings for one person and one session folder, with a new key. max_pixels: of one image."""
     return ServerSettings(
         port=port,
         api_keys=(secrets.token_urlsafe(32),),
@@ -56,7 +56,7 @@ def studio_settings(folder: Path, port: int) -> ServerSettings:
         max_upload_bytes=MAX_UPLOAD_BYTES,
         max_receiving_bytes=2 * MAX_UPLOAD_BYTES,
         upload_timeout_s=600.0,
-        max_pixels=MAX_PIXELS,
+        max_pixels=max_pixels,
         max_images=MAX_VARIANTS,
         max_session_nodes=100_000,
         drain_s=0.0,

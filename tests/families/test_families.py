@@ -393,3 +393,20 @@ def test_a_conversation_of_two_rounds_goes_on_from_its_answer_and_replays(family
         assert isinstance(replay, Replay)
         assert replay.same_pixels, (node.id, replay)
         assert replay.differences == ()
+
+
+def test_a_thing_of_300_px_in_a_photograph_of_24_million_is_drawn_at_the_models_full_size():
+    model = find_family("ace-tiny")
+    model.load(Loading(device="cpu"))
+    source = normalise_image(Image.radial_gradient("L").resize((6000, 4000)).convert("RGB"), name="photo")
+    mask = Image.new("L", source.size)
+    mask.paste(255, (3000, 1700, 3300, 2000))
+    unit = LongContextConditionUnit(ConditionUnit("add a red star", (source.image,), (mask,)))
+    sharpness = []
+    for focus in ("auto", "off"):
+        settings = Settings(1, 4, images=ImageRules(focus=focus))
+        (made,) = make(model, [open_job(model, Job(unit, settings, source))])
+        inside = np.asarray(made.image.crop((3010, 1710, 3290, 1990)).convert("L"), dtype=float)
+        sharpness.append(float(np.abs(np.diff(inside, axis=1)).max()))
+        assert made.drift is not None and made.drift.max_difference == 0
+    assert sharpness[0] > 3 * sharpness[1]
