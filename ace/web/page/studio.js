@@ -674,8 +674,8 @@ function toggleSettings() {
     field("seed", "Seed (stays until you clear it)", { type: "text", inputmode: "numeric", pattern: "[0-9]*", placeholder: "random" }),
     field("count", "Variants at once", { min: 1, max: model.max_n }),
     field("history", "Earlier rounds that the model sees", { min: 0, max: 9, placeholder: model.max_history }),
-    choice("detail", "An edit without a mask gives", { full: "Your picture's size; what did not change stays", model: "The model's own picture, at its size" }),
-    choice("focus", "A small mask is worked on", { auto: "Close up, at the model's full size", off: "With the whole picture" }),
+    choice("detail", "Size and detail of an edit", { full: "Your picture's", model: "The model's own" }),
+    choice("focus", "Small masks are worked on", { auto: "Close up", off: "As a whole" }),
     field("feather", "Blend inside the mask's edge, px", { min: 0, max: 100, placeholder: "none" }),
     field("width", "Width, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" }),
     field("height", "Height, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" })));
