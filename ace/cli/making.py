@@ -417,7 +417,10 @@ def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
     if node is not None:
         output.say(f"  session {short(node.folder.parent.parent)}, node {node.id}")
-    for note in (*made.notes, *([str(made.drift)] if made.drift is not None and made.drift.telling else [])):
+    for note in (
+        *made.notes,
+        *([str(made.drift)] if made.delivered is None and made.drift is not None and made.drift.telling else []),
+    ):
         output.say(f"  {note}")
     canvas = recipe.settings.get("canvas_cells")
     return {

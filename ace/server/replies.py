@@ -134,7 +134,8 @@ def drift_reply(opened: Opened, node_id: str) -> DriftReply:
     found, notes = opened.chat.drift(node_id), opened.chat.notes(node_id)
     if found is None:
         return DriftReply(node=node_id, text=None, drift=None, notes=notes)
-    text = str(found) if found.telling else None
+    told = "changes" in opened.session.node(node_id).recipe.settings  # the notes say what was kept
+    text = str(found) if found.telling and not told else None
     return DriftReply(node=node_id, text=text, drift=found.as_dict(), notes=notes)
 
 

@@ -97,7 +97,7 @@ class _Tools:
             stop.set()
         described = self.describe(node)
         drift = await to_thread.run_sync(self.chat.drift, node.id)
-        if drift is not None and drift.telling:
+        if drift is not None and drift.telling and "changes" not in node.recipe.settings:
             described["drift"] = str(drift)
         if notes := await to_thread.run_sync(self.chat.notes, node.id):
             described["notes"] = notes
