@@ -1,6 +1,8 @@
 # One word for each thing one does here. Every target sets the machine up by itself (.venv, pinned by constraints.txt).
 #   make demo [SEED=n]     show edited images made by the model in the package
-#   make test [ARGS=...]   run the tests
+#   make teach             ten pairs of pictures teach the model an edit that it does not know
+#   make chat              open the studio in the browser
+#   make test [ARGS=...]   run the tests, in WORKERS=2 processes (0: in one, as for a debugger)
 #   make test-slow         run the tests that take longer, on a Ray cluster of two as well
 #   make test-processors   run parity, determinism and replay tests as other processors would, by environment settings
 #   make soak              a real server under broken, impatient and hostile load for a minute
@@ -14,6 +16,7 @@
 VENV ?= .venv
 SEED ?=
 ARGS ?=
+WORKERS ?= 2
 TORCH_INDEX ?=
 # The first interpreter that is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -23,14 +26,21 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-slow test-processors soak weights check fix docs bench
+.PHONY: demo teach chat test test-slow test-processors soak weights check fix docs bench
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.core
 	$(BIN)/ace demo $(if $(SEED),--seed $(SEED))
 
+teach: $(VENV)/.train
+	$(BIN)/python recipes/teach_pairs.py out/teach
+	$(BIN)/ace teach out/teach/before out/teach/after --name sepia --output out/teach/sepia
+
+chat: $(VENV)/.web
+	$(BIN)/ace chat
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(PIP_INSTALL) ray
@@ -70,6 +80,11 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing ace and what it needs into $(VENV) (once)"
 	$(PIP_INSTALL) -e .
 	@touch $@
+
+$(VENV)/.train $(VENV)/.web: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing ace and what '$*' needs into $(VENV) (once)"
+	$(PIP_INSTALL) -e '.[$*]'
+	@touch $@ $(VENV)/.core
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing ace and its development tools into $(VENV) (once)"

@@ -22,6 +22,7 @@ import numpy as np
 
 from ace.errors import CheckpointError
 
+WEIGHT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # of an adapter's folder
 _HEADER_LIMIT = 100_000_000  # bytes; what safetensors itself allows
 _READ_AT_ONCE = 1 << 24  # values that are checked at a time
 _OTHER_KINDS = {

@@ -7,6 +7,7 @@ read again for every image's recipe; a cache that cannot be read or written is d
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -71,7 +72,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
         sync_folder(target.parent)
     except OSError as error:
-        raise OutputError(f"{path.name} cannot be written ({reason_of(error)}): choose another place") from None
+        remedy = "free space and run it again" if error.errno == errno.ENOSPC else "choose another place"
+        raise OutputError(f"{path.name} cannot be written ({reason_of(error)}): {remedy}") from None
 
 
 def sync_folder(folder: Path) -> None:

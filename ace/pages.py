@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -29,9 +30,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ModuleNotFoundError:
-        raise MissingDependencyError(
-            "pages need Jinja2: pip install 'ace-allround[train]' ([data] and [eval] too)"
-        ) from None
+        raise MissingDependencyError(f"pages need Jinja2: {install_command('train')} ([data] and [eval] too)") from None
     return Environment(
         loader=PackageLoader("ace"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -45,7 +45,7 @@ def main() -> None:
         names = [{"file": f"{seed:04d}.png"} for seed in range(given.jobs * 4)]
         sources = [record.facts for record in read_pictures(recipe, DataJob("0", {"pictures": names}))]
         jobs = [
-            DataJob(f"{n:06d}", {"sources": sources[4 * n : 4 * n + 4], "quota": dict.fromkeys(TASKS, -1)})
+            DataJob(f"{n:06d}", {"tried": [(facts, TASKS) for facts in sources[4 * n : 4 * n + 4]]})
             for n in range(given.jobs)
         ]
         work = partial(synthesize_slice, recipe)

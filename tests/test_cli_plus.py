@@ -152,8 +152,11 @@ def test_a_session_is_a_tree_of_edits_whichever_model_makes_them(here):
     assert "5 of 5 edits made again" in ace("replay", "talk.zip")
 
 
-def test_variants_of_a_request_are_made_together_and_each_is_as_if_alone(here):
-    on = ["--model", "ace-plus-subject", "--mask", "mask.png", "--max-seq-length", 1024]
+@pytest.mark.parametrize("held", [(), ("--quantize", "fp8"), ("--quantize", "int8"), ("--memory", "lean")])
+def test_variants_of_a_request_are_made_together_and_each_is_as_if_alone(held, here):
+    if "int8" in held:
+        pytest.importorskip("torchao")
+    on = ["--model", "ace-plus-subject", "--mask", "mask.png", "--max-seq-length", 1024, *held]
     ace("edit", "photo.png", "vase.png", "a hat", *on, "--count", 2, "--seed", 7, "--out-dir", "o")
     names = ["photo-001.png", "photo-002.png", "vase-001.png", "vase-002.png"]
     assert sorted(path.name for path in (here / "o").iterdir()) == names

@@ -1,23 +1,28 @@
-"""The promise: one request, the same bytes, alone or in any company.
+"""The promise: one request, the same bytes, alone or in any company, and made again from its session.
 
-Requests of all kinds, drawn from a seed, are made in five ways: alone, in pairs, with up to 16 at once that join
-and leave at any step as in the server's engine, beside neighbours that are cancelled half way, and in one list. Latents
-and PNG files are compared byte by byte. The engine itself: `server/test_engine.py`.
+Messages of all kinds, drawn from a seed and opened as every door opens them, are made in five ways: alone, in pairs,
+with up to 16 at once that join and leave at any step as in the server's engine, beside neighbours that are cancelled
+half way, and in one list after their session was opened again. Latents and PNG files, recipe included, are compared
+byte by byte; then `ace replay` makes each again. The engine itself: `server/test_engine.py`.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
-from ace.conversation.job import Job, Made, Settings
+from ace.cli import app
+from ace.conditions.images import open_bytes
+from ace.conversation import ChatSession, Job, Made, Mask, Message, Picture, Session, Settings, keep, open_message
 from ace.conversation.recipe import encode
 from ace.conversation.run import conclude
 from ace.diffusion import seeded_generator
@@ -27,8 +32,8 @@ from ace.plus.canvas import Reference
 from ace.plus.pipeline import ACEPlusPipeline, PlusRequest
 from ace.weights.sources import find_model, load_pipeline
 from tests.random_flux import SMALL_FFT, random_plus
+from tests.random_models import TINY_LIKE, random_pipeline
 
-MODEL = find_model("ace-tiny")
 WORDS = ("a red apple", "make it blue", "add a hat to the cat", "remove the background, keep all else as it is")
 
 
@@ -44,29 +49,36 @@ def half_mask(draw: random.Random, image: Image.Image) -> Image.Image:
     return mask
 
 
-def draw_job(number: int) -> Job:
-    """Any kind of request: images, masks, rounds with and without kept latents, sizes, guidance."""
+def attached(image: Image.Image, name: str) -> Picture:
+    return Picture.of_image(open_bytes(encode(image, "PNG")), name)
+
+
+def draw_message(number: int, nodes: Sequence[str], side_px: int) -> tuple[Message, str | None]:
+    """Any kind of message and the node that it follows: images, masks, rounds, sizes, guidance, at most 4 steps.
+
+    side_px: of the model's pictures; most are smaller here, which is quicker."""
     draw = random.Random(number)
-    photos = tuple(picture(draw) for _ in range(draw.randint(0, 3)))
-    names = [f"like {{image{n or ''}}}" for n in range(len(photos))]
-    words = " and ".join([*draw.sample(WORDS, draw.randint(1, len(WORDS))), *names])
-    masks = (half_mask(draw, photos[0]), *(None,) * (len(photos) - 1)) if photos and draw.random() < 0.5 else ()
-    rounds = []
-    for _ in range(draw.choice((0, 0, 0, 1, 2))):
-        answer, latents = picture(draw), None
-        if draw.random() < 0.5:
-            answer = answer.resize((128, 128))
-            latents = np.random.default_rng(number).standard_normal((16, 16, 16), dtype=np.float32)
-        rounds.append(Turn(ConditionUnit(draw.choice(WORDS)), answer, latents))
+    start = draw.choice((None, None, *nodes))
+    photos = [picture(draw) for _ in range(draw.choice((0, 0, 1, 2, 3)))]
+    names = [f"like {{image{n or ''}}}" for n in range(len(photos))] if start is None else []
+    mask = half_mask(draw, photos[0]) if photos and draw.random() < 0.5 else None
     settings = Settings(
         seed=number,
-        num_inference_steps=draw.choice((1, 1, 2, 3, 4)),
+        num_inference_steps=draw.choice((1, 1, 1, 2, 2, 3, 4)),
         guidance_scale=draw.choice((None, 1.0, 2.5)),
         guidance_rescale=draw.choice((None, 0.0)),
         negative_instruction=draw.choice(("", "", "dark and blurred")),
-        size=None if photos else draw.choice((None, (64, 96))),
+        size=draw.choice((None, *((side_px * w // 4, side_px * h // 4) for w, h in ((2, 2), (2, 3), (3, 2), (4, 1))))),
     )
-    return Job(LongContextConditionUnit(ConditionUnit(words, photos, masks), tuple(rounds)), settings)
+    message = Message(
+        " and ".join([*draw.sample(WORDS, draw.randint(1, len(WORDS))), *names]),
+        settings,
+        attached(photos[0], "photo") if photos else None,
+        tuple(attached(photo, f"reference{n}") for n, photo in enumerate(photos[1:])),
+        None if mask is None else Mask(mask),
+        max_history=draw.choice((0, 1, 5)),
+    )
+    return message, start
 
 
 Content = tuple[bytes, bytes]
@@ -75,7 +87,7 @@ Content = tuple[bytes, bytes]
 def content(made: Made) -> Content:
     """The bytes that must not change."""
     assert made.latents is not None
-    return made.latents.tobytes(), encode(made.image, "PNG")
+    return made.latents.tobytes(), encode(made.image, "PNG", made.recipe)
 
 
 Way = Callable[["Small", list[int]], Iterable[tuple[int, Content]]]
@@ -83,14 +95,47 @@ Way = Callable[["Small", list[int]], Iterable[tuple[int, Content]]]
 
 @dataclass
 class Small:
-    """The small model in one precision, with every job's own bytes as made alone."""
+    """A small model in one precision, a session with some conversations, and every request as it is made alone."""
 
     family: AceFamily
-    alone: dict[int, Content] = field(default_factory=dict)
+    session: Session
+    talks: Sequence[str]
+    jobs: dict[int, Job] = field(default_factory=dict)
+    alone: dict[int, Made] = field(default_factory=dict)
+    kept: dict[int, str] = field(default_factory=dict)
 
-    def make(self, numbers: Sequence[int]) -> list[Made]:
+    @classmethod
+    def of(cls, model: str, dtype: str, folder: Path) -> Small:
+        """With a conversation of three rounds and one that begins with a photo and a mask."""
+        files = find_model(model)
+        pipeline = load_pipeline(files, device="cpu", dtype=dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        small = cls(AceFamily(files, pipeline), Session.create(folder), ("0001", "0002", "0003", "0004"))
+        photo = picture(random.Random(0))
+        quick = Settings(seed=0, num_inference_steps=1)
+        masked = Message(WORDS[1], quick, attached(photo, "photo"), mask=Mask(half_mask(random.Random(0), photo)))
+        chat = ChatSession(small.session, small.family)
+        for message, start in (
+            *((Message(text, quick), start) for text, start in zip(WORDS, (None, "0001", "0002"), strict=False)),
+            (masked, None),
+        ):
+            assert list(chat.ask(message, start))
+        return small
+
+    def job(self, number: int) -> Job:
+        if number not in self.jobs:
+            message, start = draw_message(number, self.talks, self.family.model.side_px)
+            self.jobs[number] = open_message(self.family, message, self.session, start)
+        return self.jobs[number]
+
+    def keep(self, number: int) -> str:
+        """The node of the session that the answer is."""
+        if number not in self.kept:
+            self.kept[number] = keep(self.session, self.alone[number]).id
+        return self.kept[number]
+
+    def make(self, jobs: Sequence[Job]) -> list[Made]:
         """All of them in one list."""
-        jobs = [draw_job(number) for number in numbers]
         states = self.family.prepare(jobs)
         while running := [state for state in states if not state.done]:
             self.family.step(running)
@@ -103,7 +148,7 @@ class Small:
         waiting, running, passing = list(numbers), {}, []
         while waiting or running:
             if waiting and len(running) < 16:
-                job = draw_job(number := waiting.pop(0))
+                job = self.job(number := waiting.pop(0))
                 (running[number],) = self.family.prepare([job])
                 if leaving and number % 2:
                     neighbour = replace(job, settings=Settings(seed=number + 1, num_inference_steps=4))
@@ -119,13 +164,13 @@ class Small:
 def in_pairs(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
     for first in range(0, len(order), 2):
         pair = order[first : first + 2]
-        yield from zip(pair, map(content, small.make(pair)), strict=True)
+        yield from zip(pair, map(content, small.make([small.job(number) for number in pair])), strict=True)
 
 
-def in_lists(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
-    for first in range(0, len(order), 100):
-        some = order[first : first + 100]
-        yield from zip(some, map(content, small.make(some)), strict=True)
+def in_one_list_after_a_restart(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
+    chat = ChatSession(Session.open(small.session.folder), small.family)
+    jobs = [chat.reopened(small.keep(number)) for number in order]
+    yield from zip(order, map(content, small.make(jobs)), strict=True)
 
 
 def joining_and_leaving(small: Small, order: list[int]) -> Iterator[tuple[int, Content]]:
@@ -136,59 +181,111 @@ def beside_cancelled_ones(small: Small, order: list[int]) -> Iterator[tuple[int,
     return small.joining(order, leaving=True)
 
 
-# without instructions for it, a processor takes a hundred times as long
-BFLOAT16 = pytest.param("bfloat16", marks=() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else pytest.mark.slow)
-WAYS: tuple[Way, ...] = (in_pairs, joining_and_leaving, beside_cancelled_ones, in_lists)
+WAYS: tuple[Way, ...] = (in_pairs, joining_and_leaving, beside_cancelled_ones, in_one_list_after_a_restart)
 
 
-@pytest.fixture(scope="module", params=["float32", BFLOAT16])
-def small(request) -> Small:
-    pipeline = load_pipeline(MODEL, device="cpu", dtype=request.param)
-    pipeline.set_progress_bar_config(disable=True)
-    return Small(AceFamily(MODEL, pipeline))
+@pytest.fixture(scope="module")
+def random_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "random"
+    random_pipeline(TINY_LIKE, num_inference_steps=2).save_pretrained(folder)
+    return str(folder)
 
 
-def check(small: Small, count: int, way: Way) -> None:
-    for number in range(count):
+# without instructions for bfloat16 a processor takes ten times as long for it
+IN_BFLOAT16 = () if torch.ops.mkldnn._is_mkldnn_bf16_supported() else pytest.mark.slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("ace-tiny", "float32"), id="ace-tiny-float32"),
+        pytest.param(("random", "bfloat16"), id="random-bfloat16"),
+        pytest.param(("ace-tiny", "bfloat16"), id="ace-tiny-bfloat16", marks=IN_BFLOAT16),
+    ],
+)
+def small(request, random_folder, tmp_path_factory) -> Small:
+    model, dtype = request.param
+    return Small.of(random_folder if model == "random" else model, dtype, tmp_path_factory.mktemp("talk") / "talk")
+
+
+def make_alone(small: Small, numbers: Iterable[int]) -> None:
+    for number in numbers:
         if number not in small.alone:
-            small.alone[number] = content(*small.make([number]))
-    order = random.Random(count).sample(range(count), count)
-    compared = 0
-    for number, made in way(small, order):
-        assert made[0] == small.alone[number][0], f"the latents of request {number} differ"
-        assert made[1] == small.alone[number][1], f"the file of request {number} differs"
-        compared += 1
-    assert compared == count
-    assert len({latents for latents, _ in small.alone.values()}) == len(small.alone)
+            (small.alone[number],) = small.make([small.job(number)])
+    assert len({content(made)[0] for made in small.alone.values()}) == len(small.alone)
+
+
+def check(small: Small, numbers: Sequence[int], way: Way) -> None:
+    make_alone(small, numbers)
+    compared = set()
+    for number, made in way(small, random.Random(len(numbers)).sample(numbers, len(numbers))):
+        latents, file = content(small.alone[number])
+        assert made[0] == latents, f"the latents of request {number} differ"
+        assert made[1] == file, f"the file of request {number} differs"
+        compared.add(number)
+    assert compared == set(numbers)
+
+
+def check_replay(small: Small, numbers: Sequence[int]) -> None:
+    """`ace replay SESSION` of all that was made, in a family of its own that is loaded anew."""
+    make_alone(small, numbers)
+    for number in numbers:
+        small.keep(number)
+    dtype = str(small.family.pipeline.transformer.dtype).removeprefix("torch.")
+    settings = ("--model", str(small.family.model.folder), "--device", "cpu", "--dtype", dtype)
+    replayed = CliRunner().invoke(app, ["replay", str(small.session.folder), "--json", *settings], prog_name="ace")
+    rows = json.loads(replayed.stdout)
+    assert [row for row in rows if not row["same_bytes"]] == []
+    assert {row["node"] for row in rows} == {*small.talks, *small.kept.values()}
+    assert replayed.exit_code == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_request_gives_the_same_bytes_in_any_company(small, way):
-    check(small, 24, way)
+    check(small, range(24), way)
+
+
+def test_every_request_is_made_again_from_its_session(small):
+    check_replay(small, range(24))
+
+
+IN_BOTH = pytest.mark.parametrize(
+    "small", [("ace-tiny", "float32"), ("random", "bfloat16")], indirect=True, ids="-".join
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_500_requests_give_the_same_bytes_in_any_company(small, way):
-    check(small, 500, way)
+@IN_BOTH
+@pytest.mark.parametrize("hundred", range(5))
+def test_500_requests_give_the_same_bytes_in_any_company(small, hundred):
+    for way in WAYS:
+        check(small, range(100 * hundred, 100 * (hundred + 1)), way)
+
+
+@pytest.mark.slow
+@IN_BOTH
+def test_500_requests_are_made_again_from_their_session(small):
+    check_replay(small, range(500))
 
 
 @pytest.mark.parametrize("name", FAST)
 def test_accelerated_requests_too(small, name):
     small.family.pipeline.fast = fast_by_name(name)
     try:
-        alone = [content(*small.make([number])) for number in range(3)]
-        assert [content(made) for made in small.make(range(3))] == alone
+        jobs = [small.job(number) for number in range(3)]
+        alone = [content(*small.make([job])) for job in jobs]
+        assert [content(made) for made in small.make(jobs)] == alone
     finally:
         small.family.pipeline.fast = None
 
 
 def test_without_exact_requests_share_their_passes_and_agree_up_to_rounding(small):
-    exact, rows, pipeline = small.make(range(4)), [], small.family.pipeline
+    jobs = [small.job(number) for number in range(4)]
+    exact, rows, pipeline = small.make(jobs), [], small.family.pipeline
     handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[1])))
     pipeline.exact = False
     try:
-        packed = small.make(range(4))
+        packed = small.make(jobs)
     finally:
         pipeline.exact = None
         handle.remove()
@@ -248,9 +345,16 @@ class Plus:
         return sorted(made)
 
 
-@pytest.mark.parametrize("dtype", ["float32", BFLOAT16])
-@pytest.mark.parametrize("count", [24, pytest.param(500, marks=pytest.mark.slow)])
-def test_ace_plus_requests_give_the_same_bytes_in_any_company(dtype, count):
+@pytest.mark.parametrize(
+    ("count", "dtype"),
+    [
+        (24, "float32"),
+        (12, "bfloat16"),
+        pytest.param(500, "float32", marks=pytest.mark.slow),
+        pytest.param(500, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_ace_plus_requests_give_the_same_bytes_in_any_company(count, dtype):
     plus = Plus(random_plus(SMALL_FFT).to(getattr(torch, dtype)))
     alone = [made for number in range(count) for made in plus.together([number])]
     assert len({latents for _, latents, _ in alone}) == count

@@ -11,7 +11,23 @@ from typing import Annotated
 
 import typer
 
-from ace.cli import about, chat, convert, data, edit, evaluate, extract, quantize, replay, serve, sessions, train
+from ace.cli import (
+    about,
+    chat,
+    convert,
+    data,
+    edit,
+    evaluate,
+    extract,
+    fuse,
+    quantize,
+    replay,
+    serve,
+    sessions,
+    teach,
+    train,
+)
+from ace.cli.lean import own_process
 from ace.cli.terminal import STOPPED, Verbs, hush_torchao
 
 __all__ = ["app", "main"]
@@ -34,7 +50,9 @@ app.command("serve")(serve.serve)
 app.command("mcp")(serve.mcp)
 app.command()(convert.convert)
 app.command()(quantize.quantize)
+app.command()(fuse.fuse)
 app.command()(train.train)
+app.command()(teach.teach)
 app.add_typer(sessions.session, name="session")
 app.add_typer(data.data, name="data")
 app.add_typer(evaluate.evaluate, name="eval")
@@ -57,6 +75,7 @@ def start(
 
 def main() -> None:
     """The `ace` command."""
+    own_process()
     try:
         app(prog_name="ace")
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,7 @@ import typer
 
 from ace.cli.options import Device, Json, Model, Quiet, Seed, Steps, check_numbers
 from ace.cli.terminal import Output, count_of, load, short
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from ace.weights.sources import ModelFiles
@@ -126,7 +129,7 @@ def doctor(json: Json = False) -> None:
     for extra, packages in EXTRAS.items():
         absent = [package for package in packages if not _installed(package)]
         if absent:
-            missing.append(f"{', '.join(absent)} ({extra}): pip install 'ace-allround[{extra}]'")
+            missing.append(f"{', '.join(absent)} ({extra}): {install_command(extra)}")
     facts = {
         "ace": ace.__version__,
         "python": platform.python_version(),
@@ -163,7 +166,7 @@ def demo(
     """Show what a model does, on inputs it has never seen: one picture of many tasks and a conversation.
 
     Inputs are made afresh by the procedural world: what the model has learnt, in scenes and words that it never saw.
-    Nothing is selected.
+    Nothing is left out; each answer stands beside the true one, the nearest first.
 
     \b
     ace demo
@@ -207,6 +210,28 @@ def demo(
     )
     what = f"{len(made.panels)} tasks and a conversation, seed {seed}, {count_of(made.num_inference_steps, 'step')}"
     output.say(f"{short(out)}  {what}, {files.name}, {seconds:g} s")
+    for line in _how_to_go_on():
+        output.say(line)
+
+
+def _how_to_go_on() -> list[str]:
+    """What to type next, as it works here: the environment may not be active, and the studio not installed."""
+    active = shutil.which("ace") is not None
+    scripts = Path(sys.executable).parent
+    activate = scripts / "activate"
+    lines = ["", "next:"]
+    if not active and activate.is_file():
+        lines.append(f"  . {short(activate)}                      # so that `ace` is found")
+    checkout = Path("Makefile").is_file() and "ace demo" in Path("Makefile").read_text(encoding="utf-8")
+    if checkout:
+        lines.append("  make chat                                  # the studio, in the browser")
+        lines.append("  make teach                                 # ten pairs teach the model a new edit")
+    else:
+        missing = [name for name in EXTRAS["web"] if not _installed(name)]
+        lines += [f"  {install_command('web')}"] if missing else []
+        lines.append("  ace chat                                   # the studio, in the browser")
+    lines.append('  ace edit photo.png "make the background blue" --mask mask.png -o out.png')
+    return lines
 
 
 def _installed(package: str) -> bool:

@@ -58,7 +58,7 @@ def generate(
         )
 
     plans = [plan(number, settings) for number, settings in enumerate(asked.settings())]
-    check_outputs(plans, (), asked.out_dir)
+    check_outputs(plans, (), asked.out_dir, family.traits.medium)
     check_change_masks(asked, plans, ())
     Maker(family, loading, asked, session).make(plans)
 
@@ -138,7 +138,7 @@ def edit(
     wanted = list(enumerate(asked.settings()))
     plans = [plan(photo, number, settings) for photo in photos or [None] for number, settings in wanted]
     files = (*photos, *(path for path, _ in references), *([mask] if mask else ()))
-    check_outputs(plans, files, asked.out_dir)
+    check_outputs(plans, files, asked.out_dir, family.traits.medium)
     check_change_masks(asked, plans, files)
     Maker(family, loading, asked, session).make(plans)
 

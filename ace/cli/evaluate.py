@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ from ace.cli.contestants import (
 from ace.cli.options import Device, Guidance, Model, Quiet, Steps, check_numbers, tasks_named
 from ace.cli.terminal import Output, Verbs, short
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from ace.evaluation import WorldReport
@@ -296,7 +298,7 @@ def study(
 
         from ace.evaluation.study_page import make_app
     except ImportError as error:
-        raise MissingDependencyError("the page needs FastAPI: pip install 'ace-allround[eval]'") from error
+        raise MissingDependencyError(f"the page needs FastAPI: {install_command('eval')}") from error
     Output().say(f"http://127.0.0.1:{port}/  {len(asked.answers)} answers; report at /report; stop with Ctrl-C")
     uvicorn.run(make_app(asked), host="127.0.0.1", port=port, log_level="warning")
 
@@ -341,20 +343,22 @@ def ice_bench(
     from ace.evaluation.ice import evaluate_ice_bench
     from ace.evaluation.judge import Judge
 
-    asked = None
-    if judge is not None:
-        asked = Judge(judge, judge_model, os.environ.get("OPENAI_API_KEY", ""), language=judge_language)
     weights = None if face_weights is None else allowed_faces(face_weights, accept)
-    table = evaluate_ice_bench(
-        data,
-        measured,
-        folder,
-        ice_scorers(models, weights, clip, dinov2, asked, raw),
-        results=results,
-        limit=limit,
-        seed=seed,
-        quiet=quiet,
-    )
+    with ExitStack() as stack:
+        asked = None
+        if judge is not None:
+            key = os.environ.get("OPENAI_API_KEY", "")
+            asked = stack.enter_context(Judge(judge, judge_model, key, language=judge_language))
+        table = evaluate_ice_bench(
+            data,
+            measured,
+            folder,
+            ice_scorers(models, weights, clip, dinov2, asked, raw),
+            results=results,
+            limit=limit,
+            seed=seed,
+            quiet=quiet,
+        )
     Output(quiet=quiet).say(f"{short(folder / 'table.md')}  {table.rows[-1].source}; and eval_result.txt")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ace.cli.lean import unused, without
 from ace.cli.options import (
     Avoid,
     Compile,
@@ -57,12 +58,12 @@ from ace.cli.options import (
 )
 from ace.cli.terminal import FAILED, Output, Tell, complain, count_of, quiet_libraries, short
 from ace.errors import ConfigError, InputError, OutputError, SessionError
-from ace.files import write_atomically
 
 if TYPE_CHECKING:
     from ace.conditions.rules import ImageRules
     from ace.conversation import Family, Job, Loading, Made, Node, Progress, Session, Settings
     from ace.conversation.credentials import Signer
+    from ace.conversation.media import Medium
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def _name_in_folder(photo: Path) -> str:
     return photo.name if photo.suffix.lower() in FORMATS else f"{photo.stem}.png"
 
 
-def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path | None) -> None:
+def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path | None, medium: Medium) -> None:
     """Raise OutputError for an output that cannot be written, is an input, or is there twice."""
     from ace.conversation.recipe import check_output
 
@@ -265,7 +266,7 @@ def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path |
             raise OutputError(f"the folder {out_dir.name} cannot be made or written to: choose another")
     else:
         for path in outputs:
-            check_output(path)
+            check_output(path, medium.formats)
     seen: set[str] = set()
     for path in outputs:
         if path.name in seen:
@@ -294,7 +295,7 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
 
 def load_family(family: Family, loading: Loading, output: Output, tell: Tell) -> None:
     """Load a model without what the libraries print; its notes and its progress are told. Raises as `Family.load`."""
-    with quiet_libraries():
+    with without(unused(family, loading)), quiet_libraries():
         family.load(loading, output.say, lambda done, total: tell(done, total, "loading weights"))
 
 
@@ -376,22 +377,15 @@ class Maker:
     def _write(self, plan: Plan, made: Made) -> dict:
         """Write an image to its file and its session; returns what `--json` says of it."""
         from ace.conversation import Session, keep
-        from ace.conversation.credentials import sign
-        from ace.conversation.recipe import check_output, embed, encode
-        from ace.conversation.run import as_written
+        from ace.conversation.media import write
+        from ace.conversation.recipe import embed
 
         if plan.out is not None:
             try:
                 plan.out.parent.mkdir(parents=True, exist_ok=True)
             except OSError:
                 raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
-            file_format = check_output(plan.out)
-            data = encode(made.image, file_format, None if self.asked.no_metadata else made.recipe)
-            if self.signer is not None:
-                data = sign(data, file_format, made.recipe, made.job.origins, self.signer)
-                made = replace(made, notes=(*made.notes, self.signer.note))
-            write_atomically(plan.out, data)
-            made = as_written(made, data)
+            made = write(made, plan.out, metadata=not self.asked.no_metadata, signer=self.signer)
         change_mask = None
         if self.asked.save_change_mask and made.delivered is not None and plan.out is not None:
             change_mask = change_mask_of(plan.out)
@@ -413,7 +407,7 @@ def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
     """Say where an image is and what came of it; returns what `--json` says of it."""
     recipe, job = made.recipe, made.job
     size = f"{made.image.width}x{made.image.height} px"
-    where = short(node.image_path if plan.out is None and node is not None else plan.out or Path())
+    where = short(node.answer_path if plan.out is None and node is not None else plan.out or Path())
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
     if node is not None:
         output.say(f"  session {short(node.folder.parent.parent)}, node {node.id}")

@@ -11,6 +11,7 @@ import typer
 from ace.cli.options import Device, Lora, MaxPixels, Memory, Model, NumberType, Quiet, Sign
 from ace.cli.terminal import Output, complain, quiet_libraries
 from ace.errors import ConfigError, MissingDependencyError
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from ace.conversation.family import Family, Loading
@@ -105,7 +106,7 @@ def serve(
     settings = ServerSettings(
         host=host,
         port=port,
-        api_keys=_read_keys(key_file),
+        api_keys=read_keys(key_file),
         data_folder=data,
         aliases=tuple(alias or ()),
         url_hosts=tuple(AllowedHost.parse(text) for text in url_host or ()),
@@ -141,10 +142,11 @@ def check_installed(*packages: str, extra: str) -> None:
 
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(f"{', '.join(missing)} missing: pip install 'ace-allround[{extra}]'")
+        raise MissingDependencyError(f"{', '.join(missing)} missing: {install_command(extra)}")
 
 
-def _read_keys(path: Path | None) -> tuple[str, ...]:
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """The API keys in $ACE_API_KEYS and in a file. Raises ConfigError."""
     keys = [key.strip() for key in os.environ.get("ACE_API_KEYS", "").split(",")]
     if path is not None:
         try:

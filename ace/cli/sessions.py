@@ -58,7 +58,7 @@ def show(folder: Folder, json: Json = False) -> None:
                 "parents": node.parents,
                 "instruction": node.instruction,
                 "seed": node.recipe.seed,
-                "file": str(node.image_path),
+                "file": str(node.answer_path),
             }
             for node in nodes
         ]

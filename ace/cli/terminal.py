@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from ace.errors import AceError, InputError
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline
@@ -56,7 +57,7 @@ class Verbs(TyperGroup):
             extra = EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
                 raise
-            complain(f"{error.name} is missing: pip install 'ace-allround[{extra}]'")
+            complain(f"{error.name} is missing: {install_command(extra)}")
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
             complain("stopped")

@@ -10,7 +10,7 @@ import typer
 
 from ace.cli.options import Quiet
 from ace.cli.terminal import Output, complain, short, silence_libraries
-from ace.errors import ConfigError, OutputError
+from ace.errors import AceError, ConfigError, OutputError
 
 if TYPE_CHECKING:
     from ace.training.config import Recipe
@@ -67,7 +67,11 @@ def train(
     overrides: Overrides = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Estimate memory and time, then stop; needs no weights, data or network."),
+        typer.Option(
+            "--dry-run",
+            help="Say what it will need and take, then stop: from a few steps where weights and data are here, else "
+            "from its operations.",
+        ),
     ] = False,
     devices: Devices = 1,
     device_tflops: DeviceTflops = None,
@@ -109,6 +113,23 @@ def train(
 
     if PartialState().is_main_process:
         output.say(f"{short(folder)}  trained")
+        if (how := _how_to_use(wanted, folder)) is not None:
+            output.say(f"use it: {how}")
+
+
+def _how_to_use(recipe: Recipe, folder: Path) -> str | None:
+    """The command that uses a run's result; None for an autoencoder, which the next recipe names."""
+    from ace.training.config import AutoencoderRecipe, PlusRecipe
+
+    if isinstance(recipe, AutoencoderRecipe):
+        return None
+    if recipe.lora is None:
+        return f'ace edit photo.png "…" --model {short(folder / "model")}'
+    adapter = short(folder / "adapter")
+    if isinstance(recipe, PlusRecipe):
+        return f"--lora {adapter}, beside the --model of ACE++ that it is for"
+    base = f" --model {recipe.init}" if recipe.init != "ace-tiny" else ""
+    return f'ace edit photo.png "…" --lora {adapter}{base}'
 
 
 def _refuse_plan_options(devices: int, device_tflops: float | None, as_json: bool) -> None:
@@ -141,12 +162,21 @@ def _train(recipe: Recipe, folder: Path, quiet: bool) -> None:
 
 def _say_plan(recipe: Recipe, devices: int, device_tflops: float | None, output: Output) -> None:
     """What a recipe will cost, on devices like this machine's or as given."""
-    from ace.training.plan import Device, plan
+    from ace.training.config import ModelRecipe
+    from ace.training.plan import Device, plan, with_steps
     from ace.training.speed import this_device
 
-    measured = device_tflops is None
-    device = this_device(recipe.mixed_precision) if measured else Device("the given device", device_tflops)
+    here = device_tflops is None
+    device = this_device(recipe.mixed_precision) if here else Device("the given device", device_tflops)
     made = plan(recipe, device, devices)
+    if here and devices == 1 and isinstance(recipe, ModelRecipe):
+        silence_libraries()
+        from ace.training.model import measure_model
+
+        try:
+            made = with_steps(made, measure_model(recipe))
+        except AceError as error:  # its weights or its data are not here yet
+            output.say(f"no step could be run ({error}); estimated from operations instead")
     for line in made.lines():
         output.say(line)
     output.data(dataclasses.asdict(made))

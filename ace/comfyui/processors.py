@@ -39,7 +39,7 @@ _BUDGET = {"default": 3072, "min": 1024, "max": 5120, "step": 1}
 
 
 @dataclass(frozen=True)
-class Request:
+class ProcessorRequest:
     """What both processors are asked for. height, width: px of a new picture.
 
     Raises ImageError if a reference is wanted and none is connected."""
@@ -82,7 +82,7 @@ class Request:
             raise ImageError("the reference leaves no room for the picture: crop the reference")
         if self.edit_image is None:
             return self.height, self.width, cut
-        if canvas.references:
+        if canvas.target[0]:  # else the reference is narrower than a cell, and the canvas counts as without one
             return canvas.output_size[1], canvas.output_size[0], cut
         return int(self.edit_image.shape[1]), int(self.edit_image.shape[2]), cut
 
@@ -148,7 +148,7 @@ class AcePlusFFTProcessor:
         edit_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
         """UC_IMAGE, C_IMAGE, MASK, OUT_H, OUT_W, SLICE_W."""
-        request = Request(
+        request = ProcessorRequest(
             use_reference, height, width, task_type, max_seq_length, reference_image, edit_image, edit_mask
         )
         canvas = request.lay_out(keep_pixels_rate, True, max_seq_length)
@@ -182,7 +182,7 @@ class AcePlusLoraProcessor:
         edit_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, int, int, int]:
         """IMAGE, MASK, OUT_H, OUT_W, SLICE_W."""
-        request = Request(
+        request = ProcessorRequest(
             use_reference, height, width, task_type, max_seq_length, reference_image, edit_image, edit_mask
         )
         canvas = request.lay_out(None, False, 2 * max_seq_length)  # the doubling is published

@@ -1,4 +1,4 @@
-"""WHAT IS ASKED. Imports: errors.
+"""WHAT IS ASKED. Imports: extras, errors.
 
 In: an instruction, PIL images, masks, earlier rounds. Out: a checked `LongContextConditionUnit` and its frames.
 """

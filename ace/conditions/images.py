@@ -31,6 +31,7 @@ from ace.conditions.colour import is_readable, to_srgb
 from ace.conditions.rules import MAX_PIXELS
 from ace.conditions.sixteen import EXTRA, can_keep, read_sixteen
 from ace.errors import ImageError, MissingDependencyError
+from ace.extras import install_command
 
 # The first five need no further Pillow plugins, so they are tried first. Of JPEG files with several pictures (MPO, as
 # phones make them) and of animations the first one counts. HEIC needs an extra (`_read_heic`).
@@ -374,7 +375,7 @@ def _read_heic(name: str) -> tuple[str, ...]:
         import pi_heif
     except ImportError:
         raise MissingDependencyError(
-            f"{name} is HEIC, which needs a decoder: pip install 'ace-allround[heic]', or save it as JPEG"
+            f"{name} is HEIC, which needs a decoder: {install_command('heic')}, or save it as JPEG"
         ) from None
     if "HEIF" not in Image.OPEN:
         pi_heif.register_heif_opener(thumbnails=False)

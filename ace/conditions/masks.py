@@ -31,7 +31,7 @@ _SAME_PICTURE = 12.0  # levels between a photograph and a copy of it, on average
 
 
 @dataclass(frozen=True)
-class Mask:
+class ReadMask:
     """A mask as it was read. image: "L" of the photograph's size, the weights: 0 = keep exactly, 255 = change.
 
     share: of the picture that the model changes (weights above 128), 0 to 1. how: the reading taken, in words. note: a
@@ -56,7 +56,7 @@ def read_mask(
     name: str | None = None,
     undecided: MaskMeans | None = None,
     whole: bool = False,
-) -> Mask:
+) -> ReadMask:
     """Read the mask of a photograph. photo: opened, or its upright size (width, height), which then cannot be compared.
 
     rules: `mask_means`, `mask_threshold` and `max_pixels` count. undecided: what an ambiguous file means; None = it is
@@ -74,7 +74,7 @@ def read_mask(
         _check_selection(opened, weights)
     share = float((weights > MASK_THRESHOLD).mean())
     note = f"{opened.name} selects {100 * share:.1f} % of the picture: {how}"
-    return Mask(Image.fromarray(weights), share, how, note)
+    return ReadMask(Image.fromarray(weights), share, how, note)
 
 
 def open_mask(

@@ -18,6 +18,12 @@ def referenced_images(instruction: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(digits or 0) for digits in _NAME.findall(instruction)))
 
 
+def in_words(instruction: str) -> str:
+    """The instruction as a person says it: "the picture" for its only image, "picture 1", … where it names several."""
+    several = any(referenced_images(instruction))
+    return _NAME.sub(lambda found: f"picture {int(found[1] or 0) + 1}" if several else "the picture", instruction)
+
+
 def check_references(instruction: str, num_images: int) -> None:
     """Raise ConditionError if the instruction names an image that the unit does not have."""
     for index in referenced_images(instruction):

@@ -17,7 +17,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
-EXTRA = "pip install 'ace-allround[deep]'"
+from ace.extras import install_command
+
+EXTRA = install_command("deep")
 XMP_TAG = 700  # of a TIFF file
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -19,7 +19,7 @@ from ace.conversation.job import Job, Made, Progress, Settings, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
 from ace.conversation.recipe import CURRENT_RULES
 from ace.conversation.replay import Replay, compare_with_node, job_of_node
-from ace.conversation.run import drift_of, notes_of, notes_on, run
+from ace.conversation.run import notes_of, notes_on, run
 from ace.conversation.seeds import read_seed
 from ace.conversation.session import Node, Session
 from ace.inference.preserve import DriftReport
@@ -100,12 +100,14 @@ class ChatSession:
 
     def drift(self, node_id: str) -> DriftReport | None:
         """How far a node's answer moved from what it edited, as `Made.drift`; None if it edited nothing."""
-        recipe, source = self.session.node(node_id).recipe, self.session.source(node_id)
+        node, source = self.session.node(node_id), self.session.source(node_id)
+        recipe = node.recipe
         if source is None or recipe.settings.get("edits") is False:
             return None
         unit = self.session.unit(node_id)
         edit = LongContextConditionUnit(replace(unit, instruction="edit"))  # no need to open the rounds before it
-        return drift_of(Job(edit, Settings.of_recipe(recipe), source), self.session.answer(node_id).stored)
+        job = Job(edit, Settings.of_recipe(recipe), source)
+        return node.medium.drift(job, node.medium.load(node.answer_path))
 
     def notes(self, node_id: str) -> tuple[str, ...]:
         """What the user should know of a node's request, as `Made.notes`."""
@@ -116,5 +118,11 @@ def keep(session: Session, made: Made) -> Node:
     """Add a finished round to a session. Raises SessionError or OutputError."""
     job = made.job
     return session.add_node(
-        job.unit.current, made.image, made.recipe, parents=job.parents, latents=made.latents, source=job.source
+        job.unit.current,
+        made.content,
+        made.recipe,
+        parents=job.parents,
+        latents=made.latents,
+        source=job.source,
+        medium=made.medium,
     )

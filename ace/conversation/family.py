@@ -22,6 +22,7 @@ from PIL import Image
 from ace.conditions.units import MAX_IMAGES
 from ace.conditions.vocabulary import Vocabulary
 from ace.conversation.job import OPTIONAL_SETTINGS, Job, Part
+from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, MaskError
 from ace.inference.focus import crop_mask, crop_opened, focus_box
@@ -93,7 +94,10 @@ class Traits:
     inside it; max_images: of one request; history: it sees earlier rounds (else a round edits the answer
     before it); text_to_image: it works without an image; references_apart: a request may consist of references only,
     none of which is edited; vocabulary: what it has learnt to draw from words, None if nobody says. options: of
-    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`."""
+    `OPTIONAL_SETTINGS`; loading: of `Loading`, beyond `COMMON_LOADING`. switches_adapters: a request may bring adapters
+    of its own; those that are made together bring the same. medium: what its answers are."""
+
+    medium: Medium = IMAGE
 
     masks: bool = True
     sees_masks: bool = True
@@ -104,20 +108,21 @@ class Traits:
     vocabulary: Vocabulary | None = None
     options: frozenset[str] = frozenset()
     loading: frozenset[str] = frozenset()
+    switches_adapters: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a family made of a request, before anything is pasted back.
 
-    image: the model's own; with a source of the whole scene, at any size. latents: (C, h, w) to go on from, or None.
-    size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale: as they were used.
-    settings: whatever else of the model or the request changes the image, for the recipe. device, dtype: where and in
-    what numbers it was computed. notes: what of the request or the weights was left out, a line each.
-    round_trip: RGB of the image's size, what the model makes of the edited image where nothing is edited; None =
+    content: the model's own, of the family's medium; with a source of the whole scene, at any size. latents: (C, h, w)
+    to go on from, or None. size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale:
+    as they were used. settings: whatever else of the model or the request changes the image, for the recipe. device,
+    dtype: where and in what numbers it was computed. notes: what of the request or the weights was left out, a line
+    each. round_trip: RGB of the answer's size, what the model makes of the edited image where nothing is edited; None =
     unknown."""
 
-    image: Image.Image
+    content: Any
     size_px: tuple[int, int]
     num_steps: int
     guidance_scale: float
@@ -193,7 +198,8 @@ class Family(ABC):
 
     @abstractmethod
     def prepare(self, jobs: Sequence[Job]) -> list[Any]:
-        """One `State` per request: texts and images encoded, noise drawn. Raises InputError."""
+        """One `State` per request: texts and images encoded, noise drawn. All bring the same adapters, and those of
+        states that are not finished yet. Raises InputError."""
 
     @abstractmethod
     def step(self, states: Sequence[Any]) -> None:
@@ -221,7 +227,8 @@ class Family(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What this model is: for `ace models`, `/v1/models` and the studio. Values are plain JSON."""
+        """What this model is: for `ace models`, `/v1/models` and the studio. Values are plain JSON. Where requests may
+        bring adapters, `adapters` are those that it was loaded with, as recipes record them."""
 
 
 def open_job(family: Family, job: Job) -> Job:
@@ -236,6 +243,8 @@ def open_job(family: Family, job: Job) -> Job:
         raise ConditionError(f"{family.name} takes {most}, {len(unit.current.images)} given: leave some out")
     if not unit.current.images and not unit.history and not traits.text_to_image:
         raise ConditionError(f"{family.name} makes nothing from words alone: name an image to work on")
+    if job.settings.adapters and not traits.switches_adapters:
+        raise ConfigError(f"{family.name} takes its adapters when it is loaded: name them with --lora")
     for name in job.settings.optional():
         if name not in traits.options:
             raise ConfigError(f"{family.name} does not take {OPTIONAL_SETTINGS.get(name, name)}: leave it out")

@@ -1,4 +1,4 @@
-"""What travels through a model family: a `Job`, one image to make, and `Made`, the image with its recipe.
+"""What travels through a model family: a `Job`, one answer to make, and `Made`, the answer with its recipe.
 
 A job is checked and opened; it holds pixels and where they came from. Imports nothing heavy.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ace.conditions.images import OpenedImage
 from ace.conditions.rules import ImageRules
 from ace.conditions.units import LongContextConditionUnit
 from ace.conversation.credentials import Origin
+from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import CURRENT_RULES, FileRef, Recipe, Round, Setting
 from ace.conversation.seeds import seeds_of
 from ace.errors import ConfigError
@@ -42,8 +44,9 @@ class Settings:
     """How an image is made. None = the model's default.
 
     seed: 0 to 2^64 - 1. size: (width, height) in px that the model works at; None = the edited image's aspect.
-    images: how pictures and masks are read, worked on and given back. options: of some families only, by name (see
-    `OPTIONAL_SETTINGS`). rules: of an older recipe that is made again, see `Recipe.rules`."""
+    images: how pictures and masks are read, worked on and given back. adapters: (file or folder, strength) of LoRA
+    adapters for this image alone, on top of those that the model was loaded with. options: of some families only, by
+    name (see `OPTIONAL_SETTINGS`). rules: of an older recipe that is made again, see `Recipe.rules`."""
 
     seed: int
     num_inference_steps: int | None = None
@@ -52,6 +55,7 @@ class Settings:
     negative_instruction: str = ""
     size: tuple[int, int] | None = None
     images: ImageRules = field(default_factory=ImageRules)
+    adapters: tuple[tuple[Path, float], ...] = ()
     options: Mapping[str, Setting] = field(default_factory=dict)
     rules: Mapping[str, int] = field(default_factory=lambda: CURRENT_RULES)
 
@@ -149,19 +153,25 @@ class Part:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished job. drift: what changed where it should not have (without a mask: everywhere), None without a
-    source. latents: (C, h, w) for the next round to go on from; None where the answer holds pixels of the edited image,
-    from which it then goes on. unpasted: with a mask, the model's own image before it was pasted back. delivered: how
-    an edit of the whole image was carried to its full size."""
+    """A finished job. content: the answer, of the given medium. drift: what changed where it should not have (without a
+    mask: everywhere), None without a source. latents: (C, h, w) for the next round to go on from; None where the answer
+    holds pixels of the edited image, from which it then goes on. unpasted: with a mask, the model's own content before
+    it was pasted back. delivered: how an edit of the whole image was carried to its full size."""
 
     job: Job
-    image: Image.Image
+    content: Any
     recipe: Recipe
     drift: DriftReport | None = None
     notes: tuple[str, ...] = ()
     latents: np.ndarray | None = None
-    unpasted: Image.Image | None = None
+    unpasted: Any = None
+    medium: Medium = IMAGE
     delivered: Delivered | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """The answer, or an image that stands for it."""
+        return self.medium.still(self.content)
 
 
 @dataclass(frozen=True)

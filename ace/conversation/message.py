@@ -20,8 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from ace.conditions.images import OpenedImage, open_image
-from ace.conditions.masks import Mask as ReadMask
-from ace.conditions.masks import read_mask
+from ace.conditions.masks import ReadMask, read_mask
 from ace.conditions.rules import MAX_PIXELS, ImageRules, MaskMeans
 from ace.conditions.units import DEFAULT_MAX_HISTORY, ConditionUnit, LongContextConditionUnit, Turn
 from ace.conversation.credentials import Origin
@@ -177,7 +176,7 @@ def _check_rules(message: Message) -> None:
 def answer_of(session: Session, node_id: str) -> Picture:
     """The answer of a node as an image of a message. Raises SessionError."""
     node = session.node(node_id)
-    return Picture(session.answer(node_id), FileRef.of(node.image_path), node_id, node.image_path)
+    return Picture(session.answer(node_id), FileRef.of(node.answer_path), node_id, node.answer_path)
 
 
 def rounds_of(session: Session, node_id: str, history: tuple[Turn, ...]) -> tuple[Round, ...]:
@@ -188,7 +187,7 @@ def rounds_of(session: Session, node_id: str, history: tuple[Turn, ...]) -> tupl
             instruction=node.recipe.instruction,
             images=node.recipe.images,
             masks=_masks_of(node),
-            answer=FileRef.of(node.image_path),
+            answer=FileRef.of(node.answer_path),
             latents=None if turn.latents is None else hash_latents(turn.latents),
         )
         for node, turn in zip(session.chain(node_id), history, strict=True)

@@ -15,10 +15,12 @@ import io
 import json
 import os
 import platform
+import re
 import stat
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,6 +47,14 @@ OF_THE_WEIGHTS = ("adapters", "fast", "transformer", "quantize", "quantize_text"
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 PACKAGES = ("ace-allround", "diffusers", "numpy", "pillow", "safetensors", "torch", "transformers")
 MAX_RECIPE_BYTES = 1_000_000
+_MATRIX_FEATURES = ("avx512_bf16", "amx_tile", "asimd", "sve", "bf16")
+_KERNEL_SETTINGS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+)
 _MAX_JPEG_PACKET_BYTES = 65_504
 _NAMESPACE = "urn:ace-allround:recipe"
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -83,7 +93,8 @@ class FileRef(_Record):
 class Environment(_Record):
     """Where a picture was made: all that may change its bytes beside the recipe itself.
 
-    arch: processor family and its vector instructions; device, dtype: as torch names them."""
+    arch: processor family, the vector instructions that torch uses, and what else chooses the kernels of MKL and
+    oneDNN: maker, further instructions, settings of the environment. device, dtype: as torch names them."""
 
     system: str
     arch: str
@@ -100,7 +111,9 @@ class Environment(_Record):
         arch = platform.machine()
         num_threads = os.cpu_count() or 1
         if torch is not None:
-            arch = f"{arch} {torch.backends.cpu.get_cpu_capability()}"
+            arch = " ".join(
+                (arch, torch.backends.cpu.get_cpu_capability(), *_maker_and_features(), *_kernel_settings())
+            )
             num_threads = torch.get_num_threads()
         return cls(
             system=platform.system(),
@@ -197,7 +210,7 @@ class Recipe(_Record):
         if len(text) > MAX_RECIPE_BYTES:
             raise InputError(f"{name} holds {len(text)} bytes of recipe, more than any real one: use the original file")
         try:
-            version = _Version.model_validate_json(text).format_version
+            version = FormatVersion.model_validate_json(text).format_version
         except ValidationError:
             raise InputError(f"{name} holds a damaged recipe: use the original file") from None
         if not 1 <= version <= FORMAT_VERSION:
@@ -214,9 +227,30 @@ class Recipe(_Record):
             ) from None
 
 
-class _Version(BaseModel):
+class FormatVersion(BaseModel):
+    """The format version of a JSON record, whatever else is in it."""
+
     model_config = ConfigDict(strict=True)
     format_version: int
+
+
+@cache
+def _maker_and_features() -> tuple[str, ...]:
+    """The processor's maker and its instructions for matrices, as Linux tells them; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").lower().splitlines()
+    except OSError:
+        return ()
+    told = {name.strip(): value.split() for name, _, value in (line.partition(":") for line in lines)}
+    maker = told.get("vendor_id") or told.get("cpu implementer") or []
+    features = {*told.get("flags", []), *told.get("features", [])}
+    return (*maker[:1], *(name for name in _MATRIX_FEATURES if name in features))
+
+
+def _kernel_settings() -> tuple[str, ...]:
+    """Settings of the environment that make MKL or oneDNN choose other kernels."""
+    set_here = ((name, os.environ.get(name, "")) for name in _KERNEL_SETTINGS)
+    return tuple(f"{name}={re.sub(r'[^A-Za-z0-9_.]', '?', value)[:40]}" for name, value in set_here if value)
 
 
 def package_versions() -> dict[str, str]:
@@ -260,7 +294,8 @@ def compare(recipe: Recipe, now: Environment, *, model_sha256: str | None = None
     if model_sha256 is not None and model_sha256 != recipe.model_sha256:
         differences.append(f"model {recipe.model}: {recipe.model_sha256[:12]} then, {model_sha256[:12]} now")
     note("system", then.system, now.system)
-    note("processor", then.arch, now.arch)
+    known = len(then.arch.split())  # recipes of before say the first two words only
+    note("processor", then.arch, now.arch if known > 2 else " ".join(now.arch.split()[:known]))
     note("device", then.device, now.device)
     note("number type", then.dtype, now.dtype)
     note("threads", then.num_threads, now.num_threads)
@@ -285,15 +320,15 @@ def changed_settings(then: Recipe, now: Recipe) -> tuple[str, ...]:
 # Writing
 
 
-def check_output(path: str | Path) -> str:
-    """The format ("PNG", "JPEG", "WEBP", "TIFF") for a path by its extension, after checking that it can be written.
+def check_output(path: str | Path, formats: Mapping[str, str] = FORMATS) -> str:
+    """The format ("PNG", …) for a path by its extension, after checking that it can be written there.
 
     Writes nothing. Raises OutputError for an unknown extension, a missing folder, a folder or device in its place, or
     missing rights."""
     path = Path(path)
-    file_format = FORMATS.get(path.suffix.lower())
+    file_format = formats.get(path.suffix.lower())
     if file_format is None:
-        raise OutputError(f"{path.name} has no known picture extension: use {', '.join(FORMATS)}")
+        raise OutputError(f"{path.name} has no extension that the answer can be written with: use {', '.join(formats)}")
     try:
         target = Path(os.path.realpath(path))
         mode = target.stat().st_mode if target.exists() else None
@@ -321,7 +356,7 @@ def embed(image: Image.Image, path: str | Path, recipe: Recipe | None = None) ->
 
 def encode(image: Image.Image, file_format: str, recipe: Recipe | None = None) -> bytes:
     """The bytes that `embed` writes. All but JPEG are lossless, that is of quality 95 without colour subsampling."""
-    packet = None if recipe is None else _xmp_packet(recipe)
+    packet = None if recipe is None else xmp_packet(recipe)
     icc_profile = image.info.get("icc_profile")
     if image.mode == "RGBA" and file_format == "JPEG":
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -370,7 +405,8 @@ def _png_chunks(packet: bytes | None) -> PngInfo:
     return chunks
 
 
-def _xmp_packet(recipe: Recipe) -> bytes:
+def xmp_packet(recipe: Recipe) -> bytes:
+    """A recipe as it is put into files: `parse_packet` reads it."""
     is_edit = bool(recipe.images or recipe.history)
     source = "compositeWithTrainedAlgorithmicMedia" if is_edit else "trainedAlgorithmicMedia"
     tool = f"ace-allround {recipe.environment.packages.get('ace-allround', '')}".strip()
@@ -392,7 +428,11 @@ def _xmp_packet(recipe: Recipe) -> bytes:
 def read(path: str | Path) -> Recipe:
     """The recipe inside a picture file. Raises InputError if there is none, or none that can be trusted to be whole."""
     name = Path(path).name
-    packet = _read_packet(path, name)
+    return parse_packet(read_packet(path, name), name)
+
+
+def parse_packet(packet: bytes, name: str) -> Recipe:
+    """The recipe inside an XMP packet. name: of its file, for messages. Raises InputError."""
     if len(packet) > 2 * MAX_RECIPE_BYTES or b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
         raise InputError(f"{name} holds metadata that no recipe has: use the original file")
     try:
@@ -407,7 +447,8 @@ def read(path: str | Path) -> Recipe:
     raise InputError(f"{name} carries no recipe: it was not made by ace, or was saved without metadata")
 
 
-def _read_packet(path: str | Path, name: str) -> bytes:
+def read_packet(path: str | Path, name: str) -> bytes:
+    """The XMP packet of an image file. Raises InputError if there is none."""
     try:
         with quiet_pillow(), Image.open(path, formats=("PNG", "JPEG", "WEBP", "TIFF")) as image:
             packet = image.info.get("xmp")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image
 
 from ace.conditions.images import OpenedImage, open_image
 from ace.conditions.masks import open_mask, read_mask
@@ -122,17 +122,8 @@ def job_of_node(session: Session, node_id: str, model_sha256: str) -> Job:
 
 def compare_with_node(session: Session, node_id: str, made: Made) -> Replay:
     """A node's answer beside the image that was made again from its job. Raises SessionError."""
-    kept = session.answer(node_id)
-    before = kept.stored.convert("RGBA")
-    if kept.alpha is not None:
-        before.putalpha(kept.alpha)
-    then, now = session.node(node_id).recipe, made.recipe
-    differences = compare(then, now.environment, model_sha256=now.model_sha256)
-    return Replay(node_id, largest_difference(before, made.image), differences)
-
-
-def largest_difference(before: Image.Image, after: Image.Image) -> int:
-    """Of all values of two images, alpha included, in levels of 255; 255 if their sizes differ."""
-    if before.size != after.size:
-        return 255
-    return int(np.asarray(ImageChops.difference(before.convert("RGBA"), after.convert("RGBA"))).max())
+    session.answer(node_id)  # raises SessionError if the file is not the one that was written
+    node, medium = session.node(node_id), made.medium
+    remade = medium.encode(made.content, medium.node_format)
+    differences = compare(node.recipe, made.recipe.environment, model_sha256=made.recipe.model_sha256)
+    return Replay(node_id, medium.largest_difference(node.answer_path.read_bytes(), remade), differences)

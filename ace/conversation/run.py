@@ -11,20 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
-from PIL import Image
-
-from ace.conditions.colour import in_profile_of, to_srgb
-from ace.conditions.images import open_bytes
-from ace.conditions.rules import MOST_PIXELS
-from ace.conditions.sixteen import can_write_tiff
 from ace.conversation.family import Answer, Family
 from ace.conversation.job import Job, Made, Progress
+from ace.conversation.media import FinishedAnswer
 from ace.conversation.recipe import Environment, Recipe, Setting
-from ace.inference.detail import Delivered, deliver, size_note
-from ace.inference.focus import uncrop
-from ace.inference.preserve import DriftReport, drift_report, paste_back
 
 MOST_TOGETHER = 16
 _TIFF = (b"II*\0", b"MM\0*")
@@ -85,62 +76,28 @@ def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
 
 def conclude(family: Family, job: Job, answer: Answer) -> Made:
     """A family's answer as a result. Runs no model, so any thread may do it."""
-    image, mask, unpasted, delivered = answer.image, job.mask, None, None
-    if job.source is not None and mask is not None:
-        unpasted = image if job.part is None else uncrop(job.source, image, job.part.box)
-        rule, feather_px = job.settings.rules.get("blend", 1), job.settings.images.feather_px
-        image = paste_back(job.source, unpasted, mask, feather_px=feather_px, rule=rule)
-    elif job.source is not None and job.delivers:
-        delivered = deliver(job.source, image, answer.round_trip)
-        image = delivered.image
-    elif job.source is not None:
-        image = in_profile_of(image, job.source.icc_profile)
-    recipe = _recipe(family, job, answer, delivered)
-    notes = [*job.notes, *answer.notes, *notes_on(family, job), *notes_of(recipe)]
-    if job.source is not None and mask is None and delivered is None and image.size != job.source.size:
-        notes.append(size_note(image.size, job.source.size))
-    if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
-        notes.append(f"{job.source.name} has 16 bits per channel, the answer 8")
-    # what holds pixels of the edited image goes on from them: they are exact, and the latents' are not
-    merged = mask is not None if delivered is None else delivered.redrawn < 1
-    latents = None if merged and job.source is not None else answer.latents
-    return Made(job, image, recipe, drift_of(job, image), tuple(notes), latents, unpasted, delivered)
+    medium = family.traits.medium
+    finished = medium.finish(job, answer)
+    recipe = _recipe(family, job, answer, finished)
+    return Made(
+        job,
+        finished.content,
+        recipe,
+        medium.drift(job, finished.content),
+        (*job.notes, *answer.notes, *notes_on(family, job), *notes_of(recipe), *finished.notes),
+        answer.latents if finished.own else None,
+        finished.unpasted,
+        medium,
+        finished.delivered,
+    )
 
 
-def as_written(made: Made, data: bytes) -> Made:
-    """A result with its drift measured in a written file's bytes: JPEG is lossy, so that no pixel need be the input's.
-
-    Other formats keep every value, but 16 bits per channel are kept by PNG and TIFF alone."""
-    keeps = data.startswith(b"\x89PNG") or (data.startswith(_TIFF) and can_write_tiff())
-    if "sixteen_bit" in made.image.info and not keeps:
-        made = replace(made, notes=(*made.notes, "this file has 8 bits per channel: write .png to keep 16"))
-    if made.drift is None or not data.startswith(b"\xff\xd8"):
-        return made
-    drift = drift_of(made.job, open_bytes(data, max_pixels=MOST_PIXELS).stored)
-    notes = made.notes
-    if made.job.mask is not None:
-        notes += ("JPEG is lossy: what the mask kept is near the input, not equal to it; write .png to keep it",)
-    return replace(made, drift=drift, notes=notes)
-
-
-def drift_of(job: Job, image: Image.Image) -> DriftReport | None:
-    """How far the image made moved from the one that was edited, outside its mask; None if nothing was edited."""
-    if job.source is None:
-        return None
-    if job.mask is not None:  # what is kept, in the file's own values
-        return drift_report(job.source.stored, image.convert("RGB"), job.mask)
-    return drift_report(job.source.image, to_srgb(image.convert("RGB"), job.source.icc_profile))
-
-
-def _recipe(family: Family, job: Job, answer: Answer, delivered: Delivered | None) -> Recipe:
-    settings: dict[str, Setting] = {name: value for name, value in answer.settings.items() if value not in ("", None)}
+def _recipe(family: Family, job: Job, answer: Answer, finished: FinishedAnswer) -> Recipe:
+    given = {**answer.settings, **finished.settings}
+    settings: dict[str, Setting] = {name: value for name, value in given.items() if value not in ("", None)}
     if job.settings.size is not None:
         settings["size"] = "chosen"
     settings |= job.settings.images.as_settings()
-    if job.part is not None:
-        settings["focus_box"] = str(job.part.box)
-    if delivered is not None:
-        settings["changes"] = str(delivered)
     return Recipe(
         family=family.kind,
         model=family.name,

@@ -2,11 +2,12 @@
 
     session.json                what this folder is, and its format version
     nodes/0001/node.json        parents, recipe, which file is what, their hashes
-    nodes/0001/image.png        the answer, with its recipe inside
+    nodes/0001/image.png        the answer, with its recipe inside; named by its medium (`media.py`)
     nodes/0001/input0.png …     the request's pictures (unless a picture is the answer of another node: then a
     reference) nodes/0001/mask0.png …      their masks
     nodes/0001/latents.safetensors   optional: of the answer, for the next round to go on from
     head.json                        optional: the node that whoever looks at it was at last
+    labels.json                      optional: names that people gave, and what they deleted (`labels.py`)
 
 A node is written beside the others under a hidden name and becomes visible by one rename, so a session that is killed
 at any moment stays readable, and two writers never mix; names that begin with a dot are leftovers and may be deleted.
@@ -27,16 +28,19 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image, open_image
+from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image
 from ace.conditions.rules import MOST_PIXELS
 from ace.conditions.units import ConditionUnit, Turn
-from ace.conversation.recipe import Recipe, Sha256, encode
+from ace.conversation import labels, media
+from ace.conversation.labels import Labels, clean_title
+from ace.conversation.media import IMAGE, Medium, medium_of
+from ace.conversation.recipe import FormatVersion, Recipe, Sha256, encode
 from ace.errors import InputError, OutputError, SessionError
 from ace.files import hash_file, sync_folder, write_atomically
 
@@ -44,10 +48,22 @@ FORMAT_VERSION = 1
 _MAX_JSON_BYTES = 2_000_000
 _MAX_LATENTS_BYTES = 256 * 2**20
 _NODE_ID = re.compile(r"[0-9]{4,9}")
-_ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.(?:json|png|safetensors))")
+_ARCHIVED = re.compile(r"nodes/([0-9]{4,9})/([a-z0-9]+\.[a-z0-9]+)")
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a node keeps files of this kind."""
+    return name.endswith((".safetensors", *(Path(medium.node_file).suffix for medium in media.MEDIA)))
+
+
+def _check_kept(name: str) -> str:
+    if not _is_kept(name):
+        raise ValueError("no kind of file that a node keeps")
+    return name
+
 
 NodeId = Annotated[str, Field(pattern=r"^[0-9]{4,9}$")]
-PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.(png|safetensors)$")]
+PlainFile = Annotated[str, Field(pattern=r"^[a-z0-9]+\.[a-z0-9]+$"), AfterValidator(_check_kept)]
 
 
 class _Entry(BaseModel):
@@ -89,11 +105,6 @@ class _Head(_Entry):
     node: NodeId | None
 
 
-class _Version(BaseModel):
-    model_config = ConfigDict(strict=True)
-    format_version: int
-
-
 @dataclass(frozen=True)
 class ArchiveLimits:
     """What is taken of an archive: bytes when unpacked, nodes, pixels of each picture."""
@@ -119,7 +130,7 @@ class Node:
 
     id: "0001", …; parents: the nodes it was made from, the one whose conversation it continues first; recipe: what
     made it (instruction, seed, parameters, model, hashes); folder: where its files are; has_latents: whether they were
-    kept; inputs: the pictures of its request, in order."""
+    kept; inputs: the pictures of its request, in order; medium: what the answer is."""
 
     id: str
     parents: tuple[str, ...]
@@ -127,6 +138,7 @@ class Node:
     folder: Path
     has_latents: bool
     inputs: tuple[NodeInput, ...] = ()
+    medium: Medium = IMAGE
 
     @property
     def instruction(self) -> str:
@@ -134,9 +146,9 @@ class Node:
         return self.recipe.instruction
 
     @property
-    def image_path(self) -> Path:
+    def answer_path(self) -> Path:
         """The answer's file."""
-        return self.folder / "image.png"
+        return self.folder / self.medium.node_file
 
 
 class Session:
@@ -205,13 +217,22 @@ class Session:
         names = [entry.name for entry in (self.folder / "nodes").iterdir() if _NODE_ID.fullmatch(entry.name)]
         return tuple(sorted(names, key=lambda name: (int(name), name)))
 
+    def shown_ids(self) -> tuple[str, ...]:
+        """The names of the nodes that nobody deleted, oldest first. Raises SessionError."""
+        hidden = self.labels().hidden
+        return tuple(name for name in self.node_ids() if name not in hidden)
+
+    def labels(self) -> Labels:
+        """What people call it and its nodes, and what they deleted. Raises SessionError."""
+        return Labels.read(self.folder)
+
     def nodes(self) -> tuple[Node, ...]:
         """All nodes, oldest first. Raises SessionError for one that is damaged."""
         return tuple(self.node(node_id) for node_id in self.node_ids())
 
     def latest(self) -> Node | None:
         """The newest node, None if there is none yet. Raises SessionError if it is damaged."""
-        names = self.node_ids()
+        names = self.shown_ids()
         return self.node(names[-1]) if names else None
 
     def node(self, node_id: str) -> Node:
@@ -219,16 +240,20 @@ class Session:
         entry, folder = self._entry(node_id), self._folder_of(node_id)
         inputs = tuple(
             NodeInput(
-                self._folder_of(image.node) / "image.png" if isinstance(image, _AnswerOf) else folder / image.file,
+                self._folder_of(image.node) / self._entry(image.node).image.file
+                if isinstance(image, _AnswerOf)
+                else folder / image.file,
                 image.node if isinstance(image, _AnswerOf) else None,
                 None if mask is None else folder / mask.file,
             )
             for image, mask in zip(entry.images, entry.masks, strict=True)
         )
-        return Node(entry.id, entry.parents, entry.recipe, folder, entry.latents is not None, inputs)
+        medium = medium_of(entry.image.file)
+        return Node(entry.id, entry.parents, entry.recipe, folder, entry.latents is not None, inputs, medium)
 
     def answer(self, node_id: str) -> OpenedImage:
-        """The answer of a node with its alpha and ICC profile: the same object every time.
+        """The answer of a node with its alpha and ICC profile, or the image that stands for it: the same object every
+        time.
 
         Its `image` is the very object that `history` gives, so a next round that starts from it continues the
         conversation. Raises SessionError."""
@@ -289,7 +314,7 @@ class Session:
     def head(self) -> str | None:
         """The node where `set_head` left off; the newest if it never did. Raises SessionError if that is damaged."""
         path = self.folder / "head.json"
-        names = self.node_ids()
+        names = self.shown_ids()
         if path.exists() or path.is_symlink():
             try:
                 node_id = _Head.model_validate_json(_read_small(path, self.folder.name)).node
@@ -309,22 +334,84 @@ class Session:
             self._entry(node_id)
         write_atomically(self.folder / "head.json", (_Head(node=node_id).model_dump_json() + "\n").encode())
 
+    def rename(self, name: str) -> None:
+        """Call the session by a name, "" = its folder's. Raises SessionError."""
+        self.labels().model_copy(update={"name": clean_title(name)}).write(self.folder)
+
+    def rename_node(self, node_id: str, title: str) -> None:
+        """Call a node by a title, "" = none. Raises SessionError."""
+        self._folder_of(node_id)
+        self.labels().titled(node_id, clean_title(title)).write(self.folder)
+
+    def delete_node(self, node_id: str, *, keep_files: bool = False) -> None:
+        """Delete a node. What was made from it stays whole: as long as there is any, the node is hidden and keeps its
+        files; they go with the last of these. Its number is never used again. Whoever was there goes to its parent.
+
+        keep_files: remove none now, as while a request that may need them runs. Raises SessionError."""
+        self._folder_of(node_id)
+        known = self.labels()
+        was_head = self.head() == node_id
+        known = known.titled(node_id, "").model_copy(update={"hidden": known.hidden | {node_id}})
+        known.write(self.folder)
+        if was_head:
+            self.set_head(self.shown_parent(node_id))
+        if not keep_files:
+            self._prune(known)
+
+    def shown_parent(self, node_id: str) -> str | None:
+        """The nearest node on the way to the beginning that nobody deleted, None if there is none."""
+        hidden = self.labels().hidden
+        chain: tuple[str, ...] = ()
+        try:
+            chain = self._entry(node_id).parents
+            while chain and chain[0] in hidden:
+                chain = self._entry(chain[0]).parents
+        except SessionError:
+            return None  # a damaged one, which may be why it is deleted
+        return chain[0] if chain else None
+
+    def _prune(self, known: Labels) -> None:
+        """Remove the files of hidden nodes that nothing refers to."""
+        names = self.node_ids()
+        needs: dict[str, set[str]] = {}
+        for name in names:
+            try:
+                entry = self._entry(name)
+                needs[name] = {*entry.parents, *(one.node for one in entry.images if isinstance(one, _AnswerOf))}
+            except SessionError:
+                needs[name] = set()
+        while gone := [
+            name for name in known.hidden & needs.keys() if not any(name in need for need in needs.values())
+        ]:
+            for name in gone:
+                known = known.model_copy(
+                    update={"hidden": known.hidden - {name}, "last": max(known.last, int(names[-1]))}
+                )
+                known.write(self.folder)  # first the number, so that a kill between the two uses none again
+                del needs[name]
+                self._answers.pop(name, None)
+                leftover = self.folder / "nodes" / f".gone.{secrets.token_hex(6)}"
+                os.rename(self.folder / "nodes" / name, leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
+
     def add_node(
         self,
         unit: ConditionUnit,
-        answer: Image.Image,
+        answer: Any,
         recipe: Recipe,
         *,
         parents: tuple[str, ...] = (),
         latents: np.ndarray | None = None,
         source: OpenedImage | None = None,
+        medium: Medium = IMAGE,
     ) -> Node:
         """Keep a finished round.
 
         unit: the request; a picture of it that is the answer of an existing node (the same object, or for parents the
-        same pixels) is kept as a reference. answer: RGB or RGBA, an ICC profile in `info`. parents: existing nodes, the
-        one whose conversation goes on first; none = a new conversation. latents: float array of any shape, for later.
-        source: the request's first picture as it was opened, so that its alpha and ICC profile are kept too.
+        same pixels) is kept as a reference. answer: of the medium; an image is RGB or RGBA, an ICC profile in `info`.
+        parents: existing nodes, the one whose conversation goes on first; none = a new conversation. latents: float
+        array of any shape, for later. source: the request's first picture as it was opened, so that its alpha and ICC
+        profile are kept too.
         Raises SessionError for an unknown parent or a recipe of another instruction, OutputError if it cannot be
         written; the session is unchanged then."""
         for parent in parents:
@@ -338,7 +425,7 @@ class Session:
         try:
             part.mkdir()
             try:
-                node_id = self._write_node(part, unit, answer, recipe, parents, latents, source)
+                node_id = self._write_node(part, unit, answer, recipe, parents, latents, source, medium)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -346,18 +433,19 @@ class Session:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
-        self._answers[node_id] = normalise_image(answer, max_pixels=MOST_PIXELS)
+        self._answers[node_id] = normalise_image(medium.still(answer), max_pixels=MOST_PIXELS)
         return self.node(node_id)
 
     def _write_node(
         self,
         part: Path,
         unit: ConditionUnit,
-        answer: Image.Image,
+        answer: Any,
         recipe: Recipe,
         parents: tuple[str, ...],
         latents: np.ndarray | None,
         opened: OpenedImage | None,
+        medium: Medium,
     ) -> str:
         """Fill the hidden folder, then give it the next free number. Returns the number."""
 
@@ -384,7 +472,7 @@ class Session:
             from safetensors.numpy import save
 
             stored_latents = store("latents.safetensors", save({"latents": np.ascontiguousarray(latents)}))
-        stored_answer = store("image.png", encode(answer, "PNG", recipe))
+        stored_answer = store(medium.node_file, medium.encode(answer, medium.node_format, recipe))
         return self._place(
             part,
             lambda node_id: _NodeFile(
@@ -401,7 +489,7 @@ class Session:
     def _place(self, part: Path, describe: Callable[[str], _NodeFile]) -> str:
         """Give a hidden folder, complete but for its node.json, the next free number. Returns the number."""
         names = self.node_ids()
-        number = int(names[-1]) + 1 if names else 1
+        number = max(int(names[-1]) if names else 0, self.labels().last) + 1
         while True:
             entry = describe(f"{number:04d}")
             write_atomically(part / "node.json", (entry.model_dump_json(indent=1) + "\n").encode())
@@ -423,6 +511,9 @@ class Session:
         Raises SessionError for a damaged node."""
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr("session.json", _SessionFile().model_dump_json(indent=1) + "\n")
+            known = self.labels()
+            if known.titles or known.hidden:
+                archive.writestr(labels.FILE, known.model_dump_json(indent=1) + "\n")
             for node_id in self.node_ids():
                 entry = self._entry(node_id)
                 for stored in _files_of(entry):
@@ -454,12 +545,22 @@ class Session:
                 os.rename(staging / node_id, part)
                 numbers[node_id] = self._place(part, renumbered)
             sync_folder(self.folder / "nodes")
+            self._add_labels(Labels.read(staging), numbers)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise OutputError(f"the session {self.folder.name} cannot be written ({reason}): check the disk") from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return numbers
+
+    def _add_labels(self, new: Labels, numbers: dict[str, str]) -> None:
+        """Take over what an archive says of its nodes."""
+        if not (new.titles or new.hidden):
+            return
+        known = self.labels()
+        titles = {numbers[old]: clean_title(title) for old, title in new.titles.items() if old in numbers}
+        hidden = {numbers[old] for old in new.hidden if old in numbers}
+        known.model_copy(update={"titles": known.titles | titles, "hidden": known.hidden | hidden}).write(self.folder)
 
     # The folder
 
@@ -490,7 +591,7 @@ class Session:
     def _picture(self, node_id: str, stored: _StoredFile) -> OpenedImage:
         path = self._checked(node_id, stored)
         try:
-            return open_image(path, max_pixels=MOST_PIXELS)
+            return medium_of(path).open(path, MOST_PIXELS)
         except InputError as error:
             raise self._damaged(node_id, str(error).split(":")[0]) from None
 
@@ -526,7 +627,7 @@ class Session:
         except ValidationError as error:
             place = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])[:80] or "as a whole"
             raise self._damaged(node_id, f"node.json, {place}") from None
-        if entry.id != node_id or entry.image.file != "image.png" or len(entry.masks) != len(entry.images):
+        if entry.id != node_id or not _is_answer(entry.image) or len(entry.masks) != len(entry.images):
             raise self._damaged(node_id, "node.json does not fit its folder")
         return entry
 
@@ -545,6 +646,10 @@ def _whole(opened: OpenedImage) -> Image.Image:
     if opened.icc_profile is not None:
         whole.info["icc_profile"] = opened.icc_profile
     return whole
+
+
+def _is_answer(stored: _StoredFile) -> bool:
+    return stored.file == medium_of(stored.file).node_file
 
 
 def _files_of(entry: _NodeFile) -> list[_StoredFile]:
@@ -575,8 +680,14 @@ def _unpack(stream: BinaryIO, staging: Path, name: str, limits: ArchiveLimits) -
             for member in members:
                 if member.filename == "session.json":
                     continue
+                if member.filename == labels.FILE and member.file_size <= _MAX_JSON_BYTES:
+                    (staging / labels.FILE).write_bytes(archive.read(member))
+                    Labels.read(staging)
+                    continue
                 match = _ARCHIVED.fullmatch(member.filename)
-                if match is None or member.flag_bits & 1 or match[2] in found.get(match[1], {}):
+                if match is None or not (match[2] == "node.json" or _is_kept(match[2])):
+                    raise refused(f"it holds {member.filename[:60]!r}")
+                if member.flag_bits & 1 or match[2] in found.get(match[1], {}):
                     raise refused(f"it holds {member.filename[:60]!r}")
                 found.setdefault(match[1], {})[match[2]] = member
             if len(found) > limits.num_nodes:
@@ -614,7 +725,7 @@ def _unpack_node(
     answers = [image.node for image in entry.images if isinstance(image, _AnswerOf)]
     if (
         entry.id != node_id
-        or entry.image.file != "image.png"
+        or not _is_answer(entry.image)
         or len(entry.masks) != len(entry.images)
         or not {*entry.parents, *answers} <= earlier.keys()
         or {file.file for file in _files_of(entry)} != members.keys()
@@ -630,9 +741,9 @@ def _unpack_node(
             os.fsync(file.fileno())
         if hash_file(folder / stored.file) != stored.sha256:
             raise refused(f"{stored.file} of node {node_id} is not the one that was written")
-        if stored.file.endswith(".png"):
+        if not stored.file.endswith(".safetensors"):
             try:
-                open_image(folder / stored.file, max_pixels=max_pixels)
+                medium_of(stored.file).open(folder / stored.file, max_pixels)
             except InputError as error:
                 raise refused(str(error).split(":")[0]) from None
     return entry
@@ -653,7 +764,7 @@ def _read_small(path: Path, what: str) -> bytes:
 
 def _check_version(text: bytes, what: str, otherwise: str) -> None:
     try:
-        version = _Version.model_validate_json(text).format_version
+        version = FormatVersion.model_validate_json(text).format_version
     except ValidationError:
         raise SessionError(f"{what} is damaged (its description cannot be read): {otherwise}") from None
     if version != FORMAT_VERSION:

@@ -1,4 +1,4 @@
-"""IMAGES → SHARDS. Imports: conditions, extract, lists, pages, settings.
+"""IMAGES → SHARDS. Imports: conditions, extract, files, lists, pages, settings.
 
 In: image collections, or the procedural world. Out: `EditSample` records and shards of them.
 """

@@ -17,6 +17,7 @@ import numpy as np
 
 from ace.data.recipe import Mining
 from ace.errors import MissingDependencyError, ShapeError
+from ace.extras import install_command
 
 KEPT, NEAR_IDENTICAL, UNRELATED = 0, 1, 2  # what became of a pair
 REASONS = ("", "near-identical", "too little in common")
@@ -89,7 +90,7 @@ def union(edges: np.ndarray) -> list[np.ndarray]:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
     except ModuleNotFoundError:
-        raise MissingDependencyError("mining needs scipy: pip install 'ace-allround[data]'") from None
+        raise MissingDependencyError(f"mining needs scipy: {install_command('data')}") from None
 
     nodes, joined = np.unique(edges, return_inverse=True)
     rows, columns = joined.reshape(-1, 2).T
@@ -142,7 +143,7 @@ def load_faiss() -> Any:
     try:
         import faiss
     except ModuleNotFoundError:
-        raise MissingDependencyError("mining needs faiss: pip install 'ace-allround[data]'") from None
+        raise MissingDependencyError(f"mining needs faiss: {install_command('data')}") from None
     return faiss
 
 

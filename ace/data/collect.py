@@ -27,6 +27,7 @@ from ace.conditions.images import SUFFIXES, normalise_image, open_header
 from ace.data.recipe import Collection
 from ace.data.tasks.source import Rejected
 from ace.errors import DataError, ImageError, MissingDependencyError
+from ace.extras import install_command
 from ace.lists import local_path, numbered_lines
 
 CAPTION_FILES = ("metadata.jsonl", "captions.jsonl")
@@ -340,7 +341,7 @@ def _open_data_set(collection: Collection) -> tuple[Any, str]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise MissingDependencyError("Hugging Face data sets need pip install 'ace-allround[data]'") from None
+        raise MissingDependencyError(f"Hugging Face data sets need {install_command('data')}") from None
     try:
         if _is_saved_set(Path(collection.path)):
             data = datasets.load_from_disk(collection.path)

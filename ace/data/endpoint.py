@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -34,5 +35,5 @@ def check_client() -> None:
         import openai  # noqa: F401
     except ModuleNotFoundError:
         raise MissingDependencyError(
-            "asking an endpoint needs the openai client: pip install 'ace-allround[data]' (or [eval])"
+            f"asking an endpoint needs the openai client: {install_command('data')} (or [eval])"
         ) from None

@@ -25,8 +25,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ace.data.shards import SCHEMA, write_atomically
+from ace.data.shards import SCHEMA
 from ace.errors import AceError, ConfigError, MissingDependencyError, OutputError
+from ace.extras import install_command
+from ace.files import write_atomically
 
 PART_SCHEMA = pa.schema(
     [
@@ -146,7 +148,7 @@ def run_stage(
     Raises OutputError, after everything else is done, if parts could not be written (a full disk): run again then."""
     place = folder / stage
     place.mkdir(parents=True, exist_ok=True)
-    for stale in place.glob(".*.partial"):
+    for stale in place.glob(".*.part"):
         stale.unlink(missing_ok=True)
     parts = [Part(place / f"{job.name}.parquet") for job in jobs]
     pending = [job for job, part in zip(jobs, parts, strict=True) if not part.file.exists()]
@@ -186,8 +188,8 @@ def do_job(job: DataJob, work: Work, place: Path) -> str:
         part = _as_part(work(job))
     try:
         write_atomically(place / f"{job.name}.parquet", part)
-    except OSError as error:
-        return error.strerror or str(error)
+    except OutputError as error:
+        return str(error)
     return ""
 
 
@@ -253,7 +255,7 @@ def _daft(where: Where) -> Any:
         import daft
         import daft.exceptions
     except ModuleNotFoundError:
-        raise MissingDependencyError("the data engine needs daft: pip install 'ace-allround[data]'") from None
+        raise MissingDependencyError(f"the data engine needs daft: {install_command('data')}") from None
     if where.ray:
         _join(where)
         daft.set_runner_ray(noop_if_initialized=True)

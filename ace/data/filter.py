@@ -24,9 +24,10 @@ from PIL import Image
 from ace.data import collect
 from ace.data.engine import DataJob, Part, Record, StageReport, report_stage
 from ace.data.recipe import Collection, DataRecipe, Filtering
-from ace.data.shards import MANIFEST, read_shards, write_atomically
+from ace.data.shards import MANIFEST, read_shards
 from ace.data.sources import OF_ONE_PICTURE
 from ace.data.tasks.source import Rejected
+from ace.files import write_atomically
 
 if TYPE_CHECKING:
     from ace.extract.safety import SafetyNet

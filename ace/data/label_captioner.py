@@ -26,8 +26,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ace.data.instruct import Question
 from ace.data.sample import EditSample
-from ace.data.shards import write_atomically
 from ace.errors import ConfigError, DataError, MissingDependencyError
+from ace.files import write_atomically
 
 ASK = "Write the instruction that turns the first picture into the second."
 NOTE = "captioner.json"

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ace.data.engine import StageReport
-from ace.data.shards import MANIFEST, Manifest, Shards, read_manifest, read_shards, write_atomically
+from ace.data.shards import MANIFEST, Manifest, Shards, read_manifest, read_shards
 from ace.errors import DataError
+from ace.files import write_atomically
 from ace.pages import image_url, render
 
 _THUMBNAIL_PX = 180
@@ -25,7 +26,9 @@ _THUMBNAIL_PX = 180
 def write_report(folder: Path, stages: Sequence[StageReport], manifest: Manifest, seconds: float) -> None:
     """`report.json`, `report.html`, `funnel.png` and `browse.html` of a finished build."""
     write_funnel(folder, stages, manifest.tasks, seconds)
-    write_atomically(folder / "browse.html", contact_sheet(read_shards(folder), folder.name, per_task=12).encode())
+    rejects = read_shards(folder / "rejected") if (folder / "rejected" / MANIFEST).is_file() else None
+    page = contact_sheet(read_shards(folder), folder.name, per_task=12, rejects=rejects)
+    write_atomically(folder / "browse.html", page.encode())
 
 
 def write_funnel(folder: Path, stages: Sequence[StageReport], tasks: Mapping[str, int], seconds: float) -> None:
@@ -62,10 +65,12 @@ def draw_report(folder: Path) -> Path:
         for s in stages
     ]
     task_rows = []
+    pictures = _pictures_behind(folder)
     for task, (kept, why) in _survival(folder).items():
         tried = kept + sum(why.values())
         because = ", ".join(f"{reason}: {n}" for reason, n in _largest_first(why))
-        task_rows.append((task, tried, kept, f"{100 * kept / max(tried, 1):.0f} %", because))
+        survived = f"{100 * kept / max(tried, 1):.0f} %"
+        task_rows.append((task, tried, kept, survived, len(pictures.get(task, ())), because))
     page = render(
         "funnel",
         title=folder.name,
@@ -102,24 +107,33 @@ def funnel_svg(stages: Sequence[StageReport]) -> str:
     )
 
 
-def contact_sheet(samples: Shards, title: str, per_task: int = 0, limit: int = 600) -> str:
+def contact_sheet(
+    samples: Shards, title: str, per_task: int = 0, limit: int = 600, rejects: Shards | None = None
+) -> str:
     """A page with the samples of a data set, by task: pictures (masks beside them), words and answer.
 
-    per_task: at most so many of each task, 0 = all; limit: of all."""
-    tasks = samples.column("task")
+    per_task: at most so many of each task, 0 = all; limit: of all. rejects: what was left out, shown below by reason,
+    four of each."""
+    sections, shown = _sections(samples, samples.column("task"), per_task, limit)
+    left_out = _sections(rejects, rejects.column("reason"), 4, limit)[0] if rejects else []
+    return render("samples", title=title, num_samples=len(samples), tasks=sections, num_shown=shown, rejects=left_out)
+
+
+def _sections(samples: Shards, names: Sequence[str], each: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Samples under a name each, at most `each` of a name (0 = all) and `limit` of all; and how many those are."""
     by_task: dict[str, list[int]] = {}
-    for index, task in enumerate(tasks):
-        chosen = by_task.setdefault(task or "–", [])
-        if not per_task or len(chosen) < per_task:
+    for index, name in enumerate(names):
+        chosen = by_task.setdefault(name or "–", [])
+        if not each or len(chosen) < each:
             chosen.append(index)
-    counts = Counter(task or "–" for task in tasks)
+    counts = Counter(name or "–" for name in names)
     shown, sections = 0, []
     for task in sorted(by_task):
         some = by_task[task][: limit - shown]
         shown += len(some)
         views = [sample_view(samples.row(index), index) for index in some]
         sections.append({"name": task, "count": counts[task], "samples": views})
-    return render("samples", title=title, num_samples=len(samples), tasks=sections, num_shown=shown)
+    return sections, shown
 
 
 def sample_view(row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -130,7 +144,9 @@ def sample_view(row: Mapping[str, Any], index: int) -> dict[str, Any]:
         pictures += [("mask", _thumbnail(row["masks"][n]["bytes"])) for n in unit["masks"] if n >= 0]
         answer = row["target"] if unit["answer"] < 0 else row["images"][unit["answer"]]
         rounds.append({"instruction": unit["instruction"], "pictures": pictures, "answer": _thumbnail(answer["bytes"])})
-    return {"rounds": rounds, "index": index, "task": row["task"], "id": row["id"], "reason": row.get("reason") or ""}
+    reason = ": ".join(filter(None, (row.get("reason"), row.get("detail"))))
+    name = row["id"] or row.get("what") or ""  # a picture that made no sample has a name only
+    return {"rounds": rounds, "index": index, "task": row["task"], "id": name, "reason": reason}
 
 
 def write_contact_sheet(source: Path, out: Path, limit: int = 600) -> int:
@@ -157,6 +173,17 @@ def _survival(folder: Path) -> dict[str, tuple[int, dict[str, int]]]:
             if task:
                 why.setdefault(task, Counter())[reason] += 1
     return {task: (kept[task], dict(why.get(task, {}))) for task in sorted({*kept, *why})}
+
+
+def _pictures_behind(folder: Path) -> dict[str, set[str]]:
+    """By task: the pictures that its kept samples were made of."""
+    behind: dict[str, set[str]] = {}
+    for place in (folder, folder / "held_out"):
+        if (place / MANIFEST).is_file():
+            samples = read_shards(place)
+            for task, provenance in zip(samples.column("task"), samples.column("provenance"), strict=True):
+                behind.setdefault(task, set()).add(str(json.loads(provenance).get("source", "")))
+    return behind
 
 
 def _largest_first(counts: Mapping[str, int]) -> Iterable[tuple[str, int]]:

@@ -21,6 +21,7 @@ from ace.conditions.prompt import check_references
 from ace.data.report import sample_view
 from ace.data.shards import Manifest, Shards, row_id, write_rows
 from ace.errors import ConditionError, DataError, MissingDependencyError
+from ace.extras import install_command
 from ace.lists import lines_of
 from ace.pages import render
 
@@ -120,7 +121,7 @@ def review_app(samples: Shards, corrections: Corrections) -> Any:
         from fastapi.responses import HTMLResponse
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ModuleNotFoundError:
-        raise MissingDependencyError("the review page needs fastapi: pip install 'ace-allround[data]'") from None
+        raise MissingDependencyError(f"the review page needs fastapi: {install_command('data')}") from None
 
     app = FastAPI(title="ace data review", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])

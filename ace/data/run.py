@@ -31,10 +31,11 @@ import pyarrow as pa
 from ace.data import collect, filter, label, mine, report
 from ace.data.engine import DataJob, OnProgress, Part, Record, StageReport, Where, report_stage, run_stage
 from ace.data.recipe import DataRecipe
-from ace.data.shards import MANIFEST, SCHEMA, Manifest, read_manifest, read_shards, write_atomically, write_rows
+from ace.data.shards import MANIFEST, SCHEMA, Manifest, read_manifest, read_shards, write_rows
 from ace.data.sources import PER_JOB, read_sources
 from ace.data.synthesize import synthesize, tasks_of
 from ace.errors import ConfigError, OutputError
+from ace.files import write_atomically
 
 WORK, REJECTED, HELD_OUT = "work", "rejected", "held_out"
 REJECTED_SCHEMA = pa.schema(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,19 +20,20 @@ from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from PIL import Image
 
 from ace.conditions import ConditionUnit, LongContextConditionUnit, Turn
 from ace.data.sample import EditSample
 from ace.errors import ConfigError, DataError, MissingDependencyError
+from ace.extras import install_command
+from ace.files import write_atomically
 
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
 except ModuleNotFoundError:
-    raise MissingDependencyError("shards are Parquet and need pyarrow: pip install 'ace-allround[data]'") from None
+    raise MissingDependencyError(f"shards are Parquet and need pyarrow: {install_command('data')}") from None
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -242,20 +242,6 @@ def write_shard(rows: Sequence[dict[str, Any]], file: Path, schema: pa.Schema = 
     return ShardFile(file.name, len(rows), hashlib.sha256(buffer.getbuffer()).hexdigest())
 
 
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write a file so that after a kill or a full disk it is the old one or the new one, never a part."""
-    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")  # two writers of one file do not meet
-    try:
-        with partial.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def read_manifest(folder: Path | str) -> Manifest:
     """The manifest of a folder of shards. Raises DataError if there is none or it is not ours."""
     file = Path(folder) / MANIFEST
@@ -268,6 +254,20 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise DataError(f"{folder} is no finished data set: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read ({error}): write the data set again") from None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something that a build left out: at which stage, what (a picture's or a sample's name), for which task and why.
+
+    sample: as it was made, None if none was."""
+
+    stage: str
+    what: str
+    task: str
+    reason: str
+    detail: str
+    sample: EditSample | None
 
 
 class Shards(Sequence[EditSample]):
@@ -305,7 +305,19 @@ class Shards(Sequence[EditSample]):
         """The sample at an index (negative from the end), or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return from_row(self.row(index))
+        row = self.row(index)
+        if row["target"] is None and row.get("reason"):
+            what = f"{row['what']} made no sample ({row['reason']})"
+            raise DataError(f"row {index} of the rejected is a picture, {what}: read these rows with `rejects`")
+        return from_row(row)
+
+    def rejects(self) -> Iterator[Reject]:
+        """What a build left out, each with its reason, in order; for the folder `rejected` of a data set."""
+        for row in self.rows():
+            if "reason" not in row:
+                raise DataError("these are samples that were kept: rejects are in the data set's folder `rejected`")
+            sample = None if row["target"] is None else from_row(row)
+            yield Reject(row["stage"], row["what"], row["task"] or "", row["reason"], row["detail"] or "", sample)
 
     def row(self, index: int) -> dict[str, Any]:
         """The row at an index, undecoded; neighbours are kept in memory, so reading in order reads once."""

@@ -18,9 +18,9 @@ from ace.data import collect
 from ace.data.collect import Pointer
 from ace.data.engine import DataJob, OnProgress, Part, Record, Where, run_stage
 from ace.data.recipe import DataRecipe
-from ace.data.shards import write_atomically
 from ace.data.tasks.source import Rejected, Source
 from ace.errors import AceError
+from ace.files import write_atomically
 
 PER_JOB = 32  # pictures of reading and embedding
 # what a picture, a file or a library can do to a stage; anything else is a bug and stops the run

@@ -7,7 +7,7 @@ when a task has enough, and what becomes of a sample that fails its own check.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -23,7 +23,6 @@ from ace.data.tasks import TASK_MAKERS, Rejected, Tools, check
 from ace.data.tasks.generators import Generators
 from ace.errors import ConfigError, MissingDependencyError
 
-_SLICES_PER_ROUND = 4  # of synthesis with a quota; decides what is made, so never the number of workers
 _NOT_INSTALLED = "something is not installed"
 # families whose makers look at the other pictures of a mined set
 _OF_SETS = ("semantic_editing", "reference_generation", "multi_turn")
@@ -41,71 +40,106 @@ def tasks_of(recipe: DataRecipe) -> list[str]:
 def synthesize(
     recipe: DataRecipe, sources: Sequence[dict[str, Any]], work: Path, where: Where, on_progress: OnProgress | None
 ) -> list[Part]:
-    """All parts of synthesis, in an order of sources that the seed decides."""
+    """All parts of synthesis. With `samples_per_task`, every task draws from its own order of all the pictures, which
+    the seed decides; without, every picture is tried for every task."""
     sets = _sets(sources)
-    ordered = sorted(sources, key=lambda s: hashlib.sha256(f"{recipe.seed}:{s['id']}".encode()).digest())
-    ordered = [_with_others(facts, sets) for facts in ordered]
-    size = recipe.synthesize.slice
-    slices = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    pictures = [_with_others(facts, sets) for facts in sources]
     do = partial(synthesize_slice, recipe)
+
+    def run(jobs: Sequence[DataJob], told: OnProgress | None) -> list[Part]:
+        return run_stage("synthesize", jobs, do, work, where, told)
+
     if recipe.synthesize.samples_per_task:
-        return _in_rounds(
-            recipe, slices, lambda jobs, told: run_stage("synthesize", jobs, do, work, where, told), on_progress
-        )
-    everything = dict.fromkeys(tasks_of(recipe), -1)
-    return run_stage(
-        "synthesize", [_job(n, part, everything) for n, part in enumerate(slices)], do, work, where, on_progress
-    )
+        return _in_rounds(recipe, pictures, run, on_progress)
+    tasks = tasks_of(recipe)
+    ordered = sorted(pictures, key=lambda facts: _rank(recipe.seed, "", facts))
+    return run(_jobs([(facts, tasks) for facts in ordered], recipe.synthesize.slice), on_progress)
 
 
-def _job(number: int, sources: Sequence[dict[str, Any]], quota: dict[str, int]) -> DataJob:
-    return DataJob(f"{number:06d}", {"sources": sources, "quota": quota})
+def _jobs(tried: Sequence[tuple[dict[str, Any], list[str]]], size: int, first: int = 0) -> list[DataJob]:
+    """Jobs of `size` pictures, each with the tasks that it is tried for; first: number of the first."""
+    return [
+        DataJob(f"{first + number:06d}", {"tried": tried[start : start + size]})
+        for number, start in enumerate(range(0, len(tried), size))
+    ]
 
 
 def _in_rounds(
     recipe: DataRecipe,
-    slices: Sequence[Sequence[dict[str, Any]]],
+    pictures: Sequence[dict[str, Any]],
     run: Callable[[Sequence[DataJob], OnProgress | None], list[Part]],
     on_progress: OnProgress | None,
 ) -> list[Part]:
-    """Parts until every task has its quota, in rounds of a few slices: what a round still has to add is known from the
-    rounds before, so that where and how often it ran changes nothing."""
-    parts: list[Part] = []
+    """Parts until every task has its quota or has tried every picture.
+
+    In each round, each open task takes as many pictures as it lacks samples, twice as many as in the round before if
+    those did not do. What a round tries is known from the rounds before, so that where and how often it ran changes
+    nothing; a few samples too many are dropped by the filter."""
     left = dict.fromkeys(tasks_of(recipe), recipe.synthesize.samples_per_task)
-    for first in range(0, len(slices), _SLICES_PER_ROUND):
-        numbers = range(first, min(first + _SLICES_PER_ROUND, len(slices)))
-        quota = {task: -(-n // len(numbers)) for task, n in left.items() if n}
-        if not quota:
-            break
-        # a round may add a few too many; the filter drops them
-        told = partial(_told_after, on_progress, first, len(slices)) if on_progress else None
-        new = run([_job(number, slices[number], quota) for number in numbers], told)
+    untried = {task: list(pictures) for task in left}
+    stands_on = Counter[str]()  # samples by picture
+    parts: list[Part] = []
+    wanted, generosity = sum(left.values()), 1
+    while open_tasks := [task for task in left if left[task] and untried[task]]:
+        asked = stands_on.copy()
+        chosen: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        for task in open_tasks:
+            ordered = _least_used_first(recipe.seed, task, untried[task], asked)
+            some, untried[task] = ordered[: generosity * left[task]], ordered[generosity * left[task] :]
+            for facts in some:
+                chosen.setdefault(facts["id"], (facts, []))[1].append(task)
+                asked[facts["id"]] += 1
+        told = partial(_told_after, on_progress, sum(left.values()), wanted) if on_progress else None
+        new = run(_jobs(list(chosen.values()), recipe.synthesize.slice, first=len(parts)), told)
         parts += new
+        generosity *= 2
         for record in (record for part in new for record in part.records(samples=False)):
             if record.reason == _NOT_INSTALLED:
                 left[record.task] = 0
             elif not record.reason:
                 left[record.task] = max(left[record.task] - 1, 0)
+                stands_on[record.what] += 1
     return parts
 
 
-def _told_after(on_progress: OnProgress, before: int, total: int, done: int, _: int) -> None:
-    on_progress(before + done, total)
+def _least_used_first(
+    seed: int, task: str, pictures: Sequence[dict[str, Any]], used: Counter[str]
+) -> list[dict[str, Any]]:
+    """A task's own order of pictures: those first that fewer samples stand on, and one of every set or style before a
+    second of any."""
+    earlier = Counter[str]()
+    places: dict[str, int] = {}
+    ranked = sorted(pictures, key=lambda facts: _rank(seed, task, facts))
+    for facts in ranked:
+        group = facts.get("set") or facts.get("style") or facts["id"]
+        places[facts["id"]] = earlier[group]
+        earlier[group] += 1
+    return sorted(ranked, key=lambda facts: (used[facts["id"]], places[facts["id"]]))
+
+
+def _rank(seed: int, task: str, facts: dict[str, Any]) -> bytes:
+    return hashlib.sha256(f"{seed}:{task}:{facts['id']}".encode()).digest()
+
+
+def _told_after(on_progress: OnProgress, left: int, wanted: int, done: int, jobs: int) -> None:
+    """Samples made, as far as is known: those of earlier rounds, and this round's share of what was left."""
+    on_progress(wanted - left + left * done // max(jobs, 1), wanted)
 
 
 def synthesize_slice(recipe: DataRecipe, job: DataJob) -> Iterator[Record]:
-    """Make samples of every open task from a slice of sources, picture by picture, so that what is found in a picture
-    serves all tasks.
+    """Make samples from a few pictures, each for some tasks, picture by picture, so that what is found in a picture
+    serves all of its tasks.
 
-    A sample that fails its task's own check is rejected whole. Dice belong to (seed, task, source)."""
-    quota: dict[str, int] = job.payload["quota"]  # accepted samples still wanted, -1 = no limit
-    for facts in job.payload["sources"]:
-        for task in [task for task in quota if quota[task]]:
+    A sample that fails its task's own check is rejected whole. The random numbers of one belong to (seed, task,
+    picture)."""
+    closed = set[str]()
+    for facts, tasks in job.payload["tried"]:
+        for task in tasks:
+            if task in closed:
+                continue
             record = _make(recipe, task, facts)
             if record.reason == _NOT_INSTALLED:
-                quota[task] = 0  # the same for every picture
-            elif not record.reason:
-                quota[task] -= 1
+                closed.add(task)  # the same for every picture
             yield record
 
 

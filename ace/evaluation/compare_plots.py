@@ -11,6 +11,7 @@ from ace.errors import MissingDependencyError
 from ace.evaluation.compare import ComparedRun, RunComparison
 from ace.evaluation.metrics import Interval
 from ace.evaluation.turns import NUM_OTHERS
+from ace.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def draw_plots(comparison: RunComparison) -> bytes:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependencyError("plots need matplotlib: pip install 'ace-allround[eval]'") from error
+        raise MissingDependencyError(f"plots need matplotlib: {install_command('eval')}") from error
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
     from matplotlib.projections.polar import PolarAxes

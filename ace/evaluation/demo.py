@@ -1,8 +1,8 @@
 """`ace demo`: fifteen kinds of task and a conversation of three turns, made by a model from inputs it has never seen.
 
 Inputs come from the held-out side of the procedural world: things that training drew, in scenes and words that it never
-saw, decided by the seed alone; nothing is selected by how well it turned out. In the conversation every turn goes on
-from the model's own answers. Everything runs in packed passes.
+saw, decided by the seed alone. Nothing is left out for how it turned out; each answer stands beside the true one, the
+nearest first. In the conversation every turn goes on from the model's own answers. Everything runs in packed passes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
@@ -40,7 +41,7 @@ DEMO_TASKS: dict[str, str] = {
     "controllable_generation/doodle": "doodle to picture",
     "layer_editing/fusion": "two layers into one",
 }
-COLUMNS = 3
+COLUMNS = 2
 NUM_TURNS = 3
 
 
@@ -116,12 +117,29 @@ def make_demo(
         unit = replace(unit, images=tuple(own.get(id(image), image) for image in unit.images))
         (answer,), _ = run([LongContextConditionUnit(unit, tuple(turns))])
         turns.append(Turn(unit, answer))
-    panels = tuple(
-        panel_of(sample, result, title)
+    panels = [
+        replace(panel_of(sample, result, title), truth=sample.target)
         for sample, result, title in zip(plan.samples, results, DEMO_TASKS.values(), strict=True)
-    )
+    ]
+    left = [error_left(sample, result) for sample, result in zip(plan.samples, results, strict=True)]
+    order = sorted(range(len(panels)), key=left.__getitem__)
     conversation = tuple((turn.unit.instruction, turn.answer) for turn in turns)
-    return Demo(panels, rounds[0].unit.images[0], conversation, seed, states[0].num_steps)
+    shown = tuple(panels[number] for number in order)
+    return Demo(shown, rounds[0].unit.images[0], conversation, seed, states[0].num_steps)
+
+
+def error_left(sample: EditSample, answer: Image.Image) -> float:
+    """How much of the way to the true answer is left: its root mean square error over that of the image as it was, or,
+    from words alone, of one flat picture in the right mean colour. 0 = the true answer, 1 = nothing gained."""
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        same = image.convert("RGB").resize(sample.target.size, Image.Resampling.LANCZOS)
+        return np.asarray(same, np.float64)
+
+    truth, source = pixels(sample.target), sample.request.source_index
+    before = truth.mean((0, 1)) if source is None else pixels(sample.request.frames()[source].image)
+    rms = [float(np.sqrt(np.mean((one - truth) ** 2))) for one in (pixels(answer), before)]
+    return rms[0] / max(rms[1], 1.0)
 
 
 def draw_demo(demo: Demo, model_name: str) -> Image.Image:
@@ -132,7 +150,7 @@ def draw_demo(demo: Demo, model_name: str) -> Image.Image:
     )
     return draw_page(
         f"What {model_name} does with inputs it has never seen",
-        "held-out scenes, unselected; left of the arrow what went in, right of it what the model made",
+        "held-out scenes, none left out; sorted by how near the model came to the true answer, the nearest first",
         [grid, strip],
         f"{model_name}, seed {demo.seed}, {demo.num_inference_steps} denoising steps. "
         f"Other inputs: make demo SEED={demo.seed + 1}",

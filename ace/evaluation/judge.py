@@ -13,6 +13,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 
@@ -33,7 +34,9 @@ class Verdict:
 
 @dataclass
 class Judge:
-    """base_url, model, api_key: of the endpoint. repeats: times each question is asked. language: "en" or "zh"."""
+    """base_url, model, api_key: of the endpoint. repeats: times each question is asked. language: "en" or "zh".
+
+    It keeps connections: leave its `with` block, or `close` it, when nothing more is asked."""
 
     base_url: str
     model: str
@@ -46,6 +49,16 @@ class Judge:
         if self.language not in ("en", "zh"):
             raise ConfigError(f"the judge's question is in en or zh, not {self.language!r}")
         self._client = connect(self.base_url, self.api_key, self.timeout_s)
+
+    def close(self) -> None:
+        """Close the connections to the endpoint."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def ask(
         self, instruction: str, source: Path, result: Path, mask: Path | None = None, reference: Path | None = None

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ace.conditions.prompt import in_words
 from ace.data.world.sprites import SHIPPED_PACK, SpriteLibrary
 
 PICTURE_PX = 192
@@ -22,6 +23,8 @@ PAD = 16
 GAP = 18
 MARGIN = 40
 CARD_PX = 2 * PAD + 2 * PICTURE_PX + ARROW_PX
+TRUTH_PX = PICTURE_PX + 28  # that a card is wider with its true answer
+CAPTION_PX = 22
 
 PAPER, CARD, EDGE = (244, 243, 239), (255, 255, 255), (222, 219, 211)
 INK, SOFT, ACCENT = (34, 36, 40), (120, 122, 126), (196, 68, 40)
@@ -32,25 +35,29 @@ Line = list[tuple[str, ImageFont.FreeTypeFont]]  # words with the font that has 
 
 @dataclass(frozen=True)
 class Panel:
-    """One edit to show. title: what kind it is; images and masks: as the request has them; result: the answer."""
+    """One edit to show. title: what kind it is; images and masks: as the request has them; result: the answer; truth:
+    the true one beside it, or None."""
 
     title: str
     instruction: str
     images: tuple[Image.Image, ...]
     masks: tuple[Image.Image | None, ...]
     result: Image.Image
+    truth: Image.Image | None = None
 
 
 def draw_grid(panels: Sequence[Panel], columns: int) -> Image.Image:
     """Cards in rows; each row is as high as its longest instruction needs."""
+    with_truth = any(panel.truth is not None for panel in panels)
+    wide, caption = (CARD_PX + TRUTH_PX, CAPTION_PX) if with_truth else (CARD_PX, 0)
     rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
-    texts = [[_wrap(panel.instruction, CARD_PX - 2 * PAD, 22) for panel in row] for row in rows]
-    heights = [_text_height(max(len(lines) for lines in row)) + PICTURE_PX + 2 * PAD for row in texts]
-    sheet = Image.new("RGB", (columns * CARD_PX + (columns - 1) * GAP, sum(heights) + GAP * (len(rows) - 1)), PAPER)
+    texts = [[wrap(in_words(panel.instruction), wide - 2 * PAD, 22) for panel in row] for row in rows]
+    heights = [_text_height(max(len(lines) for lines in row)) + caption + PICTURE_PX + 2 * PAD for row in texts]
+    sheet = Image.new("RGB", (columns * wide + (columns - 1) * GAP, sum(heights) + GAP * (len(rows) - 1)), PAPER)
     top = 0
     for row, lines, height in zip(rows, texts, heights, strict=True):
         for column, (panel, text) in enumerate(zip(row, lines, strict=True)):
-            sheet.paste(_card(panel, text, height), (column * (CARD_PX + GAP), top))
+            sheet.paste(_card(panel, text, wide, height), (column * (wide + GAP), top))
         top += height + GAP
     return sheet
 
@@ -62,7 +69,7 @@ def draw_conversation(
     answer)."""
     step = (width - 2 * PAD - PICTURE_PX) / len(turns)
     space = int(step) - PICTURE_PX
-    texts = [_wrap(f"{number}. {text}", space - 28, 20) for number, (text, _) in enumerate(turns, 1)]
+    texts = [wrap(f"{number}. {in_words(text)}", space - 28, 20) for number, (text, _) in enumerate(turns, 1)]
     inner = max(PICTURE_PX, max(len(lines) for lines in texts) * _line_px(20) + 40)
     top = PAD + 34
     card, draw = _blank(width, top + inner + PAD)
@@ -73,7 +80,7 @@ def draw_conversation(
         left = PAD + round(number * step) + PICTURE_PX
         height = len(lines) * _line_px(20) + 30
         text_top = top + (inner - height) // 2
-        _write(draw, lines, (left + 16, text_top), 20)
+        write(draw, lines, (left + 16, text_top), 20)
         _arrow(draw, left + space // 2, text_top + height - 8)
         _paste(card, answer, None, (PAD + round((number + 1) * step), picture_top, PICTURE_PX))
     return card
@@ -98,12 +105,12 @@ def draw_page(title: str, subtitle: str, parts: Sequence[Image.Image], footer: s
 # One card
 
 
-def _card(panel: Panel, lines: list[Line], height: int) -> Image.Image:
-    card, draw = _blank(CARD_PX, height)
+def _card(panel: Panel, lines: list[Line], width: int, height: int) -> Image.Image:
+    card, draw = _blank(width, height)
     draw.text((PAD, PAD), panel.title, font=_font(18), fill=ACCENT)
-    _write(draw, lines, (PAD, PAD + 28), 22)
+    write(draw, lines, (PAD, PAD + 28), 22)
     top = height - PAD - PICTURE_PX
-    result_left = CARD_PX - PAD - PICTURE_PX
+    result_left = PAD + PICTURE_PX + ARROW_PX
     if panel.images:
         cells = 1 if len(panel.images) == 1 else 2 if len(panel.images) <= 4 else 3
         side = (PICTURE_PX - (cells - 1) * 8) // cells
@@ -114,10 +121,15 @@ def _card(panel: Panel, lines: list[Line], height: int) -> Image.Image:
             _paste(card, image, mask, place)
         _arrow(draw, PAD + PICTURE_PX + ARROW_PX // 2, top + PICTURE_PX // 2)
     else:
-        note = _wrap("from words alone", PICTURE_PX, 18)
-        _write(draw, note, (PAD, top + PICTURE_PX // 2 - 13), 18, SOFT)
+        note = wrap("from words alone", PICTURE_PX, 18)
+        write(draw, note, (PAD, top + PICTURE_PX // 2 - 13), 18, SOFT)
         _arrow(draw, PAD + PICTURE_PX + ARROW_PX // 2, top + PICTURE_PX // 2)
     _paste(card, panel.result, None, (result_left, top, PICTURE_PX))
+    if panel.truth is not None:
+        truth_left = width - PAD - PICTURE_PX
+        _paste(card, panel.truth, None, (truth_left, top, PICTURE_PX))
+        for text, left in (("the model", result_left), ("the true answer", truth_left)):
+            draw.text((left, top - CAPTION_PX), text, font=_font(16), fill=SOFT)
     return card
 
 
@@ -188,8 +200,9 @@ def _fitting(word: str, size_px: int) -> tuple[str, ImageFont.FreeTypeFont]:
     return "".join(letter if letter in known else "?" for letter in word), _font(size_px)
 
 
-def _wrap(text: str, width_px: int, size_px: int) -> list[Line]:
-    """Lines of whole words; a word that is longer than a line is broken."""
+def wrap(text: str, width_px: int, size_px: int, max_lines: int = 0) -> list[Line]:
+    """Lines of whole words; a word that is longer than a line is broken. max_lines: of more, the last kept one ends in
+    "..."; 0 = all."""
     lines: list[Line] = [[]]
     room = float(width_px)
     space = _font(size_px).getlength(" ")
@@ -205,12 +218,19 @@ def _wrap(text: str, width_px: int, size_px: int) -> list[Line]:
             room = float(width_px)
         lines[-1].append((shown, font))
         room -= length + space
-    return [line for line in lines if line] or [[("", _font(size_px))]]
+    lines = [line for line in lines if line] or [[("", _font(size_px))]]
+    if 0 < max_lines < len(lines):
+        last, more = lines[max_lines - 1], ("...", _font(size_px))
+        while len(last) > 1 and sum(font.getlength(word) + space for word, font in [*last, more]) > width_px:
+            last.pop()
+        lines = [*lines[: max_lines - 1], [*last, more]]
+    return lines
 
 
-def _write(
+def write(
     draw: ImageDraw.ImageDraw, lines: list[Line], place: tuple[int, int], size_px: int, fill: tuple[int, int, int] = INK
 ) -> None:
+    """Draw wrapped lines from their top left corner."""
     x, y = place
     space = _font(size_px).getlength(" ")
     for number, line in enumerate(lines):

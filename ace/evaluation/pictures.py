@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ace.data.sample import EditSample
 from ace.data.world.sprites import SHIPPED_PACK
+from ace.evaluation.panels import wrap, write
 from ace.evaluation.scores import Row, edited_input
 
 TILE_PX = 96
@@ -87,10 +88,7 @@ def _draw_case(sheet: Image.Image, pen: ImageDraw.ImageDraw, case: Case, left: i
     text_left = left + MAX_INPUTS * step
     turns = len(sample.request.kept_history)
     words = f"(turn {turns + 1}) {row.instruction}" if turns else row.instruction
-    y = top
-    for line in _wrapped(words, TEXT_PX - 2 * GAP_PX, 4):
-        pen.text((text_left, y), line, _INK, _font(13))
-        y += 16
+    write(pen, wrap(words, TEXT_PX - 2 * GAP_PX, 13, max_lines=4), (text_left, top), 13, _INK)
     pen.text((text_left, top + TILE_PX - 28), f"{row.task.split('/')[1].replace('_', ' ')}", _SOFT, _font(11))
     score = row.model.l1 if row.model.l1_changed is None else row.model.l1_changed
     base = row.copy.l1 if row.copy.l1_changed is None else row.copy.l1_changed
@@ -105,24 +103,6 @@ def _paste(sheet: Image.Image, picture: Image.Image, left: int, top: int) -> Non
     shown = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     sheet.paste(shown, (left, top))
     ImageDraw.Draw(sheet).rectangle((left - 1, top - 1, left + size[0], top + size[1]), outline=_LINE)
-
-
-def _wrapped(words: str, width_px: int, max_lines: int) -> list[str]:
-    """Lines no wider than that; the last one ends in "..." if there were more."""
-    font = _font(13)
-    lines = [""]
-    for word in words.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width_px or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) <= max_lines:
-        return lines
-    last = lines[max_lines - 1].split()
-    while len(last) > 1 and font.getlength(f"{' '.join(last)} ...") > width_px:
-        last.pop()
-    return [*lines[: max_lines - 1], f"{' '.join(last).rstrip('.,')} ..."]
 
 
 def _font(size_px: int) -> ImageFont.FreeTypeFont:

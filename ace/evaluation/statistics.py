@@ -15,6 +15,7 @@ import numpy as np
 
 from ace.errors import DataError, MissingDependencyError
 from ace.evaluation.metrics import Interval, bootstrap
+from ace.extras import install_command
 
 LEVEL = 0.05
 NUM_PERMUTATIONS = 9999
@@ -60,7 +61,7 @@ def _permutation_p(a: np.ndarray, b: np.ndarray) -> float:
     try:
         from scipy.stats import permutation_test
     except ImportError as error:
-        raise MissingDependencyError("comparing needs scipy: pip install 'ace-allround[eval]'") from error
+        raise MissingDependencyError(f"comparing needs scipy: {install_command('eval')}") from error
     if not np.any(a != b):
         return 1.0
     result = permutation_test(

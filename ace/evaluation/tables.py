@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ace.errors import MissingDependencyError
 from ace.evaluation.metrics import Interval
+from ace.extras import install_command
 from ace.files import write_atomically
 
 
@@ -78,7 +79,7 @@ def write_parquet(path: Path, rows: Sequence[dict[str, object]]) -> None:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependencyError("rows are written as Parquet: pip install 'ace-allround[eval]'") from error
+        raise MissingDependencyError(f"rows are written as Parquet: {install_command('eval')}") from error
     stream = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), stream)
     write_atomically(path, stream.getvalue())

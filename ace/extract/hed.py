@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ace.errors import CheckpointError, MissingDependencyError
 from ace.extract.weights import find_weights
+from ace.extras import install_command
 
 _BLOCKS = ((3, 64, 2), (64, 128, 2), (128, 256, 3), (256, 512, 3), (512, 512, 3))  # in, out, convolutions
 _MEAN_BGR = np.array((104.00699, 116.66877, 122.67892), np.float32)
@@ -74,7 +75,7 @@ def load_hed(path: Path) -> HED:
     try:
         import h5py
     except ImportError as error:
-        raise MissingDependencyError("HED needs h5py: pip install 'ace-allround[data]'") from error
+        raise MissingDependencyError(f"HED needs h5py: {install_command('data')}") from error
     net = HED()
     try:
         with h5py.File(path) as file:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 
 
 def open_onnx(path: Path, num_threads: int = 1) -> Any:
@@ -16,7 +17,7 @@ def open_onnx(path: Path, num_threads: int = 1) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependencyError("this extractor needs onnxruntime: pip install 'ace-allround[data]'") from error
+        raise MissingDependencyError(f"this extractor needs onnxruntime: {install_command('data')}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
@@ -30,7 +31,7 @@ def open_tflite(path: Path, num_threads: int = 1) -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError as error:
-        raise MissingDependencyError("this extractor needs ai-edge-litert: pip install 'ace-allround[data]'") from error
+        raise MissingDependencyError(f"this extractor needs ai-edge-litert: {install_command('data')}") from error
     interpreter = Interpreter(
         str(path),
         num_threads=num_threads,

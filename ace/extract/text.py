@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TextReader:
         try:
             from rapidocr import RapidOCR
         except ImportError as error:
-            raise MissingDependencyError("reading text needs rapidocr: pip install 'ace-allround[data]'") from error
+            raise MissingDependencyError(f"reading text needs rapidocr: {install_command('data')}") from error
         logging.getLogger("RapidOCR").setLevel(logging.ERROR)
         self._read = RapidOCR(
             params={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from ace.conversation.family import Answer, Cost, Family, Loading, OnLoaded, OnN
 from ace.conversation.job import Job
 from ace.conversation.recipe import Recipe, Setting
 from ace.families.running import Running
-from ace.weights.adapters import AdapterChoice
+from ace.weights.adapters import AdapterChoice, AdapterSwitch
 from ace.weights.sources import ModelFiles, cache_folder, known_models
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class AceFamily(Family):
         self._pipeline = pipeline
         self._sha256 = sha256
         self._refiner: Refiner | None = None
+        self._switch: AdapterSwitch | None = None
 
     @classmethod
     def of(cls, pipeline: ACEPipeline, sha256: str, name: str = "") -> AceFamily:
@@ -63,6 +65,7 @@ class AceFamily(Family):
             vocabulary=self.model.vocabulary,
             options=frozenset({"negative_instruction", "guidance_rescale"}),
             loading=frozenset({"adapters", "fast", "compile", "refine", "refine_strength"}),
+            switches_adapters=True,
         )
 
     @property
@@ -113,10 +116,14 @@ class AceFamily(Family):
             on_note(f"--fast {loading.fast} is approximate: {error.line()}")
 
     def prepare(self, jobs: Sequence[Job]) -> list[Running[RequestState]]:
-        """Encode texts and images and draw each one's noise. Raises InputError."""
+        """Encode texts and images and draw each one's noise, with the adapters of these jobs. Raises InputError."""
         from ace.diffusion import seeded_generator  # torch, only when a model runs
         from ace.inference.pipeline import Request
 
+        if self._switch is None and jobs[0].settings.adapters:
+            self._switch = AdapterSwitch(self.pipeline)
+        if self._switch is not None:
+            self._switch.use([AdapterChoice(path, weight) for path, weight in jobs[0].settings.adapters])
         states = self.pipeline.prepare(
             [
                 Request(
@@ -198,7 +205,8 @@ class AceFamily(Family):
         return max(1, PACKED_CELLS // self.model.budget)
 
     def describe(self) -> dict[str, Any]:
-        """The model's size, steps and guidance."""
+        """The model's size, steps, guidance and adapters."""
+        fixed = self._switch.fixed if self._switch else self._pipeline.adapters if self._pipeline else ""
         about = {model.name: model.description for model in known_models()}.get(self.name)
         return {
             "family": self.kind,
@@ -208,13 +216,14 @@ class AceFamily(Family):
             "size_step_px": self.model.cell_px,
             "steps": self.model.num_inference_steps,
             "guidance": self.model.guidance_scale,
+            "adapters": json.loads(fixed or "[]"),
         }
 
     def _answer(self, running: Running[RequestState], image: Image.Image) -> Answer:
         pipeline, state = self.pipeline, running.state
         goes_on = not pipeline.published and self._refiner is None
         return Answer(
-            image=image,
+            content=image,
             size_px=state.inputs.size,
             num_steps=state.num_steps,
             guidance_scale=state.guidance_scale,

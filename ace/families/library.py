@@ -251,7 +251,7 @@ class LibraryFamily(Family):
             guidance = asked.get("true_cfg_scale", asked.get("guidance_scale", 1.0))
             answers.append(
                 Answer(
-                    image=image,
+                    content=image,
                     size_px=state.size,
                     num_steps=asked["num_inference_steps"],
                     guidance_scale=float(guidance),

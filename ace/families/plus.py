@@ -196,7 +196,7 @@ class PlusFamily(Family):
                 trip = pipeline.round_trip(job.source.image, image.size)
             answers.append(
                 Answer(
-                    image=image,
+                    content=image,
                     size_px=image.size if whole else state.canvas.output_size,
                     num_steps=state.num_steps,
                     guidance_scale=state.guidance_scale,

@@ -54,22 +54,6 @@ class AttentionPlan:
     round_to_float16: bool = False
     key_rows: Tensor | None = None
 
-    def to(self, device: torch.device) -> AttentionPlan:
-        """The same plan with its indices on another device."""
-        groups = tuple(
-            Group(g.queries.to(device), g.keys.to(device), None if g.bias is None else g.bias.to(device), g.all_keys)
-            for g in self.groups
-        )
-        return AttentionPlan(
-            self.cu_queries.to(device),
-            self.cu_keys.to(device),
-            self.max_queries,
-            self.max_keys,
-            groups,
-            self.round_to_float16,
-            None if self.key_rows is None else self.key_rows.to(device),
-        )
-
 
 def plan_attention(query_lengths: list[int], key_lengths: list[int], pad_keys_to: int = 1) -> AttentionPlan:
     """Plan attention of segment i's queries to segment i's keys.

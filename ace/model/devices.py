@@ -1,8 +1,9 @@
-"""Where a model computes, which is not where its weights are while they wait (diffusers' offloading)."""
+"""Where a model computes, which is not where its weights are while they wait; records of tensors moved there."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ace.errors import ConfigError
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+Record = TypeVar("Record")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -22,6 +24,20 @@ def working_device(module: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return next(module.parameters()).device
+
+
+def moved(record: Record, device: torch.device) -> Record:
+    """A frozen dataclass with every tensor in it on a device, also those in records and tuples inside it."""
+    import torch
+
+    def one(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        if isinstance(value, tuple):
+            return tuple(map(one, value))
+        return moved(value, device) if is_dataclass(value) and not isinstance(value, type) else value
+
+    return replace(record, **{f.name: one(getattr(record, f.name)) for f in fields(record)})  # type: ignore[type-var]
 
 
 def find_device(device: str = "auto") -> str:

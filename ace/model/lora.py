@@ -92,7 +92,7 @@ def attach(transformer: ACETransformer, adapters: Sequence[tuple[Adapter, float]
 
     PEFT's methods of the model go on from here: `set_adapters(names, weights)`, `disable_lora`, `fuse_lora`,
     `delete_adapters(names)`, `unload_lora`."""
-    there = _weights(transformer)
+    there = attached(transformer)
     for adapter, weight in adapters:
         name, number = adapter.name, 2
         while name in there:
@@ -109,7 +109,7 @@ def swap(transformer: ACETransformer, name: str, adapter: Adapter, weight: float
 
     In place, without recompiling, if both change the same layers with the same ranks. Raises ConfigError if there is no
     adapter of that name."""
-    there = _weights(transformer)
+    there = attached(transformer)
     if name not in there:
         raise ConfigError(f"no adapter {name!r} is attached: use {', '.join(there) or 'attach'}")
     new = adapter.state_dict(transformer.dtype)
@@ -136,7 +136,17 @@ def _load(transformer: ACETransformer, name: str, adapter: Adapter) -> None:
         transformer.load_lora_adapter(state, prefix=None, adapter_name=name)  # type: ignore[arg-type]
 
 
-def _weights(transformer: ACETransformer) -> dict[str, float]:
+def choose(transformer: ACETransformer, wanted: Mapping[str, float]) -> None:
+    """Use these of the attached adapters, by name with their weights, and no others; with none the layers compute what
+    they would without any."""
+    if wanted:
+        transformer.enable_lora()
+        transformer.set_adapters(list(wanted), list(wanted.values()))
+    else:
+        transformer.disable_lora()
+
+
+def attached(transformer: ACETransformer) -> dict[str, float]:
     """Attached adapters and their weights."""
     from peft.tuners.lora import LoraLayer
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5Config, T5EncoderModel
 
 from ace.errors import CheckpointError, MissingDependencyError
+from ace.extras import install_command
 
 CACHE_BYTES = 1_000_000_000  # of prompts: several thousand of them
 
@@ -178,7 +179,7 @@ def load_8bit(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrai
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import]
     except ImportError:
-        raise MissingDependencyError("8-bit weights need torchao: pip install 'ace-allround[quant]'") from None
+        raise MissingDependencyError(f"8-bit weights need torchao: {install_command('quant')}") from None
     model = _empty(folder, dtype)
     files = weight_files(folder)
     tied = model.all_tied_weights_keys or {}

@@ -21,6 +21,7 @@ from torch import Tensor
 from ace.errors import ShapeError
 from ace.model.attention import AttentionPlan, plan_attention
 from ace.model.config import PUBLISHED_ROTARY, ROW_CHANNELS, Rotary
+from ace.model.devices import moved
 from ace.model.rope import rotary_table
 
 MAX_INDICATORS = 10
@@ -102,17 +103,6 @@ class TextPlan:
     follows: Tensor
     plan: AttentionPlan | None
 
-    def to(self, device: torch.device) -> TextPlan:
-        """The same plan with its indices on another device."""
-        return TextPlan(
-            self.long_index.to(device),
-            self.one_index.to(device),
-            None if self.readers is None else self.readers.to(device),
-            self.followers.to(device),
-            self.follows.to(device),
-            None if self.plan is None else self.plan.to(device),
-        )
-
     def in_float16(self) -> TextPlan:
         """The same plan, with attention of float32 models rounded to float16."""
         return replace(self, plan=None if self.plan is None else replace(self.plan, round_to_float16=True))
@@ -136,20 +126,6 @@ class TokenSet:
     positions: Tensor
     words: TextPlan
     place_rotary: Tensor
-
-    def to(self, device: torch.device) -> TokenSet:
-        """The same set with its indices on another device."""
-        return TokenSet(
-            self.num_requests,
-            self.request_index.to(device),
-            self.rotary.to(device),
-            self.self_plan.to(device),
-            self.text.to(device),
-            self.uniform_length,
-            self.positions.to(device),
-            self.words.to(device),
-            self.place_rotary.to(device),
-        )
 
     def spread(self, per_request: Tensor) -> Tensor:
         """Give every token its request's row. (B, D) → (B, 1, D) if all requests are equally long, else (T, D)."""
@@ -229,20 +205,7 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same layout with its indices on another device."""
-        return Layout(
-            self.entering.to(device),
-            self.tokens.to(device),
-            self.targets.to(device),
-            None if self.repeated is None else self.repeated.to(device),
-            None if self.owners is None else self.owners.to(device),
-            self.indicator.to(device),
-            self.text_indicator.to(device),
-            self.target_index.to(device),
-            self.target_sizes,
-            self.spoken.to(device),
-            self.speakers.to(device),
-            self.rounds_to_float16,
-        )
+        return moved(self, device)
 
     def in_float16(self) -> Layout:
         """The same layout, with attention of float32 models rounded to float16, as the original does."""

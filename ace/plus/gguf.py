@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ace.errors import CheckpointError, MissingDependencyError
+from ace.extras import install_command
 from ace.plus.layouts import Piece
 
 
@@ -25,9 +26,7 @@ class GgufFile:
         try:
             from gguf import GGUFReader  # type: ignore[import]
         except ImportError:
-            raise MissingDependencyError(
-                f"{path.name} needs the gguf package: pip install 'ace-allround[quant]'"
-            ) from None
+            raise MissingDependencyError(f"{path.name} needs the gguf package: {install_command('quant')}") from None
         try:
             self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
         except (OSError, ValueError, IndexError, KeyError) as error:

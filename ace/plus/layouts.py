@@ -285,7 +285,7 @@ class Delta:
 
 
 @dataclass
-class Adapter:
+class FluxAdapter:
     """A LoRA in diffusers' names. deltas: parameter → what is done to it. name: for messages. notes: what of the file
     was left out."""
 
@@ -339,7 +339,7 @@ _FAMILIES = {
 
 def read_adapter(
     tensors: Mapping[str, Tensor], sizes: FluxSizes, name: str, settings: AdapterSettings | None = None
-) -> Adapter:
+) -> FluxAdapter:
     """An adapter file's tensors, in any of the published formats, for a transformer of these sizes.
 
     settings: what stands beside the tensors. What is for a text encoder is left out, and the adapter's notes say so.
@@ -376,7 +376,7 @@ def read_adapter(
         )
         what = f"is made for {family}" if family and not entries else f"has no place for {_few(sorted(unknown))}"
         raise CheckpointError(f"{name} {what}: give an adapter of FLUX.1-Fill or ACE++")
-    adapter = Adapter(name, notes=left_out(name, tensors))
+    adapter = FluxAdapter(name, notes=left_out(name, tensors))
     for module, parts in entries.items():
         targets, columns, swapped = (
             (linears[module].targets, linears[module].columns, linears[module].swapped)
@@ -398,7 +398,7 @@ def read_adapter(
 
 
 def _add(
-    adapter: Adapter,
+    adapter: FluxAdapter,
     module: str,
     parts: Mapping[str, Tensor],
     targets: tuple[tuple[str, int], ...],

@@ -33,6 +33,7 @@ from ace.conditions.images import OpenedImage, normalise_image, prepare_image
 from ace.conditions.masks import normalise_mask
 from ace.diffusion import sample_noise, seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, MissingDependencyError
+from ace.extras import install_command
 from ace.inference.latents import check_finite
 from ace.inference.preserve import paste_back
 from ace.model.text import unread_part
@@ -46,7 +47,7 @@ from ace.plus.inputs import (
     shift_mu,
     unpack,
 )
-from ace.plus.layouts import FFT_CHANNELS, LORA_CHANNELS, Adapter
+from ace.plus.layouts import FFT_CHANNELS, LORA_CHANNELS, FluxAdapter
 from ace.plus.memory import MappedWeights
 
 BATCH_CELLS = 16384  # tokens of the canvases in one pass: four of the default budget
@@ -407,15 +408,13 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             return answer
         return paste_back(state.source, answer, normalise_mask(state.request.mask, state.source))
 
-    def attach(self, adapter: Adapter, strength: float = 1.0) -> str:
+    def attach(self, adapter: FluxAdapter, strength: float = 1.0) -> str:
         """Attach an adapter beside the weights (peft), to switch or weigh it later; returns the name it has in
         `set_adapters`. For one that stays, merging at load time needs no peft and no extra time per step.
 
         Raises MissingDependencyError without peft, CheckpointError for an adapter that has more than pairs."""
         if not is_peft_available():
-            raise MissingDependencyError(
-                "attaching an adapter needs peft: pip install 'ace-allround[train]', or merge it"
-            )
+            raise MissingDependencyError(f"attaching an adapter needs peft: {install_command('train')}, or merge it")
         name = adapter.name.rsplit(".", 1)[0].replace(".", "_").replace(" ", "_") or "adapter"
         known = set(getattr(self.transformer, "peft_config", {}))
         count = sum(1 for other in known if other == name or other.startswith(f"{name}_"))

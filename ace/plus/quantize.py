@@ -21,6 +21,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
 from ace.errors import ConfigError, MissingDependencyError
+from ace.extras import install_command
 from ace.plus.fp8 import Fp8Linear, to_fp8
 
 QUANTIZATIONS = ("fp8", "int8", "4bit")
@@ -39,7 +40,7 @@ def check_quantization(quantization: Quantization | None) -> None:
         raise ConfigError(f"quantization {quantization!r}: use {', '.join(QUANTIZATIONS)}")
     package = _PACKAGES.get(quantization)
     if package and find_spec(package) is None:
-        raise MissingDependencyError(f"{quantization} weights need {package}: pip install 'ace-allround[quant]'")
+        raise MissingDependencyError(f"{quantization} weights need {package}: {install_command('quant')}")
 
 
 def check_rows(file: str, widths: Iterable[int], quantization: Quantization | None, device: str) -> None:

@@ -29,8 +29,8 @@ from ace.plus.layouts import (
     BFL_PREFIX,
     FFT_CHANNELS,
     LORA_CHANNELS,
-    Adapter,
     Delta,
+    FluxAdapter,
     FluxSizes,
     Piece,
     Shape,
@@ -142,7 +142,7 @@ def _check_diffusers(files: WeightFiles, sizes: FluxSizes) -> None:
         )
 
 
-def load_adapter(path: Path, sizes: FluxSizes) -> Adapter:
+def load_adapter(path: Path, sizes: FluxSizes) -> FluxAdapter:
     """An adapter file for a transformer of these sizes. Raises CheckpointError, naming the file."""
     files = read_weight_files(path)
     read = files.tensors()
@@ -159,7 +159,7 @@ def load_transformer(
     files: WeightFiles,
     *,
     dtype: torch.dtype,
-    adapters: Sequence[tuple[Adapter, float]] = (),
+    adapters: Sequence[tuple[FluxAdapter, float]] = (),
     channels: int | None = None,
     quantization: Quantization | None = None,
     device: str = "cpu",

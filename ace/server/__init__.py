@@ -1,4 +1,4 @@
-"""HTTP → IMAGE. Imports: conversation, conditions, model, errors.
+"""HTTP → IMAGE. Imports: conversation, conditions, model, lesson, errors.
 
 In: requests as OpenAI's image API has them, and conversations of our own. Out: images with their recipes. The doors
 load on first use.

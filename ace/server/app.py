@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from ace import __version__
 from ace.server.engine import Engine
 from ace.server.front import Front
-from ace.server.gate import Gate
+from ace.server.gate import RequestGate
 from ace.server.ledger import Ledger
 from ace.server.metrics import Metrics
 from ace.server.refusals import answer_errors
@@ -42,5 +42,5 @@ def create_app(
     for router in (*ROUTERS, *more):
         app.include_router(router)
     answer_errors(app)
-    app.add_middleware(Gate, settings=settings, on_end=front.metrics.request_ended, open_paths=open_paths)
+    app.add_middleware(RequestGate, settings=settings, on_end=front.metrics.request_ended, open_paths=open_paths)
     return app

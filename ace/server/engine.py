@@ -274,8 +274,12 @@ class Engine:
             memory = sum(request.cost.num_bytes for request in self._running)
             while (place := self._queue.first()) is not None:
                 memory += place.item.cost.num_bytes
-                together = len(self._running) + len(joining)
-                if together and (together >= self.limits.max_running or memory > self.max_running_bytes):
+                together = [*self._running, *joining]
+                if together and (
+                    len(together) >= self.limits.max_running
+                    or memory > self.max_running_bytes
+                    or place.item.job.settings.adapters != together[0].job.settings.adapters  # its turn comes
+                ):
                     break
                 joining.append(self._queue.take())
             for request in joining:

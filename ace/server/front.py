@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -86,7 +86,9 @@ class Front:
 
     def settings_of(self, fields: PictureBody) -> Settings:
         """How the images of a request are made; a seed is drawn if it names none. Raises ConfigError."""
-        return fields.settings(read_seed(fields.seed), self.family.describe().get("steps"), self.settings.max_pixels)
+        steps, most_px = self.family.describe().get("steps"), self.settings.max_pixels
+        settings = fields.settings(read_seed(fields.seed), steps, most_px)
+        return replace(settings, adapters=self.service.shelf.choose(fields.adapters or ""))
 
     async def fetch(self, url: str) -> Upload:
         """The image at an address. Raises InputError or ImageError."""

@@ -49,7 +49,7 @@ class Refused(HTTPException):
         self.code = code
 
 
-class Gate:
+class RequestGate:
     """Stands before an application."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Gate:
         origin = headers.get("origin")
         host = headers.get("host", "")
         if not self.settings.api_keys or self.settings.cookie:
-            if not is_loopback(_name_of(host)):
+            if not is_loopback(_name_of(host)) and _name_of(host) not in self.settings.host_names:
                 raise Refused(403, "this server answers to 127.0.0.1 and localhost only", "wrong_host")
             if (origin is not None and (origin == "null" or urlsplit(origin).netloc != host)) or _is_foreign(headers):
                 raise Refused(403, "requests from other web pages are refused", "wrong_origin")
@@ -143,7 +143,7 @@ class Gate:
 class _Body:
     """A request's body as it arrives, counted and timed."""
 
-    def __init__(self, receive: Receive, gate: Gate) -> None:
+    def __init__(self, receive: Receive, gate: RequestGate) -> None:
         self._receive, self._gate = receive, gate
         self._until = time.monotonic() + gate.settings.upload_timeout_s
         self._complete = False

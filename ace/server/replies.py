@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import time
 from pathlib import Path
 
 from PIL import Image
 
 from ace.conversation.job import Made
-from ace.conversation.recipe import encode
+from ace.conversation.labels import FILE as LABELS
+from ace.conversation.recipe import Recipe, encode
 from ace.conversation.replay import Replay
 from ace.conversation.session import Session
 from ace.errors import SessionError
@@ -70,18 +72,39 @@ def usage_of(accepted: Accepted) -> Usage:
 def session_reply(opened: Opened) -> SessionReply:
     """A session with all nodes that can be read."""
     nodes, damaged = [], []
-    for node_id in opened.session.node_ids():
+    known = opened.session.labels()
+    for node_id in opened.session.shown_ids():
         try:
-            nodes.append(node_reply(opened, node_id))
+            reply = node_reply(opened, node_id)
         except SessionError:
             damaged.append(node_id)
+            continue
+        update: dict[str, object] = {"title": known.titles.get(node_id, "")}
+        if known.hidden.intersection(reply.parents):
+            parents = (opened.session.shown_parent(node_id), *(p for p in reply.parents[1:] if p not in known.hidden))
+            update["parents"] = tuple(parent for parent in parents if parent is not None)
+        nodes.append(reply.model_copy(update=update))
     head, readable = head_of(opened.session), {node.id for node in nodes}
     if head is not None and head not in readable:
         head = nodes[-1].id if nodes else None
     folder = opened.session.folder
     return SessionReply(
-        id=opened.id, created=created_at(folder), name=folder.name, head=head, nodes=nodes, damaged=damaged
+        id=opened.id,
+        created=created_at(folder),
+        name=known.name or folder.name,
+        head=head,
+        nodes=nodes,
+        damaged=damaged,
+        labels=_labels_tag(opened),
     )
+
+
+def _labels_tag(opened: Opened) -> str:
+    """Changes whenever somebody names or deletes something."""
+    try:
+        return str((opened.session.folder / LABELS).stat().st_mtime_ns)
+    except OSError:
+        return ""
 
 
 def node_reply(opened: Opened, node_id: str) -> NodeReply:
@@ -99,10 +122,11 @@ def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> 
     node = Session(folder).node(node_id)
     recipe, base = node.recipe, f"/v1/sessions/{session_id}/nodes"
     try:
-        with Image.open(node.image_path) as image:
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError):
-        raise SessionError(f"node {node_id} is damaged (image.png cannot be read): delete its folder") from None
+        width, height = node.medium.size_px(node.answer_path)
+    except (OSError, ValueError):
+        raise SessionError(
+            f"node {node_id} is damaged ({node.answer_path.name} cannot be read): delete its folder"
+        ) from None
     inputs = [
         NodeInputReply(
             node=one.node,
@@ -126,7 +150,15 @@ def _read_node(folder: Path, session_id: str, node_id: str, written_ns: int) -> 
         model=recipe.model,
         model_sha256=recipe.model_sha256,
         history=len(recipe.history),
+        adapters=_adapters_of(recipe),
     )
+
+
+def _adapters_of(recipe: Recipe) -> tuple[str, ...]:
+    try:
+        return tuple(f"{one['name']}:{one['weight']:g}" for one in json.loads(recipe.settings.get("adapters") or "[]"))
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def drift_reply(opened: Opened, node_id: str) -> DriftReply:
@@ -153,7 +185,8 @@ def session_event(service: Service, opened: Opened) -> SessionEvent:
     """How a session stands."""
     return SessionEvent(
         head=head_of(opened.session),
-        num_nodes=len(opened.session.node_ids()),
+        num_nodes=len(opened.session.shown_ids()),
+        labels=_labels_tag(opened),
         requests=[_active_reply(service, entry) for entry in opened.activity.entries()],
     )
 

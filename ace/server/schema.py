@@ -3,9 +3,9 @@
 The only place that knows their names. What the API of OpenAI has and this server cannot do is refused, what changes no
 image (`user`, `moderation`, …) is accepted and does nothing, and an unknown name is an error. Extensions of ours:
 `seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt`, `metadata`, how images go in and come out
-(`mask_means`, `mask_threshold`, `focus`, `focus_margin`, `detail`, `feather`, `change_mask`) and the options of ACE++
-(`control`, `repainting_scale`, `max_seq_length`, `places`, `fits`) in requests, `ace` in replies. A seed may be a
-number or a string of digits; in a session's replies it is a string, since JavaScript's numbers are exact only up to
+(`mask_means`, `mask_threshold`, `focus`, `focus_margin`, `detail`, `feather`, `change_mask`), `adapters` and
+options of ACE++ (`control`, `repainting_scale`, `max_seq_length`, `places`, `fits`) in requests,
+`ace` in replies. A seed may be a number or a string of digits; in a session's replies it is a string, since JavaScript's numbers are exact only up to
 2^53.
 """
 
@@ -64,6 +64,7 @@ class PictureBody(_Strict):
     detail: Detail = "full"
     feather: Annotated[int, Field(ge=0, le=MAX_FEATHER_PX)] | None = None
     change_mask: bool = False
+    adapters: Annotated[str, Field(max_length=1000)] | None = None
     # of some models only
     control: Annotated[str, Field(max_length=40)] | None = None
     repainting_scale: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -225,6 +226,18 @@ class AgainBody(Delivery):
     seed: Seed = None
 
 
+class NameBody(_Strict):
+    """`PATCH /v1/sessions/{id}`: what a session is called, "" = as before."""
+
+    name: Annotated[str, Field(max_length=200)]
+
+
+class TitleBody(_Strict):
+    """`PATCH …/nodes/{id}`: what a node is called, "" = by its instruction."""
+
+    title: Annotated[str, Field(max_length=200)]
+
+
 class HeadBody(_Strict):
     """`PUT …/head`: the node where somebody is in the tree, null = before a new conversation."""
 
@@ -331,8 +344,9 @@ class NodeInputReply(BaseModel):
 class NodeReply(BaseModel):
     """One edit of a session. image: where its image is; `b64_json` and `ace` are there in the answer to a turn.
 
-    seed: a string, since JavaScript's numbers are exact only up to 2^53. size: that the model worked at; image_size: of
-    the answer; history: how many earlier rounds the model saw."""
+    seed: a string, since JavaScript's numbers are exact only up to 2^53. size: that the model worked at; image_size:
+    of the answer; history: how many earlier rounds the model saw; adapters: that it was made with, as "sepia:0.8";
+    title: what somebody called it. Of deleted parents the nearest that is still there stands for them."""
 
     id: str
     parents: tuple[str, ...]
@@ -348,6 +362,8 @@ class NodeReply(BaseModel):
     model: str
     model_sha256: str
     history: int
+    adapters: tuple[str, ...] = ()
+    title: str = ""
     b64_json: str | None = None
     ace: AceDetails | None = None
 
@@ -364,7 +380,7 @@ class DriftReply(BaseModel):
 
 class SessionReply(BaseModel):
     """A session with its tree of edits. name: for people; head: where somebody is in it, null = before a new
-    conversation; damaged: nodes that cannot be read."""
+    conversation; damaged: nodes that cannot be read; labels: another one whenever something is named or deleted."""
 
     id: str
     object: Literal["ace.session"] = "ace.session"
@@ -373,6 +389,7 @@ class SessionReply(BaseModel):
     head: str | None = None
     nodes: list[NodeReply] = []
     damaged: list[str] = []
+    labels: str = ""
 
 
 class ActiveRequestReply(BaseModel):
@@ -397,10 +414,11 @@ class ActiveRequestReply(BaseModel):
 
 
 class SessionEvent(BaseModel):
-    """One event of `…/events`: how a session stands. num_nodes and head tell when to read the tree again."""
+    """One event of `…/events`: how a session stands. num_nodes, head and labels tell when to read the tree again."""
 
     head: str | None
     num_nodes: int
+    labels: str = ""
     requests: list[ActiveRequestReply]
 
 

@@ -29,15 +29,15 @@ from ace.conversation.chat import keep as keep_node
 from ace.conversation.credentials import Signer, sign
 from ace.conversation.job import Job, Made, variants
 from ace.conversation.message import Message
-from ace.conversation.recipe import encode
 from ace.conversation.replay import Replay, compare_with_node
 from ace.conversation.session import ArchiveLimits, Node, Session
 from ace.errors import AceError, BusyError, InputError, SessionError, StoppedError
-from ace.server.activity import Active, Activities, Activity
+from ace.server.activity import ENDED, Active, Activities, Activity
 from ace.server.engine import Engine, EngineRequest, OnPreview
 from ace.server.keys import Quota
 from ace.server.ledger import Ledger
 from ace.server.settings import ServerSettings
+from ace.server.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServerSettings, ledger: Ledger) -> None:
         self.engine, self.settings, self.ledger = engine, settings, ledger
         self.quota = Quota(settings.images_per_minute)
+        self.shelf = Shelf(settings.adapters_folder)
         self._activities = Activities()
         self._lock = threading.Lock()
         self._accepted: dict[tuple[str, str], Accepted] = {}
@@ -244,7 +245,8 @@ class Service:
         previews: Previews = Previews(),
     ) -> Accepted:
         """Take on the request of a node with other seeds. Otherwise as `turn`."""
-        jobs = variants(opened.chat.job_again(node_id, seed), n, self.settings.max_images)
+        job = self._with_adapters(opened.chat.job_again(node_id, seed), opened, node_id)
+        jobs = variants(job, n, self.settings.max_images)
         parents = jobs[0].parents
         entry = Active(request_id, "again", jobs[0].instruction, parents[0] if parents else None)
         return self._make_nodes(request_id, client, opened, jobs, entry, previews)
@@ -253,7 +255,7 @@ class Service:
         self, request_id: str, client: str, opened: Opened, node_id: str, previews: Previews = Previews()
     ) -> Accepted:
         """Make a node again to compare it; the result is a `Replay`. Raises as `accept`, and SessionError."""
-        job = opened.chat.reopened(node_id)
+        job = self._with_adapters(opened.chat.reopened(node_id), opened, node_id)
         entry = Active(request_id, "replay", job.instruction, node_id)
 
         def compare(made: list[Made]) -> Replay:
@@ -261,6 +263,14 @@ class Service:
             return entry.replay
 
         return self._accept_active(request_id, client, opened, [job], entry, compare, previews)
+
+    def _with_adapters(self, job: Job, opened: Opened, node_id: str) -> Job:
+        """A node's job with the adapters that it was made with. Raises InputError naming those that are not here."""
+        recorded = str(opened.session.node(node_id).recipe.settings.get("adapters", ""))
+        family = self.engine.family
+        return (
+            self.shelf.again(job, recorded, family.describe()["adapters"]) if family.traits.switches_adapters else job
+        )
 
     def _make_nodes(
         self, request_id: str, client: str, opened: Opened, jobs: Sequence[Job], entry: Active, previews: Previews
@@ -374,6 +384,13 @@ class Service:
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
+    def delete_nodes(self, opened: Opened, node_ids: Sequence[str]) -> None:
+        """Delete nodes; their files stay while something is made in the session. Raises SessionError."""
+        busy = any(entry.status not in ENDED for entry in opened.activity.entries())
+        for node_id in node_ids:
+            opened.session.delete_node(node_id, keep_files=busy)
+        opened.activity.moved()
+
     def add_archive(self, session: Session, data: bytes) -> dict[str, str]:
         """Add the nodes of an exported session; old number → new number. Raises SessionError or OutputError.
 
@@ -420,7 +437,7 @@ def created_at(folder: Path) -> int:
 def encode_result(made: Made, output_format: str, metadata: bool = True, signer: Signer | None = None) -> bytes:
     """The bytes of a result, with its recipe and content credentials inside unless there is to be no metadata."""
     file_format = output_format.upper()
-    data = encode(made.image, file_format, made.recipe if metadata else None)
+    data = made.medium.encode(made.content, file_format, made.recipe if metadata else None)
     if signer is None or not metadata:
         return data
     return sign(data, file_format, made.recipe, made.job.origins, signer)

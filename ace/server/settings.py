@@ -45,15 +45,16 @@ class ServerSettings:
     """What an operator chooses.
 
     host, port: where to listen. api_keys: who may ask; none = anybody, on loopback only. data_folder: sessions and the
-    ledger of requests; None = nothing is kept over a restart. opened_sessions: (id, folder) of sessions that lie
-    elsewhere and that every client has. cookie: name of a cookie that may carry the key, for a page of ours; foreign
-    `Host` and `Origin` are refused then as they are without keys. aliases: further names for the model. url_hosts: from
-    where images may be fetched, see `AllowedHost`. max_upload_bytes: of one request; upload_timeout_s: for all of it.
-    max_receiving_bytes: of all requests that are being read at once. max_held_bytes: of the decoded images of all
-    that wait or run. max_pixels: of one image. max_images: images made per request (`n`). images_per_minute: of
-    one client, None = no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for
-    `response_format: url`. drain_s: after a signal to stop, how long accepted work may take. signer: of content
-    credentials in results, None = they have none.
+    ledger of requests; None = nothing is kept over a restart. adapters_folder: adapters that requests may name.
+    opened_sessions: (id, folder) of sessions that lie elsewhere and that every client has. cookie: name of a cookie
+    that may carry the key, for a page of ours; foreign `Host` and `Origin` are refused then as they are without keys.
+    host_names: by which that page may be reached beside 127.0.0.1. aliases: further names for the model. url_hosts:
+    from where images may be fetched, see `AllowedHost`. max_upload_bytes: of one request; upload_timeout_s: for all of
+    it. max_receiving_bytes: of all requests that are being read at once. max_held_bytes: of the decoded images of all
+    that wait or run. max_pixels: of one image. max_images: images made per request (`n`). images_per_minute: of one
+    client, None = no quota. max_sessions, max_session_nodes: that one client may keep. kept_bytes: of results for
+    `response_format: url`. drain_s: after a signal to stop, how long accepted work may take. signer: of
+    content credentials in results, None = they have none.
 
     Raises ConfigError for an address that is not loopback without a key, and for impossible numbers."""
 
@@ -61,8 +62,10 @@ class ServerSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     data_folder: Path | None = None
+    adapters_folder: Path | None = None
     opened_sessions: tuple[tuple[str, Path], ...] = ()
     cookie: str | None = None
+    host_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     url_hosts: tuple[AllowedHost, ...] = ()
     limits: Limits = field(default_factory=Limits)

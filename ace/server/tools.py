@@ -101,7 +101,7 @@ class _Tools:
             described["drift"] = str(drift)
         if notes := await to_thread.run_sync(self.chat.notes, node.id):
             described["notes"] = notes
-        return [Image(data=node.image_path.read_bytes(), format="png"), json.dumps(described)]
+        return [Image(data=node.answer_path.read_bytes(), format="png"), json.dumps(described)]
 
     def describe(self, node: Node) -> dict[str, object]:
         recipe = node.recipe

@@ -1,4 +1,4 @@
-"""SHARDS → CHECKPOINT. Imports: data, inference (previews), plus, weights, pages, settings and theirs.
+"""SHARDS → CHECKPOINT. Imports: data, inference (previews), plus, weights, lesson, pages, settings and theirs.
 
 In: `EditSample`s, from the procedural world, from shards or other layouts, and a recipe. Out: a run folder with
 checkpoints, and at its end a model folder that the pipeline loads, or an adapter. The doors load on first use, so that

@@ -41,6 +41,10 @@ SPEED_EVERY = 20
 MANY_BAD_STEPS = 20  # in a row without a finite loss: then something is wrong with the model
 
 
+# told (steps done, all steps) after each; whether training goes on
+OnStep = Callable[[int, int], bool]
+
+
 @dataclass(frozen=True)
 class Task:
     """What is trained.
@@ -67,7 +71,7 @@ class _Training:
     """A run under way.
 
     progress: step, position in the data, samples left out; what a checkpoint says beside the weights. saved_step,
-    saved_at: of the last checkpoint. bad_steps: in a row, without a finite gradient."""
+    saved_at: of the last checkpoint. bad_steps: in a row, without a finite gradient. stopped: `on_step` wanted it."""
 
     task: Task
     recipe: TrainingRecipe
@@ -81,7 +85,9 @@ class _Training:
     progress: dict[str, Any]
     saved_step: int
     saved_at: float
+    on_step: OnStep
     bad_steps: int = 0
+    stopped: bool = False
 
 
 def train(
@@ -90,17 +96,20 @@ def train(
     folder: Path,
     quiet: bool = False,
     on_warning: Callable[[str], None] = lambda line: None,
+    on_step: OnStep = lambda done, total: True,
 ) -> nn.Module:
     """Train `task.module` in place through all stages of `recipe`; returns it with its averaged weights.
 
     folder: of the run; an earlier, unfinished run there is continued. on_warning: called with each recoverable error.
+    on_step: told (steps done, all steps) after each step; where it answers False, training ends there as if it were
+    done.
     Raises ConfigError if another process trains there or the optimiser cannot be shared, TrainingError if no loss is
     finite any more, CheckpointError if the last checkpoint cannot be written or none of the earlier ones is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = start_accelerator(recipe, folder)
     is_main = accelerator.is_main_process
     with held(folder):
-        run = _begin(accelerator, task, recipe, folder, on_warning if is_main else lambda line: None)
+        run = _begin(accelerator, task, recipe, folder, on_warning if is_main else lambda line: None, on_step)
         with _bar(quiet or not is_main) as bar:
             _run_stages(run, bar)
         if run.saved_step < run.progress["step"]:
@@ -110,8 +119,31 @@ def train(
     return _averaged_module(run)
 
 
+def measure_steps(task: Task, recipe: TrainingRecipe, folder: Path, seconds: float = 1.0) -> tuple[float, ...]:
+    """Seconds of one step of each stage, data included, on this machine: after a first one, as many as fit into the
+    time, at least one. folder: for what a run writes. The module is trained meanwhile and no good afterwards."""
+    run = _begin(start_accelerator(recipe, folder), task, recipe, folder, lambda line: None, lambda done, total: True)
+    found, first_step = [], 0
+    for stage in recipe.stages:
+        batches = global_batches(task.dataset(stage), stage, 0, recipe.num_workers, run.accelerator)
+        _step(run, stage, first_step, next(batches))
+        begin, steps = time.perf_counter(), 0
+        while not steps or time.perf_counter() - begin < seconds:
+            _step(run, stage, first_step, next(batches))
+            steps += 1
+        found.append((time.perf_counter() - begin) / steps)
+        batches.close()
+        first_step = run.progress["step"]
+    return tuple(found)
+
+
 def _begin(
-    accelerator: Accelerator, task: Task, recipe: TrainingRecipe, folder: Path, on_warning: Callable[[str], None]
+    accelerator: Accelerator,
+    task: Task,
+    recipe: TrainingRecipe,
+    folder: Path,
+    on_warning: Callable[[str], None],
+    on_step: OnStep,
 ) -> _Training:
     """Put everything on its device and go to the last checkpoint, if there is one."""
     shared = accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -130,7 +162,7 @@ def _begin(
     if accelerator.log_with:
         accelerator.init_trackers("tracker")
     now = progress["step"], time.monotonic()
-    return _Training(task, recipe, folder, on_warning, accelerator, state, trained, log, speed, progress, *now)
+    return _Training(task, recipe, folder, on_warning, accelerator, state, trained, log, speed, progress, *now, on_step)
 
 
 def _run_stages(run: _Training, bar: Progress) -> None:
@@ -141,7 +173,7 @@ def _run_stages(run: _Training, bar: Progress) -> None:
         total = sum(stage.steps for stage in stages)
         lines.append(bar.add_task("all stages", total=total, completed=run.progress["step"], note=""))
     for number, stage in enumerate(stages):
-        if run.progress["step"] < first_step + stage.steps:
+        if run.progress["step"] < first_step + stage.steps and not run.stopped:
             done = run.progress["step"] - first_step
             title = f"{stage.name} ({number + 1}/{len(stages)})"
             line = bar.add_task(title, total=stage.steps, completed=done, note="")
@@ -154,7 +186,8 @@ def _run_stage(run: _Training, stage: TrainingStage, first_step: int, bar: Progr
     stage's own last."""
     dataset = run.task.dataset(stage)
     batches = global_batches(dataset, stage, run.progress["position"], run.recipe.num_workers, run.accelerator)
-    while run.progress["step"] < first_step + stage.steps:
+    total = sum(stage.steps for stage in run.recipe.stages)
+    while run.progress["step"] < first_step + stage.steps and not run.stopped:
         with run.speed.waiting():
             batch = next(batches)
         figures = _step(run, stage, first_step, batch)
@@ -166,6 +199,7 @@ def _run_stage(run: _Training, stage: TrainingStage, first_step: int, bar: Progr
             raise TrainingError(why)
         _preview(run)
         _save(run)
+        run.stopped = agreed(run.accelerator, not run.on_step(run.progress["step"], total))
     batches.close()
 
 

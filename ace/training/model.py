@@ -6,6 +6,7 @@ Not here: the loop, one step's losses (`denoiser.py`), what it starts from (`sta
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from ace.training.batches import Batch, Samples, make_batch
 from ace.training.checkpoint import FOLDER as CHECKPOINTS
 from ace.training.config import DataSource, ModelRecipe, TrainingStage
 from ace.training.denoiser import Denoiser
-from ace.training.loop import Task, train
+from ace.training.loop import Task, measure_steps, train
 from ace.training.places import teach_places
 from ace.training.previews import draw_previews
 from ace.training.report import write_report
@@ -56,7 +57,7 @@ def train_model(
     recipe has a lora) and a report."""
     torch.manual_seed(recipe.seed)
     pipeline, recipe = start_pipeline(recipe)
-    run = _ModelRun(pipeline, recipe, folder)
+    run = ModelRun(pipeline, recipe, folder)
     if recipe.place_lessons and not (folder / CHECKPOINTS).exists():  # a run that goes on has had them
         level, lr = recipe.stages[-1].level, recipe.stages[0].lr
         teach_places(pipeline.tokenizer, pipeline.text_encoder, level, recipe.place_lessons, lr)
@@ -75,8 +76,16 @@ def train_model(
     return done
 
 
+def measure_model(recipe: ModelRecipe) -> tuple[float, ...]:
+    """Seconds of one step of each stage on this machine, with the recipe's own weights and data. Raises what a run
+    would raise at its start."""
+    pipeline, recipe = start_pipeline(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_steps(ModelRun(pipeline, recipe, Path(folder)).task(), recipe, Path(folder))
+
+
 @dataclass
-class _ModelRun:
+class ModelRun:
     """What the loop asks for. pipeline: of the parts in training. opened: sources by name and what they depend on."""
 
     pipeline: ACEPipeline

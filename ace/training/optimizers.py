@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 from ace.training.config import TrainingRecipe
 
 
@@ -26,7 +27,7 @@ def make_optimizer(module: nn.Module, recipe: TrainingRecipe, lr_scales: dict[st
         try:
             from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  (extra `quant`)
         except ImportError:
-            raise MissingDependencyError("adamw_8bit needs bitsandbytes: pip install 'ace-allround[quant]'") from None
+            raise MissingDependencyError(f"adamw_8bit needs bitsandbytes: {install_command('quant')}") from None
         return AdamW8bit(groups, **settings)
     return torch.optim.AdamW(groups, fused=True, **settings)
 

@@ -1,6 +1,7 @@
 """What a recipe will cost, from its numbers alone: parameters, operations, memory, time. Loads nothing.
 
-Memory is that of one device without sharding; time is operations divided by a device's rate: both are estimates.
+Memory is that of one device without sharding; time is operations divided by a device's rate: both are estimates. Where
+steps of the recipe could be run, `with_steps` puts in their place what was measured.
 Not here: this machine's rate (`speed.py`); frozen encoders' work, which a cache of features takes out of the steps.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +45,7 @@ class Device:
 @dataclass(frozen=True)
 class StagePlan:
     """One stage. samples, tokens: per step, visual tokens of targets and one image each; operations: of one step, there
-    and back; hours: at the given rate."""
+    and back; hours: at the given rate, or as measured; step_s: of one step, where it was measured."""
 
     name: str
     steps: int
@@ -51,6 +53,7 @@ class StagePlan:
     tokens: int
     operations: float
     hours: float
+    step_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,19 @@ class TrainingPlan:
             f"transformer of {_count(self.parameters)} parameters{share}",
             f"memory of a device: {_size(self.weight_bytes)} for weights, gradients, optimiser and averages, "
             f"about {_size(self.activation_bytes)} for activations{self._room()}",
-            f"time on {self.devices} x {self.device.name}, {_operations(self.device.tflops)}/s delivered by each:",
         ]
+        if all(stage.step_s is not None for stage in self.stages):
+            lines.append("time on this machine, from steps of this recipe that were run here just now:")
+        else:
+            lines.append(
+                f"time on {self.devices} x {self.device.name}, {_operations(self.device.tflops)}/s delivered by each:"
+            )
         width = max(len(stage.name) for stage in self.stages)
         for stage in self.stages:
             lines.append(
                 f"{stage.name:<{width}}  {stage.steps:>9,} steps of {stage.samples:,} samples, {_count(stage.tokens)} "
-                f"tokens, {_operations(stage.operations / 1e12)}; {_time(stage.hours)}"
+                f"tokens, {_operations(stage.operations / 1e12)}"
+                f"{'' if stage.step_s is None else f', {stage.step_s:.2g} s each'}; {_time(stage.hours)}"
             )
         lines.append(f"{'in all':<{width}}  {_time(self.hours)}")
         return lines
@@ -130,6 +139,15 @@ def plan(recipe: Recipe, device: Device, devices: int = 1) -> TrainingPlan:
     kind = "ACE" if isinstance(recipe, ModelRecipe) else "ACE++"
     weights = trained * state + (parameters - trained) * frozen_bytes
     return TrainingPlan(kind, device, devices, parameters, trained, weights, values, tuple(stages))
+
+
+def with_steps(made: TrainingPlan, seconds: Sequence[float]) -> TrainingPlan:
+    """A plan with the measured duration of one step of each stage."""
+    stages = tuple(
+        dataclasses.replace(stage, step_s=step_s, hours=stage.steps * step_s / 3600)
+        for stage, step_s in zip(made.stages, seconds, strict=True)
+    )
+    return dataclasses.replace(made, stages=stages)
 
 
 def _sizes(recipe: ModelRecipe | PlusRecipe) -> tuple[ACEConfig, int]:

@@ -19,7 +19,7 @@ from PIL import Image
 from ace.data.sample import EditSample
 from ace.diffusion import seeded_generator
 from ace.plus.canvas import Reference
-from ace.plus.layouts import Adapter, FluxSizes
+from ace.plus.layouts import FluxAdapter, FluxSizes
 from ace.plus.load import find_plus_dtype
 from ace.plus.pipeline import ACEPlusPipeline, PlusRequest
 from ace.plus.weights import load_adapter
@@ -89,7 +89,7 @@ def as_in_inference(pipeline: ACEPlusPipeline, recipe: PlusRecipe, sizes: FluxSi
 
 
 @contextmanager
-def merged(transformer: FluxTransformer2DModel, adapter: Adapter) -> Iterator[None]:
+def merged(transformer: FluxTransformer2DModel, adapter: FluxAdapter) -> Iterator[None]:
     """The base's weights with the adapter in them, as inference loads them; afterwards the very ones from before.
 
     Those wait in main memory, so that a GPU never holds both."""

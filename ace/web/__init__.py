@@ -1,4 +1,4 @@
-"""BROWSER → SERVER. Imports: server, conversation, errors.
+"""BROWSER → SERVER. Imports: server, extract, lesson, conversation, errors.
 
 In: what somebody does on the page (`page/`, static files of our own). Out: the server's routes are called; there is no
 session logic here. The doors load on first use: FastAPI is an extra.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
@@ -26,6 +26,8 @@ from ace.server.app import create_app
 from ace.server.engine import Engine
 from ace.server.ledger import Ledger
 from ace.server.settings import Limits, ServerSettings
+from ace.web.lessons import Lessons, lessons_router
+from ace.web.selecting import Selector, select_router
 
 PAGE = Path(__file__).parent / "page"
 SESSION_ID = "studio"  # under which the page finds its session
@@ -45,13 +47,27 @@ _GO_ON = (
 )
 
 
-def studio_settings(folder: Path, port: int, max_pixels: int = MAX_PIXELS) -> ServerSettings:
-    """The server's settings for one person and one session folder, with a new key. max_pixels: of one image."""
+def studio_settings(
+    folder: Path,
+    port: int,
+    host: str = "127.0.0.1",
+    names: Sequence[str] = (),
+    keys: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
+) -> ServerSettings:
+    """The server's settings for one person and one session folder, with a new key.
+
+    host: where it listens; names: by which the page is reached from other machines; keys: further ones, for programs.
+    max_pixels: of one image.
+    Raises ConfigError for keys that are too short."""
     return ServerSettings(
+        host=host,
         port=port,
-        api_keys=(secrets.token_urlsafe(32),),
+        host_names=tuple(names),
+        api_keys=(secrets.token_urlsafe(32), *keys),
         cookie=f"ace-studio-{port}",  # browsers keep cookies by host, whatever the port
         opened_sessions=((SESSION_ID, folder),),
+        adapters_folder=folder.resolve().parent / "adapters",
         limits=Limits(max_operations=float("inf")),
         max_upload_bytes=MAX_UPLOAD_BYTES,
         max_receiving_bytes=2 * MAX_UPLOAD_BYTES,
@@ -84,11 +100,20 @@ class StartLink:
         return True
 
 
-def make_app(engine: Engine, settings: ServerSettings, ledger: Ledger | None = None, *, start: StartLink) -> FastAPI:
-    """The whole application of a started engine. settings: of `studio_settings`."""
-    app = create_app(
-        engine, settings, ledger, more=(_router(settings, start),), open_paths=("/", "/start/", "/page/"), docs=False
-    )
+def make_app(
+    engine: Engine,
+    settings: ServerSettings,
+    ledger: Ledger | None = None,
+    *,
+    start: StartLink,
+    model: str | None = None,
+) -> FastAPI:
+    """The whole application of a started engine. settings: of `studio_settings`; model: what lessons teach, by name or
+    folder, None = the default."""
+    lessons = Lessons(settings.adapters_folder, model)
+    more = _router(settings, start), lessons_router(lessons), select_router(Selector())
+    app = create_app(engine, settings, ledger, more=more, open_paths=("/", "/start/", "/page/"), docs=False)
+    app.router.add_event_handler("shutdown", lessons.end)
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(WithHeaders)
     return app

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ace.adapter_files import check_file
+from ace.adapter_files import WEIGHT_FILES, check_file
 from ace.errors import CheckpointError, ConfigError, InputError
 from ace.files import hash_file
 
 if TYPE_CHECKING:
     from ace.inference.pipeline import ACEPipeline
 
-WEIGHT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+MOST_KEPT = 8  # adapters that are not in use, in memory
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,47 @@ def attach_adapters(pipeline: ACEPipeline, choices: Sequence[AdapterChoice]) -> 
     pipeline.adapters = describe(choices, pipeline.adapters)
     pipeline.adapter_notes += tuple(note for adapter, _ in read for note in adapter.notes)
     return names
+
+
+class AdapterSwitch:
+    """Adapters that come and go on a pipeline, on top of those that it was loaded with. Those that were used stay in
+    memory, up to `MOST_KEPT`, and add nothing while they are not. fixed: the others, as recipes record them."""
+
+    def __init__(self, pipeline: ACEPipeline) -> None:
+        from ace.model.lora import attached
+
+        self.pipeline = pipeline
+        self._fixed = attached(pipeline.transformer)
+        self.fixed, self._notes = pipeline.adapters, pipeline.adapter_notes
+        self._names: dict[str, tuple[str, tuple[str, ...]]] = {}  # hash → name, notes; the last used at the end
+        self._now: dict[str, float] = dict(self._fixed)
+
+    def use(self, choices: Sequence[AdapterChoice]) -> None:
+        """From now on these are added, and no others but the fixed ones. Raises ConfigError or CheckpointError."""
+        from ace.model.lora import attach, choose, read_adapter
+
+        transformer = self.pipeline.transformer
+        wanted, notes = dict(self._fixed), self._notes
+        for choice in choices:
+            file = find_adapter(choice.path)
+            key = hash_file(file)
+            if key in self._names:
+                self._names[key] = self._names.pop(key)
+            else:
+                check_adapter(choice.path)
+                adapter = read_adapter(file, transformer, choice.path.stem)
+                (name,) = attach(transformer, [(adapter, choice.weight)])
+                self._names[key] = name, adapter.notes
+                self._now = {}  # attaching has switched it on
+            wanted[self._names[key][0]] = choice.weight
+            notes += self._names[key][1]
+        if wanted != self._now:
+            choose(transformer, wanted)
+        for key in list(self._names)[: max(0, len(self._names) - max(MOST_KEPT, len(choices)))]:
+            transformer.delete_adapters(self._names.pop(key)[0])
+        self._now = wanted
+        self.pipeline.adapters = describe(choices, self.fixed)
+        self.pipeline.adapter_notes = notes
 
 
 def describe(choices: Iterable[AdapterChoice], before: str = "") -> str:

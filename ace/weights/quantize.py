@@ -23,6 +23,7 @@ from diffusers import TorchAoConfig
 
 from ace.diffusion import sample_noise, seeded_generator
 from ace.errors import ConfigError, MissingDependencyError, OutputError
+from ace.extras import install_command
 from ace.files import hash_model
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents
 from ace.model.transformer import ACETransformer
@@ -103,7 +104,7 @@ def _config(kind: str) -> TorchAoConfig:
     try:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig  # type: ignore[import]
     except ImportError:
-        raise MissingDependencyError("8-bit weights need torchao: pip install 'ace-allround[quant]'") from None
+        raise MissingDependencyError(f"8-bit weights need torchao: {install_command('quant')}") from None
     wanted = Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
     return TorchAoConfig(wanted, modules_to_not_convert=EXACT_LAYERS)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ace.conditions.vocabulary import Vocabulary
 from ace.errors import CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
+from ace.extras import install_command
 from ace.files import cache_folder, hash_model
 from ace.model.devices import find_device
 from ace.plus.models import PLUS_MODELS
@@ -79,6 +80,11 @@ class ModelFiles:
     def sha256(self) -> str:
         """Hash of the model's files, see `hash_model`; those that a conversion wrote down are not read again."""
         return hash_model(self.folder, _written_hashes(self.folder))
+
+    @cached_property
+    def is_quantized(self) -> bool:
+        """Whether the transformer's weights are of 8 bits. Raises ModelNotFoundError."""
+        return "quantization_config" in _read_json(self.folder / "transformer" / "config.json", self.name)
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
@@ -145,7 +151,7 @@ def find_dtype(model: ModelFiles, device: str, dtype: str = "auto") -> str:
     Raises ConfigError for one that is unknown or impossible."""
     if dtype not in NUMBER_TYPES:
         raise ConfigError(f"dtype {dtype!r}: use one of {', '.join(NUMBER_TYPES)}")
-    if "quantization_config" in _read_json(model.folder / "transformer" / "config.json", model.name):
+    if model.is_quantized:
         if dtype not in ("auto", "bfloat16"):
             raise ConfigError(f"the 8-bit weights of {model.name} are computed in bfloat16: leave --dtype out")
         return "bfloat16"
@@ -189,10 +195,8 @@ def load_pipeline(
     if model.budget > 256:
         dtypes["text_encoder"] = torch.bfloat16  # as published; T5-XXL in float32 would take 19 GB
     on_disk = None if memory.plain else _text_encoder_on_disk(model, memory, torch.device(device), dtypes)
-    if importlib.util.find_spec("torchao") is None and "quantization_config" in _read_json(
-        model.folder / "transformer" / "config.json", model.name
-    ):
-        raise MissingDependencyError(f"{model.name} has 8-bit weights: pip install 'ace-allround[quant]'")
+    if model.is_quantized and importlib.util.find_spec("torchao") is None:
+        raise MissingDependencyError(f"{model.name} has 8-bit weights: {install_command('quant')}")
     left_out = {} if on_disk is None else {"text_encoder": None}
     try:
         pipeline = ACEPipeline.from_pretrained(

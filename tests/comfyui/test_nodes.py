@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ace.comfyui
-from ace.comfyui.nodes import ACEChat, ACEPlusFinish, ACEPlusLoader, AcePlusLoraProcessor
+from ace.comfyui.nodes import ACEChat, AcePlusFFTProcessor, ACEPlusFinish, ACEPlusLoader, AcePlusLoraProcessor
 from ace.comfyui.pictures import from_picture
 from ace.comfyui.processors import CONTROL_OF
 from ace.errors import ConfigError, ImageError, MaskError
@@ -199,6 +199,13 @@ def test_an_edited_picture_is_cut_out_where_it_lies():
     assert answer.shape == edit.shape
     step = (answer[0, 50, :, 0] > 0.5).nonzero()[0]
     assert abs(int(step) - 80) <= 1
+
+
+def test_a_reference_narrower_than_a_cell_leaves_the_answer_the_edited_pictures_size():
+    node = AcePlusFFTProcessor()
+    canvas, _, _, out_h, out_w, cut = node.preprocess(reference_image=picture(40, 150), edit_image=picture(130, 60))
+    assert (out_h, out_w) == (60, 130)
+    assert 0 < cut < 16 < canvas.shape[2]
 
 
 def test_wrong_connections_are_named():

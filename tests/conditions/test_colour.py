@@ -13,6 +13,7 @@ from ace.conditions.colour import from_srgb, in_profile_of, to_srgb
 from ace.conditions.images import normalise_image, open_image
 from ace.conversation.recipe import encode
 from ace.errors import MissingDependencyError
+from ace.extras import install_command
 from ace.inference.preserve import paste_back
 from tests.input_cases import BLUE, FILES, SIZE, plain_mask, scene, write_mpo
 
@@ -103,7 +104,7 @@ def test_without_opencv_the_loss_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("ace.conditions.images.can_keep", lambda: False)
     opened = open_image(tmp_path / "deep.png")
     assert opened.deep is None
-    assert opened.converted.startswith("16-bit to 8-bit (pip install 'ace-allround[deep]'")
+    assert opened.converted.startswith(f"16-bit to 8-bit ({install_command('deep')}")
 
 
 def test_the_first_picture_of_a_phones_file_counts(tmp_path):
@@ -115,7 +116,7 @@ def test_heic_is_read_with_its_extra_and_named_without(monkeypatch):
     pytest.importorskip("pi_heif")
     assert open_image(FILES / "iphone.heic").size == (320, 240)
     monkeypatch.setitem(__import__("sys").modules, "pi_heif", None)
-    with pytest.raises(MissingDependencyError, match=r"iphone\.heic is HEIC.*ace-allround\[heic\]"):
+    with pytest.raises(MissingDependencyError, match=r"iphone\.heic is HEIC.*\[heic\]"):
         open_image(FILES / "iphone.heic")
 
 

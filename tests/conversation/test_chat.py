@@ -106,7 +106,7 @@ def test_the_same_two_turns_are_the_same_bytes_twice_and_replay_exactly(family, 
         chat = ChatSession(Session.create(tmp_path / name), family)
         (first,) = answer(chat, say("a red apple"))
         (second,) = answer(chat, say("make it night"), first.id)
-        folders.append([node.image_path.read_bytes() for node in (first, second)])
+        folders.append([node.answer_path.read_bytes() for node in (first, second)])
     assert folders[0] == folders[1]
     *_, replay = ChatSession(Session.open(tmp_path / "twice"), family).replay("0002")
     assert replay.same_pixels
@@ -139,7 +139,7 @@ def test_outside_the_mask_nothing_changes_and_alpha_survives_a_retry(chat):
     (again,) = (event for event in chat.again(node.id, seed=7) if isinstance(event, Node))
     assert again.parents == node.parents
     for made in (node, again):
-        result = np.asarray(Image.open(made.image_path))
+        result = np.asarray(Image.open(made.answer_path))
         np.testing.assert_array_equal(result[:, 32:, :3], np.asarray(given.opened.stored)[:, 32:])
         np.testing.assert_array_equal(result[..., 3], np.asarray(given.opened.alpha))
         drift = chat.drift(made.id)
@@ -176,7 +176,7 @@ def test_variants_are_siblings_with_consecutive_seeds(chat):
     nodes = answer(chat, say("make it night"), first.id, count=3)
     assert [node.recipe.seed for node in nodes] == [1, 2, 3]
     assert {node.parents for node in nodes} == {(first.id,)}
-    assert len({node.image_path.read_bytes() for node in nodes}) == 3
+    assert len({node.answer_path.read_bytes() for node in nodes}) == 3
     with pytest.raises(ConfigError, match="0 variants"):
         answer(chat, say("make it night"), first.id, count=0)
 

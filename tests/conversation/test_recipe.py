@@ -2,11 +2,13 @@
 
 import json
 import os
+import platform
 import stat
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
@@ -300,10 +302,17 @@ def test_compare_names_what_may_change_the_picture():
     assert any(line.startswith("torch: ") and line.endswith("0.2 now") for line in lines)
 
 
-def test_the_environment_knows_its_packages_and_processor():
+def test_the_environment_knows_its_packages_and_what_chooses_its_kernels(monkeypatch):
+    for name in ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     here = Environment.here(device="cpu", dtype="bfloat16")
     assert here.packages["numpy"] == np.__version__
-    assert here.arch
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert here.arch.startswith(f"{platform.machine()} {capability}") and "=" not in here.arch
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE\n<")
+    assert Environment.here().arch == f"{here.arch} MKL_CBWR=COMPATIBLE??"
+    before = recipe(environment=here.model_copy(update={"arch": f"{platform.machine()} {capability}"}))
+    assert compare(before, here) == (), "recipes of before say less of the processor"
     assert here.dtype == "bfloat16"
 
 

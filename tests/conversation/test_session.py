@@ -80,7 +80,7 @@ def test_a_node_comes_back_whole_after_reopening(tmp_path):
     assert turn.unit.masks[0].mode == "L"
     assert turn.unit.masks[1] is None
     np.testing.assert_array_equal(again.latents("0001"), latents)
-    assert read(node.image_path) == node.recipe
+    assert read(node.answer_path) == node.recipe
 
 
 def test_an_empty_session_has_no_nodes(tmp_path):
@@ -130,7 +130,7 @@ def test_the_answer_given_is_the_object_that_history_returns(tmp_path):
 def test_a_copy_of_the_parents_answer_counts_as_the_parents_answer(tmp_path):
     session = Session.create(tmp_path / "s")
     node = add(session, "draw", answer=picture(1))
-    with Image.open(node.image_path) as loaded_apart:
+    with Image.open(node.answer_path) as loaded_apart:
         add(session, "again", (loaded_apart.convert("RGB"),), parents=("0001",))
     for opened in (session, Session.open(tmp_path / "s")):
         first, second = opened.history("0002")

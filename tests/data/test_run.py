@@ -64,6 +64,40 @@ def test_a_quota_stops_each_task_and_a_build_says_so_again(tmp_path):
     assert [stage.kept for stage in again.stages] == [stage.kept for stage in first.stages]
 
 
+def test_every_task_draws_from_the_whole_collection_and_every_picture_serves(tmp_path):
+    kinds = ("gray", "mosaic", "edge", "degradation")
+    tasks = tuple(f"{family}/{kind}" for family in ("low_level_analysis", "controllable_generation") for kind in kinds)
+    tasks += ("repainting/inpainting", "repainting/outpainting")
+    built = build(recipe(collection(tmp_path / "pictures", 100), tasks, per_task=10), tmp_path / "set")
+    assert built.manifest.tasks == dict.fromkeys(sorted(tasks), 10)
+    samples = read_shards(tmp_path / "set")
+    behind = {task: set() for task in tasks}
+    for row in samples.rows():
+        behind[row["task"]].add(json.loads(row["provenance"])["source"])
+    assert min(map(len, behind.values())) == 10
+    assert len(set().union(*behind.values())) == 100
+    assert "different pictures" in (tmp_path / "set" / "report.html").read_text()
+
+
+def test_what_was_left_out_can_be_read_and_looked_at(tmp_path):
+    pictures = collection(tmp_path / "pictures", 2)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (96, 80), "gray").save(pictures / "empty.png")
+    build(recipe(pictures, ("low_level_analysis/gray", "low_level_analysis/edge")), tmp_path / "set")
+    left_out = read_shards(tmp_path / "set" / "rejected")
+    found = list(left_out.rejects())
+    assert len(found) == len(left_out)
+    without = [reject for reject in found if reject.sample is None]
+    assert any("broken.png" in reject.what and reject.stage == "read" for reject in without)
+    assert all(reject.sample.task == reject.task for reject in found if reject.sample is not None)
+    with pytest.raises(DataError, match="made no sample"):
+        list(left_out)
+    page = (tmp_path / "set" / "browse.html").read_text()
+    assert all(reject.reason in page for reject in found) and "broken.png" in page
+    with pytest.raises(DataError, match="were kept"):
+        next(read_shards(tmp_path / "set").rejects())
+
+
 def test_what_is_bad_is_rejected_with_its_reason_and_the_run_goes_on(tmp_path):
     pictures = collection(tmp_path / "pictures", 2)
     good = draw(50)

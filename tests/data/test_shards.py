@@ -150,7 +150,7 @@ def test_what_a_stopped_writer_left_behind_is_replaced(samples, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "shard-00007.parquet").write_bytes(b"half")
-    (folder / ".shard-00000.parquet.0a.partial").write_bytes(b"half")
+    (folder / ".shard-00000.parquet.0a.part").write_bytes(b"half")
     write_shards(samples[:2], folder)
     assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", "shard-00000.parquet"]
 

@@ -6,8 +6,8 @@ from PIL import Image
 
 from ace.conditions.units import LongContextConditionUnit, Turn
 from ace.diffusion import seeded_generator
-from ace.evaluation.demo import DEMO_TASKS, draw_demo, draw_samples, make_demo, plan_demo
-from ace.evaluation.panels import Panel, draw_grid
+from ace.evaluation.demo import DEMO_TASKS, draw_demo, draw_samples, error_left, make_demo, plan_demo
+from ace.evaluation.panels import Panel, draw_grid, wrap
 from ace.inference.pipeline import Request
 from tests.random_models import TINY_LIKE, random_pipeline
 
@@ -34,7 +34,17 @@ def test_at_least_twelve_tasks_and_three_turns_all_held_out(demo):
     assert len(set(DEMO_TASKS)) >= 12
     assert all(sample.provenance["split"] == "held_out" for sample in (*plan.samples, plan.conversation))
     assert len(made.turns) == 3
-    assert [panel.instruction for panel in made.panels] == [s.request.current.instruction for s in plan.samples]
+    assert {panel.instruction for panel in made.panels} == {s.request.current.instruction for s in plan.samples}
+
+
+def test_answers_stand_beside_the_true_ones_and_the_nearest_come_first(demo):
+    _, plan, made = demo
+    by_truth = {id(sample.target): sample for sample in plan.samples}
+    left = [error_left(by_truth[id(panel.truth)], panel.result) for panel in made.panels]
+    assert len(left) == len(plan.samples) and left == sorted(left)
+    sample = plan.samples[1]
+    assert error_left(sample, sample.target) == 0
+    assert error_left(sample, sample.request.frames()[0].image) == pytest.approx(1)
 
 
 def test_every_turn_goes_on_from_the_models_own_answers(demo):
@@ -67,6 +77,15 @@ def test_long_and_foreign_instructions_fit_their_card():
     grid = draw_grid([long, foreign], 2)
     assert grid.width < grid.height * 4
     assert (np.asarray(grid)[:, -1] == np.asarray(grid)[0, -1]).any()
+
+
+def test_words_are_set_in_a_font_that_has_them_and_end_in_dots_where_they_are_cut():
+    (line,) = wrap('write "北京" here', 400, 13)
+    assert [word for word, _ in line] == ["write", '"北京"', "here"]
+    assert len({font.path for _, font in line}) == 2
+    cut = wrap("one two three four five six seven eight nine ten", 90, 13, max_lines=2)
+    assert len(cut) == 2 and cut[-1][-1][0] == "..."
+    assert sum(font.getlength(word) for word, font in cut[-1]) <= 90
 
 
 def test_samples_of_the_world_are_drawn_a_row_per_task():

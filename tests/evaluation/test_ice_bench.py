@@ -205,9 +205,8 @@ def endpoint():
 
 
 def test_a_judge_is_asked_several_times_and_unclear_replies_count_as_no(bench, endpoint):
-    judge = Judge(endpoint, "judge", repeats=3)
-    verdict = judge.ask("make it red", bench / "source.png", bench / "made.png", mask=bench / "mask.png")
-    judge._client.close()
+    with Judge(endpoint, "judge", repeats=3) as judge:
+        verdict = judge.ask("make it red", bench / "source.png", bench / "made.png", mask=bench / "mask.png")
     assert verdict.score == pytest.approx(1 / 3) and verdict.num_unclear == 1
     content = _Model.asked[0]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["image_url"] * 3 + ["text"]
@@ -218,13 +217,12 @@ def test_a_judged_run_keeps_its_verdicts_and_tells_their_interval(bench, endpoin
     (bench / "gen_info.json").write_text(json.dumps({str(n): "made.png" for n in (1, 2, 3, 4)}))
 
     def run():
-        judge = Judge(endpoint, "judge", repeats=3)
-        scorers = IceScorers(IceNetworks(), judge=judge)
         finished = Contestant("mine", None, {})
-        evaluate_ice_bench(
-            bench / "data.jsonl", finished, tmp_path / "run", scorers, results=bench / "gen_info.json", quiet=True
-        )
-        judge._client.close()
+        with Judge(endpoint, "judge", repeats=3) as judge:
+            scorers = IceScorers(IceNetworks(), judge=judge)
+            evaluate_ice_bench(
+                bench / "data.jsonl", finished, tmp_path / "run", scorers, results=bench / "gen_info.json", quiet=True
+            )
         return (tmp_path / "run" / "table.md").read_text()
 
     first = run()
@@ -235,10 +233,8 @@ def test_a_judged_run_keeps_its_verdicts_and_tells_their_interval(bench, endpoin
 
 
 def test_a_judge_that_cannot_be_reached_is_told_in_one_line(bench):
-    judge = Judge("http://127.0.0.1:9/v1", "judge")
-    with pytest.raises(DataError, match="the judge at http"):
+    with Judge("http://127.0.0.1:9/v1", "judge") as judge, pytest.raises(DataError, match="the judge at http"):
         judge.ask("make it red", bench / "source.png", bench / "made.png")
-    judge._client.close()
 
 
 def test_only_requests_without_a_reference_or_with_a_mask_forbid_other_changes():

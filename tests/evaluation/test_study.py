@@ -102,22 +102,19 @@ def test_a_rater_sees_anonymous_answers_and_a_killed_page_loses_nothing(serve):
     assert "1 raters" in get(f"{url}/report")
 
 
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
+def test_what_is_not_part_of_the_study_is_refused(serve):
+    start, url, folder = serve
+    start()
+    for path, fields in (
         ("/picture/0000/answer", None),
         ("/picture/..%2F..%2Fetc/passwd", None),
         ("/rate", {"rater": "x", "key": "nothing", "prompt_following": 3, "image_quality": 3}),
         ("/rate", {"rater": "x", "key": "nothing", "prompt_following": 9, "image_quality": 3}),
-    ],
-)
-def test_what_is_not_part_of_the_study_is_refused(serve, path, fields):
-    start, url, folder = serve
-    start()
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        get(url + path) if fields is None else post(url + path, **fields)
-    assert refused.value.code in (400, 404)
-    refused.value.close()
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(url + path) if fields is None else post(url + path, **fields)
+        assert refused.value.code in (400, 404)
+        refused.value.close()
     assert not (folder / "ratings.jsonl").exists()
 
 
@@ -206,13 +203,13 @@ def test_runs_of_any_benchmark_are_rated_on_what_all_have_answered(tmp_path):
     assert [(a.system, a.instruction) for a in answers] == [
         (name, f"make it {n}") for n in (0, 1) for name in ("one", "other")
     ]
-    client = TestClient(make_app(Study(answers, tmp_path / "study")))
-    pages = [client.get(f"/?rater=rater{n}").text for n in range(12)]
-    masked = next(page for page in pages if answers[2].key in page or answers[3].key in page)
-    assert "only the white part may change" in masked
-    assert client.get(f"/picture/{key_on(masked)}/mask").headers["content-type"] == "image/png"
-    plain = next(page for page in pages if answers[0].key in page or answers[1].key in page)
-    assert "white part" not in plain and client.get(f"/picture/{key_on(plain)}/mask").status_code == 404
+    with TestClient(make_app(Study(answers, tmp_path / "study"))) as client:
+        pages = [client.get(f"/?rater=rater{n}").text for n in range(12)]
+        masked = next(page for page in pages if answers[2].key in page or answers[3].key in page)
+        assert "only the white part may change" in masked
+        assert client.get(f"/picture/{key_on(masked)}/mask").headers["content-type"] == "image/png"
+        plain = next(page for page in pages if answers[0].key in page or answers[1].key in page)
+        assert "white part" not in plain and client.get(f"/picture/{key_on(plain)}/mask").status_code == 404
     with pytest.raises(ConfigError, match="two runs"):
         answers_of_runs([runs[0], runs[0]], 10)
     with pytest.raises(DataError, match="no finished run"):

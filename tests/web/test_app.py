@@ -3,6 +3,7 @@
 The browser tests skip where there is none; with ACE_REQUIRE_BROWSER set, as in continuous integration, they fail.
 """
 
+import io
 import os
 import re
 import shutil
@@ -454,6 +455,69 @@ def test_escape_and_undo_work_wherever_the_focus_is(browser, studio):
         page.click("#turn-0001 summary[aria-label=More]")
         menu, talk = page.locator("#turn-0001 details[open] > div").bounding_box(), page.locator(".talk").bounding_box()
         assert menu["y"] + menu["height"] <= talk["y"] + talk["height"]
+
+
+def test_a_message_is_edited_and_sent_again_queued_named_and_deleted(browser, studio, photo, tmp_path):
+    session = Session.open(tmp_path / "talk")
+    with page_of(browser, studio) as page:
+        set_steps(page, 1)
+        page.set_input_files("#file", photo)
+        page.wait_for_selector(".tray .chip")
+        say(page, "make it blue", "0001")
+        say(page, "make it night", "0002")
+
+        page.click("#turn-0001 .resend")  # an earlier message: its picture comes along
+        page.wait_for_selector(".tray .chip.edits")
+        assert page.input_value("#say") == "make it blue"
+        say(page, "make it red", "0003")
+        assert session.node("0003").parents == () and session.node("0003").inputs[0].node is None
+
+        set_steps(page, 60)  # the second message goes on from the answer to the first
+        for text in ("make it snow", "add a tree"):
+            page.fill("#say", text)
+            page.press("#say", "Enter")
+        page.wait_for_selector(".turn.waiting >> text=add a tree")
+        page.wait_for_selector("#turn-0005 .bar")
+        assert session.node("0004").parents == ("0003",) and session.node("0005").parents == ("0004",)
+
+        page.click("#turn-0005 summary[aria-label=More]")
+        page.click("#turn-0005 .rename")
+        page.fill("dialog input.line", "the tree")
+        page.keyboard.press("Enter")
+        page.wait_for_selector('.tree [data-node="0005"][title="the tree"]')
+        page.click("#turn-0004 summary[aria-label=More]")
+        page.click("#turn-0004 .remove")
+        page.click("#yes")
+        page.wait_for_selector('.tree [data-node="0004"]', state="detached")
+        assert page.locator("#turn-0005").count() == 1 and page.locator("#turn-0003").count() == 1
+        page.click("#menu summary")
+        page.click("#rename-session")
+        page.fill("dialog input.line", "Holiday")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".where >> text=Holiday")
+    again = Session.open(session.folder)
+    assert again.shown_ids() == ("0001", "0002", "0003", "0005")
+    assert [turn.unit.instruction for turn in again.history("0005")][-2:] == ["make it snow", "add a tree"]
+    with studio.client() as http:
+        assert http.delete("/v1/sessions/studio/nodes").status_code == 204
+        assert http.get("/v1/sessions/studio").json()["nodes"] == []
+    assert again.node_ids() == () and again.labels().last == 5
+
+
+def test_a_click_selects_the_thing_that_is_there(studio):
+    with studio.client() as http:
+        if not http.get("/select").json()["available"]:
+            pytest.skip(http.get("/select").json()["missing"])
+        y, x = np.mgrid[:200, :300]
+        disc = (x - 90) ** 2 + (y - 100) ** 2 < 50**2
+        stream = io.BytesIO()
+        Image.fromarray(np.where(disc[..., None], (210, 40, 30), (90, 140, 90)).astype(np.uint8)).save(stream, "PNG")
+        sent = {"image": ("a.png", stream.getvalue())}
+        answer = http.post("/select", data={"x": "0.3", "y": "0.5"}, files=sent)
+        found = np.asarray(Image.open(io.BytesIO(answer.content))) > 0
+        assert (found & disc).sum() / (found | disc).sum() > 0.9
+        assert http.post("/select", data={"x": "3", "y": "0.5"}, files=sent).status_code == 400
+        assert http.post("/select", data={"x": "0.3", "y": "0.5"}).status_code == 400
 
 
 def test_a_wrong_message_is_refused_in_words_and_stays_written(browser, studio):

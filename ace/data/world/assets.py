@@ -51,6 +51,7 @@ from ace.data.world.packages import (
 )
 from ace.data.world.sprites import MASTER_PX, PACK_VERSION, SHIPPED_PACK, STYLES, cache_folder, full_pack
 from ace.errors import MissingDependencyError, OutputError
+from ace.extras import install_command
 
 RENDER_PX = 256  # drawings are rendered at this side, then cut and reduced
 ALPHA_SEEN = 8  # of 255: fainter pixels do not count as part of a drawing
@@ -228,7 +229,7 @@ def render_svg(svg: str, width_px: int = RENDER_PX) -> Image.Image:
     try:
         import resvg_py
     except ImportError as error:
-        raise MissingDependencyError("drawing SVGs needs resvg: pip install 'ace-allround[data]'") from error
+        raise MissingDependencyError(f"drawing SVGs needs resvg: {install_command('data')}") from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=width_px, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
@@ -324,7 +325,7 @@ def reduce_font(parts: list[bytes], characters: str, weight: int | None) -> tupl
         from fontTools.ttLib import TTFont
         from fontTools.varLib import instancer
     except ImportError as error:
-        raise MissingDependencyError("reducing fonts needs fontTools: pip install 'ace-allround[data]'") from error
+        raise MissingDependencyError(f"reducing fonts needs fontTools: {install_command('data')}") from error
     wanted = {ord(character) for character in characters}
     kept: set[int] = set()
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ from ace.data.world.levels import DEFAULT_STYLE, LEVELS, Level
 from ace.data.world.places import CELLS, LOW, LOW_PAIRS, PAIRS, SLOTS, THING, TRIPLES, on_grid, word_place
 from ace.data.world.puppet import HAIRS, POSES, SHIRTS, SKINS, TROUSERS, Puppet
 from ace.data.world.scene import GRID_FONT, FaceObject, PuppetObject, Scene, SceneObject, SpriteObject, TextObject
-from ace.data.world.sprites import HELD_OUT_STYLE, STYLES, Concept, Face, SpriteLibrary
+from ace.data.world.sprites import HELD_OUT_STYLE, STYLES, Concept, SpriteFace, SpriteLibrary
 
 Split = Literal["train", "held_out"]
 T = TypeVar("T")
@@ -105,9 +105,9 @@ class Material:
         return found
 
     @cached_property
-    def editable_faces(self) -> dict[Split, tuple[Face, ...]]:
-        """Avatars with at least one attribute edit, by the split of their identity."""
-        sides: dict[Split, list[Face]] = {"train": [], "held_out": []}
+    def editable_faces(self) -> dict[Split, tuple[SpriteFace, ...]]:
+        """Faces with at least one attribute edit, by the split of their identity."""
+        sides: dict[Split, list[SpriteFace]] = {"train": [], "held_out": []}
         for face in self.library.faces():
             if self.library.face_edits(face):
                 sides["held_out" if fraction(f"face:{face.identity}") < 0.1 else "train"].append(face)

@@ -1,6 +1,6 @@
 """Landscapes and places of the world, one painter each; `paint_landscape` is the door for `backgrounds.py`.
 
-A painter lays areas over each other on a `Scene`, in its light, and says what each is. All are functions of plane
+A painter lays areas over each other on a `Landscape`, in its light, and says what each is. All are functions of plane
 coordinates: the unit square is the picture, and what lies outside goes on.
 """
 
@@ -52,7 +52,7 @@ Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Scene:
+class Landscape:
     """What is painted on. u, v: (H, W) float32, to the right and down. rgb: (H, W, 3) float32. classes: (H, W) uint8.
     time: of day."""
 
@@ -87,7 +87,7 @@ def paint_landscape(kind: str, time: str, u: np.ndarray, v: np.ndarray) -> tuple
     """Colours (H, W, 3) float32, classes (H, W) uint8 and nearness (H, W), 0 far … 1 near, of a kind of `PAINTERS`."""
     top, low = (np.array(color, np.float32) for color in _SKIES[time])
     sky = mix(top, low, np.clip(v / HORIZON, 0, 1))
-    scene = Scene(u, v, sky, np.full(u.shape, SKY, np.uint8), time)
+    scene = Landscape(u, v, sky, np.full(u.shape, SKY, np.uint8), time)
     PAINTERS[kind](scene)
     return scene.rgb, scene.classes, _plane(scene.classes, v)
 
@@ -108,21 +108,21 @@ def _plane(classes: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.where(classes == BUILDING, 0.2, depth)
 
 
-def _space(scene: Scene) -> None:
+def _space(scene: Landscape) -> None:
     scene.rgb[:] = (14, 12, 34)
     scene.classes[:] = BACKDROP
     for x, y in _SPACE_STARS:
         scene.rgb[scene.disc(x, y, 0.014)] = (255, 250, 220)
 
 
-def _underwater(scene: Scene) -> None:
+def _underwater(scene: Landscape) -> None:
     light, dark = np.array((70, 180, 214), np.float32), np.array((14, 62, 128), np.float32)
     scene.rgb[:] = mix(light, dark, np.clip(scene.v, 0, 1))
     scene.classes[:] = WATER
     scene.lay(scene.v > 0.86 + 0.02 * np.sin(scene.u * 12), (206, 178, 120), GROUND)
 
 
-def _room(scene: Scene) -> None:
+def _room(scene: Landscape) -> None:
     scene.rgb[:] = (238, 222, 192)
     scene.classes[:] = BUILDING
     planks = 0.92 + 0.08 * np.mod(np.floor(scene.u * 6), 2)
@@ -130,7 +130,7 @@ def _room(scene: Scene) -> None:
     scene.lay((scene.v > HORIZON + 0.03) & (scene.v <= HORIZON + 0.06), (250, 246, 238), BUILDING)
 
 
-def _sky_lights(scene: Scene) -> None:
+def _sky_lights(scene: Landscape) -> None:
     """Sun, or moon and stars."""
     if scene.time == "day":
         scene.rgb[scene.disc(0.84, 0.14, 0.085)] = (255, 236, 120)
@@ -142,42 +142,42 @@ def _sky_lights(scene: Scene) -> None:
         scene.rgb[scene.disc(0.82, 0.16, 0.09) & ~scene.disc(0.785, 0.135, 0.08)] = (250, 244, 200)
 
 
-def _meadow(scene: Scene) -> None:
+def _meadow(scene: Landscape) -> None:
     _sky_lights(scene)
     scene.lay(scene.ground, (104, 190, 82), GROUND, scene.nearer)
 
 
-def _hills(scene: Scene) -> None:
+def _hills(scene: Landscape) -> None:
     _sky_lights(scene)
     scene.lay(scene.v > HORIZON - 0.06 + 0.09 * np.sin(scene.u * 6.3 + 0.6), (140, 204, 100), GROUND)
     scene.lay(scene.v > 0.7 + 0.07 * np.sin(scene.u * 5.0 + 3.4), (86, 166, 74), GROUND)
 
 
-def _sea(scene: Scene) -> None:
+def _sea(scene: Landscape) -> None:
     _sky_lights(scene)
     waves = 0.95 + 0.16 * (np.sin(scene.v * 95 + 2.0 * np.sin(scene.u * 9)) > 0.55)
     scene.lay(scene.ground, (40, 112, 190), WATER, waves)
 
 
-def _beach(scene: Scene) -> None:
+def _beach(scene: Landscape) -> None:
     _sky_lights(scene)
     scene.lay(scene.ground, (52, 140, 204), WATER)
     scene.lay(scene.v > 0.68 + 0.03 * np.sin(scene.u * 5), (246, 246, 240), WATER)
     scene.lay(scene.v > 0.71 + 0.03 * np.sin(scene.u * 5), (240, 212, 150), GROUND)
 
 
-def _desert(scene: Scene) -> None:
+def _desert(scene: Landscape) -> None:
     _sky_lights(scene)
     scene.lay(scene.v > HORIZON + 0.05 * np.sin(scene.u * 7 + 1), (232, 184, 104), GROUND)
     scene.lay(scene.v > 0.72 + 0.06 * np.sin(scene.u * 4.4 + 2.6), (214, 156, 78), GROUND)
 
 
-def _snow(scene: Scene) -> None:
+def _snow(scene: Landscape) -> None:
     _sky_lights(scene)
     scene.lay(scene.v > HORIZON + 0.03 * np.sin(scene.u * 6), (244, 248, 255), GROUND, scene.nearer)
 
 
-def _city(scene: Scene) -> None:
+def _city(scene: Landscape) -> None:
     _sky_lights(scene)
     u, v = scene.u, scene.v
     column = np.mod(np.floor(u * 5), 5).astype(int)
@@ -191,7 +191,7 @@ def _city(scene: Scene) -> None:
     scene.lay((v > 0.86) & (v < 0.885) & (np.mod(u * 4, 1) < 0.6), (240, 240, 236), GROUND)
 
 
-def _mountains(scene: Scene) -> None:
+def _mountains(scene: Landscape) -> None:
     _sky_lights(scene)
     u, v = scene.u, scene.v
     for x, peak, slope in ((0.2, 0.22, 1.1), (0.78, 0.26, 1.0), (0.5, 0.14, 1.2)):
@@ -201,7 +201,7 @@ def _mountains(scene: Scene) -> None:
     scene.lay(v > 0.66, (96, 172, 84), GROUND)
 
 
-def _forest(scene: Scene) -> None:
+def _forest(scene: Landscape) -> None:
     _sky_lights(scene)
     scene.lay(scene.ground, (92, 158, 72), GROUND, scene.nearer)
     for count, peak, base, color in ((9, 0.26, 0.58, (38, 104, 62)), (7, 0.34, 0.66, (28, 84, 50))):
@@ -209,7 +209,7 @@ def _forest(scene: Scene) -> None:
         scene.lay((scene.v > peak + (base - peak) * across * 2) & (scene.v < base), color, GROUND)
 
 
-PAINTERS: dict[str, Callable[[Scene], None]] = {
+PAINTERS: dict[str, Callable[[Landscape], None]] = {
     "meadow": _meadow,
     "hills": _hills,
     "sea": _sea,

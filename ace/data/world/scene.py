@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ace.data.world.backgrounds import COLORS, Background, paint, paint_image
 from ace.data.world.landscapes import near
 from ace.data.world.puppet import Puppet, draw_puppet
-from ace.data.world.sprites import Face, Layer, SpriteLibrary, as_layer
+from ace.data.world.sprites import Layer, SpriteFace, SpriteLibrary, as_layer
 from ace.errors import ConfigError
 from ace.extract.degrade import mosaic
 from ace.extract.lines import line_drawing
@@ -42,7 +42,7 @@ class SpriteObject:
 class FaceObject:
     """An avatar; x, y, size as in `SpriteObject`."""
 
-    face: Face
+    face: SpriteFace
     x: float
     y: float
     size: float

@@ -79,7 +79,7 @@ class Concept:
 
 
 @dataclass(frozen=True)
-class Face:
+class SpriteFace:
     """One avatar. Faces of the same identity differ in attributes only; everything else is drawn alike.
 
     attributes: what an instruction can speak of, each style having some of
@@ -155,8 +155,8 @@ class SpriteLibrary:
             Concept(c["slug"], c["name"], c["group"], c["core"], c["zh"]) for c in self._index["concepts"]
         )
         self._places: dict[str, dict[str, list[int]]] = {c["slug"]: c["styles"] for c in self._index["concepts"]}
-        self._faces: tuple[Face, ...] = tuple(
-            Face(f["identity"], f["style"], f["attributes"], f["key"]) for f in self._index["faces"]
+        self._faces: tuple[SpriteFace, ...] = tuple(
+            SpriteFace(f["identity"], f["style"], f["attributes"], f["key"]) for f in self._index["faces"]
         )
         self._face_places: dict[str, list[int]] = {f["key"]: f["place"] for f in self._index["faces"]}
         self.face_styles: tuple[str, ...] = tuple(dict.fromkeys(f.style for f in self._faces))
@@ -190,21 +190,21 @@ class SpriteLibrary:
         """`sprite`, ready to be laid over a picture."""
         return self._layer(self._place(slug, style), size_px)
 
-    def face_layer(self, face: Face, size_px: int) -> Layer:
+    def face_layer(self, face: SpriteFace, size_px: int) -> Layer:
         """`face`, ready to be laid over a picture."""
         return self._layer(self._face_place(face), size_px)
 
-    def faces(self) -> tuple[Face, ...]:
+    def faces(self) -> tuple[SpriteFace, ...]:
         """Every avatar of the pack, identity by identity, the identity's plain form first."""
         return self._faces
 
-    def face(self, face: Face, size_px: int) -> np.ndarray:
+    def face(self, face: SpriteFace, size_px: int) -> np.ndarray:
         """One avatar: (size_px, size_px, 4) uint8 RGBA, straight alpha, read-only, on a transparent ground.
 
         All avatars of one identity are placed alike. Raises InputError if it is not in the pack."""
         return self._picture(self._face_place(face), size_px)
 
-    def face_edits(self, face: Face) -> tuple[tuple[str, Face], ...]:
+    def face_edits(self, face: SpriteFace) -> tuple[tuple[str, SpriteFace], ...]:
         """The avatars of the same identity that differ from this one in exactly one attribute: (attribute, avatar)."""
         edits = []
         for other in self._identities.get(face.identity, ()):
@@ -226,8 +226,8 @@ class SpriteLibrary:
         return frozenset(self._index["fonts"][name]["characters"])
 
     @cached_property
-    def _identities(self) -> dict[str, list[Face]]:
-        groups: dict[str, list[Face]] = {}
+    def _identities(self) -> dict[str, list[SpriteFace]]:
+        groups: dict[str, list[SpriteFace]] = {}
         for face in self._faces:
             groups.setdefault(face.identity, []).append(face)
         return groups
@@ -245,7 +245,7 @@ class SpriteLibrary:
             )
         return styles[style]
 
-    def _face_place(self, face: Face) -> list[int]:
+    def _face_place(self, face: SpriteFace) -> list[int]:
         if face.key not in self._face_places:
             raise InputError(f"no face {face.key!r} in {self.pack}: take one from faces()")
         return self._face_places[face.key]

@@ -7,6 +7,7 @@ from typing import Any
 
 from ace.errors import DataError, MissingDependencyError
 from ace.evaluation.lines import check_unique
+from ace.extras import install_command
 
 
 def hub_rows(source: str, split: str, columns: Iterable[str], id_columns: Sequence[str]) -> Iterable[dict[str, Any]]:
@@ -17,7 +18,7 @@ def hub_rows(source: str, split: str, columns: Iterable[str], id_columns: Sequen
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependencyError("hub sets need datasets: pip install 'ace-allround[eval]'") from error
+        raise MissingDependencyError(f"hub sets need datasets: {install_command('eval')}") from error
     try:
         rows = datasets.load_dataset(source, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -30,6 +30,7 @@ from ace.evaluation.networks.musiq import MUSIQ, load_musiq
 from ace.evaluation.networks.weights import SUFFIXES, files_sha256
 from ace.evaluation.pairs import cosines, pixel_errors
 from ace.extract.faces import FaceEmbedder, FaceFinder
+from ace.extras import install_command
 
 MASK_LEVEL = 128  # above it a pixel belongs to the mask
 
@@ -137,7 +138,7 @@ def pixel_metrics(item: IceItem, made: Image.Image) -> dict[str, float]:
         try:
             import cv2
         except ImportError as error:
-            raise MissingDependencyError("l1_canny needs OpenCV: pip install 'ace-allround[data]'") from error
+            raise MissingDependencyError(f"l1_canny needs OpenCV: {install_command('data')}") from error
         edges = cv2.Canny(np.asarray(shown), 100, 200).astype(np.float64)
         scores["l1_canny"] = 1 - float(np.abs(edges - true).mean()) / 255
     return scores

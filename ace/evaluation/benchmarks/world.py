@@ -41,6 +41,7 @@ from ace.evaluation.things import ThingJudge
 from ace.evaluation.timing import Times, summary, time_requests
 from ace.evaluation.turns import IDENTITY_TASK, REPEATED_TASK, Identity, Over, RepeatedEdit, follow_things, repeat_edits
 from ace.extract.text import TextReader
+from ace.extras import install_command
 from ace.inference.latents import decode_latents, encode_pictures
 
 # What is measured beside the list grows with the samples that are asked for, up to this:
@@ -137,7 +138,7 @@ def absent_metrics(has_lpips: bool, judges: Judges) -> tuple[str, ...]:
     """What cannot be measured here, and how to change that."""
     return (
         *(() if has_lpips else (f"LPIPS: {HOW_TO_GET}",)),
-        *(() if judges.reader else ("reading text: pip install 'ace-allround[eval]'",)),
+        *(() if judges.reader else (f"reading text: {install_command('eval')}",)),
     )
 
 

@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 
 from ace.conversation.job import Job, Made, variants
 from ace.conversation.message import Message, open_message
-from ace.conversation.run import as_written
 from ace.errors import InputError
 from ace.server.front import Files, Front, TheFront, form_or_json, read_files
 from ace.server.images import open_mask, open_picture
@@ -95,7 +94,8 @@ async def _stream(front: Front, request: Request, fields: ImagesBody, jobs: list
             encoded = await front.in_worker(
                 encode_result, one, writer.output_format, fields.metadata, front.settings.signer
             )
-            own = details_of(await front.in_worker(as_written, one, encoded), accepted, index, fields.change_mask)
+            written = await front.in_worker(one.medium.as_written, one, encoded)
+            own = details_of(written, accepted, index, fields.change_mask)
             yield writer.event("completed", index, encoded, own.size, usage=usage, ace=own.model_dump())
 
     return stream_request(front, accepted, queue, writer, completed)
@@ -106,8 +106,10 @@ async def _data_of(
 ) -> ImageData:
     """One image of a reply: in it, or kept and named by its address."""
     file_format = fields.output_format or "png"
-    encoded = await front.in_worker(encode_result, made[number], file_format, fields.metadata, front.settings.signer)
-    own = details_of(await front.in_worker(as_written, made[number], encoded), accepted, number, fields.change_mask)
+    one = made[number]
+    encoded = await front.in_worker(encode_result, one, file_format, fields.metadata, front.settings.signer)
+    written = await front.in_worker(one.medium.as_written, one, encoded)
+    own = details_of(written, accepted, number, fields.change_mask)
     if fields.response_format == "url":
         token = front.service.keep(encoded, MIME[file_format])
         return ImageData(url=f"{request.base_url}files/{token}", ace=own)

@@ -15,11 +15,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
-from ace.conditions.images import open_image
 from ace.conversation.job import Made, Settings
+from ace.conversation.media import medium_of
 from ace.conversation.message import Mask, Message, Picture
 from ace.conversation.recipe import encode
-from ace.conversation.run import as_written
 from ace.conversation.session import Node
 from ace.conversation.sketch import extend_canvas, hide_under, sketch_over
 from ace.errors import ConfigError, MaskError
@@ -35,10 +34,12 @@ from ace.server.schema import (
     DriftReply,
     HeadBody,
     ListReply,
+    NameBody,
     NodeReply,
     ReplayReply,
     RequestReply,
     SessionReply,
+    TitleBody,
     TurnBody,
     TurnFields,
     TurnForm,
@@ -82,6 +83,15 @@ async def delete_session(front: TheFront, request: Request, session_id: str) -> 
     """Delete a conversation and all its images."""
     await front.in_worker(front.service.delete_session, request.state.client, session_id)
     return Response(status_code=204)
+
+
+@router.patch("/{session_id}")
+async def rename_session(front: TheFront, request: Request, session_id: str, body: NameBody) -> SessionReply:
+    """Call a conversation by a name."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(opened.session.rename, body.name)
+    opened.activity.changed()
+    return await front.in_worker(session_reply, opened)
 
 
 @router.get("/{session_id}/events", responses=_EVENTS)
@@ -147,6 +157,31 @@ async def get_node(front: TheFront, request: Request, session_id: str, node_id: 
     return await front.in_worker(node_reply, opened, node_id)
 
 
+@router.patch("/{session_id}/nodes/{node_id}")
+async def rename_node(front: TheFront, request: Request, session_id: str, node_id: str, body: TitleBody) -> TitleBody:
+    """Call a node by a title."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(opened.session.rename_node, node_id, body.title)
+    opened.activity.changed()
+    return body
+
+
+@router.delete("/{session_id}/nodes/{node_id}", status_code=204)
+async def delete_node(front: TheFront, request: Request, session_id: str, node_id: str) -> Response:
+    """Delete a node. What was made from it stays, and keeps the files of it that it needs."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(front.service.delete_nodes, opened, (node_id,))
+    return Response(status_code=204)
+
+
+@router.delete("/{session_id}/nodes", status_code=204)
+async def delete_all_nodes(front: TheFront, request: Request, session_id: str) -> Response:
+    """Delete all nodes of a conversation. Their numbers are not used again."""
+    opened = await _opened(front, request, session_id)
+    await front.in_worker(lambda: front.service.delete_nodes(opened, opened.session.shown_ids()[::-1]))
+    return Response(status_code=204)
+
+
 @router.get("/{session_id}/nodes/{node_id}/drift")
 async def drift(front: TheFront, request: Request, session_id: str, node_id: str) -> DriftReply:
     """How far a node's answer moved from what it edited, outside its mask, and what should be known of its request."""
@@ -165,21 +200,21 @@ async def node_image(
     """The image of a node with its recipe: as it is kept (PNG), in another format to take away, or a small one."""
     opened = await _opened(front, request, session_id)
 
-    def read() -> bytes:
+    def read() -> tuple[bytes, str]:
         node = opened.session.node(node_id)
         if output_format is None:
-            return _read_own(node.image_path)
+            return _read_own(node.answer_path), node.medium.mime_type
         if output_format == "thumbnail":
-            return thumbnail(open_image(node.image_path).image, THUMBNAIL_PX)
+            return thumbnail(node.medium.open(node.answer_path).image, THUMBNAIL_PX), MIME["webp"]
         opened.session.answer(node_id)  # raises SessionError if the file is damaged
-        with Image.open(node.image_path) as image:
-            return encode(image, output_format.upper(), node.recipe)
+        with Image.open(node.answer_path) as image:
+            return encode(image, output_format.upper(), node.recipe), MIME[output_format]
 
-    data = await front.in_worker(read)
+    data, mime_type = await front.in_worker(read)
     if output_format in MIME:
         named = {"content-disposition": f'attachment; filename="ace-{node_id}.{output_format}"'}
-        return Response(data, media_type=MIME[output_format], headers=named)
-    return _revalidated(request, data, MIME["webp" if output_format else "png"])
+        return Response(data, media_type=mime_type, headers=named)
+    return _revalidated(request, data, mime_type)
 
 
 @router.get("/{session_id}/nodes/{node_id}/{kind}/{number}")
@@ -194,15 +229,15 @@ async def node_input(
     """An image of a node's request (PNG), or the mask of one."""
     opened = await _opened(front, request, session_id)
 
-    def read() -> bytes:
+    def read() -> tuple[bytes, str]:
         inputs = opened.session.node(node_id).inputs
         one = inputs[number] if 0 <= number < len(inputs) else None
         path = None if one is None else one.path if kind == "inputs" else one.mask_path
         if path is None:
             raise NotFoundError(f"node {node_id} has no such image")
-        return _read_own(path)
+        return _read_own(path), medium_of(path).mime_type
 
-    return _revalidated(request, await front.in_worker(read), MIME["png"])
+    return _revalidated(request, *await front.in_worker(read))
 
 
 @router.get("/{session_id}/archive")
@@ -356,7 +391,7 @@ async def _full_reply(
     one, node = made
     reply = await front.in_worker(node_reply, opened, node.id)
     encoded = await front.in_worker(encode_result, one, file_format, True, front.settings.signer)
-    own = details_of(await front.in_worker(as_written, one, encoded), accepted, number, change_mask)
+    own = details_of(await front.in_worker(one.medium.as_written, one, encoded), accepted, number, change_mask)
     return reply.model_copy(update={"b64_json": base64.b64encode(encoded).decode(), "ace": own})
 
 

@@ -7,7 +7,7 @@ const ICONS = {
   rub: "M9 19h11M5 14l8-8 6 6-7 7H9z", again: "M20 11a8 8 0 1 0-2 6M20 5v6h-6", many: "M4 4h10v10H4zM10 17v3h10V10h-3", compare: "M12 3v18M4 6h5v12H4zM15 6h5v12h-5z",
   save: "M12 4v11M7 11l5 5 5-5M5 20h14", more: "M6 12h.01M12 12h.01M18 12h.01", grid: "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z",
   theme: "M12 3a9 9 0 1 0 0 18zM12 3v18", branch: "M7 4v16M7 14c6 0 10-2 10-7M14.5 6.5L17 4l2.5 2.5", check: "M5 12l5 5L20 7", pen: "M5 19l1-4L17 4l3 3L9 18z",
-  square: "M5 7h14v10H5z", lasso: "M12 5c5 0 8 2 8 5s-3 5-8 5-8-2-8-5 3-5 8-5zM8 14.5c0 2-1 3-2 4.5",
+  teach: "M12 4L2 9l10 5 10-5zM6 11.5V16c3 3 9 3 12 0v-4.5", select: "M5 5l5 14 2.5-6L19 10.5z", square: "M5 7h14v10H5z", lasso: "M12 5c5 0 8 2 8 5s-3 5-8 5-8-2-8-5 3-5 8-5zM8 14.5c0 2-1 3-2 4.5",
 };
 
 export function h(tag, attributes, ...children) {
@@ -34,4 +34,18 @@ export function openDialog(root, title, body, end) {
   root.append(dialog);
   dialog.showModal();
   return dialog;
+}
+
+// A question with one line as its answer.
+export function askText(root, title, before, onAnswer) {
+  const field = h("input", { type: "text", class: "line", value: before, maxlength: "200", "aria-label": title });
+  const done = () => { dialog.close(); onAnswer(field.value.trim()); };
+  field.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); done(); } });
+  const dialog = openDialog(root, title, field, [h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"), h("button", { type: "button", class: "main", onclick: done }, "Use it")]);
+  field.select();
+}
+
+// A question before what cannot be undone.
+export function confirmed(root, question, word, onYes) {
+  const dialog = openDialog(root, question, "", [h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"), h("button", { type: "button", class: "main", id: "yes", onclick: () => { dialog.close(); onYes(); } }, word)]);
 }

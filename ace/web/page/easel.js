@@ -1,6 +1,7 @@
 // The easel: what may change is painted here, or a drawing for the model to follow, or a larger canvas.
 
 import { button, h, openDialog } from "./dom.js";
+import { Refused } from "./server.js";
 
 const blobOf = (canvas) => new Blob([Uint8Array.from(atob(canvas.toDataURL("image/png").split(",")[1]), (one) => one.charCodeAt(0))], { type: "image/png" });
 
@@ -15,8 +16,8 @@ function strokesOf(picture, width, height) {
 }
 
 // source: { src, width, height }; old: { mask: { url }, mode, extend } as it was before; onUse: told the new one, with
-// `mask` as { blob } or null.
-export function openEasel(root, source, old, onUse) {
+// `mask` as { blob } or null. finds: whether the server can say what lies at a place.
+export function openEasel(root, source, old, onUse, finds = false) {
   const scale = Math.max(1, Math.ceil(512 / Math.max(source.width, source.height)));
   const canvas = h("canvas", { width: source.width * scale, height: source.height * scale, tabindex: "0", "aria-label": "Picture to paint on: arrow keys move the brush, space paints" });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
@@ -61,6 +62,24 @@ export function openEasel(root, source, old, onUse) {
     else line.forEach((spot) => pen.lineTo(spot.x * canvas.width, spot.y * canvas.height));
     pen.fill();
   }
+  // What lies at a place is asked of the server and added to what is painted, or taken from it.
+  async function select(to) {
+    said.textContent = "Looking …";
+    try {
+      const form = new FormData();
+      form.append("image", await (await fetch(source.src)).blob(), "picture.png");
+      form.append("x", String(to.x)); form.append("y", String(to.y));
+      const answer = await fetch("/select", { method: "POST", body: form });
+      if (!answer.ok) throw new Refused((await answer.json()).error?.message || "nothing found", answer.status);
+      const found = strokesOf(await createImageBitmap(await answer.blob()), canvas.width, canvas.height);
+      recolour(found.getContext("2d"), ink());
+      mark();
+      pen.globalCompositeOperation = erasing ? "destination-out" : "source-over";
+      pen.drawImage(found, 0, 0);
+      pen.globalCompositeOperation = "source-over";
+      said.textContent = "Click another thing to add it, or Erase to take one away.";
+    } catch (error) { said.textContent = error.message; }
+  }
   const act = (to) => (tool === "brush" ? paint(to) : fill(to));
   function showRing() {
     ring.hidden = tab !== "paint" || tool !== "brush";
@@ -71,12 +90,13 @@ export function openEasel(root, source, old, onUse) {
     canvas.setPointerCapture(event.pointerId);
     at = spot(event);
     if (event.button === 1) return;
+    if (tool === "select") { select(at); return; }
     mark(); last = null; line = []; before = picture(); act(at); showRing();
   });
   canvas.addEventListener("pointermove", (event) => {
     at = spot(event);
     if (event.buttons & 4) { board.scrollLeft -= event.movementX; board.scrollTop -= event.movementY; }   // the wheel's button drags the sheet
-    else if (event.buttons) act(at);
+    else if (event.buttons && tool !== "select") act(at);
     showRing();
   });
   canvas.addEventListener("pointerup", () => { last = null; line = []; });
@@ -106,8 +126,9 @@ export function openEasel(root, source, old, onUse) {
   const way = (value, label) => h("label", {}, h("input", { type: "radio", name: "mask-mode", value, checked: mode === value, onchange: () => { mode = value; canvas.classList.toggle("drawing", mode === "draw"); colours.hidden = mode !== "draw"; recolour(pen, ink()); } }), label);
   const colours = h("label", { hidden: mode !== "draw" }, "Colour", h("input", { type: "color", value: colour, oninput: (event) => { colour = event.target.value; } }));
   const rub = button("rub", "Erase", () => { erasing = !erasing; rub.setAttribute("aria-pressed", String(erasing)); }, { class: "edged", "aria-pressed": "false" });
-  const kinds = [["brush", "Brush"], ["square", "Rectangle"], ["lasso", "Lasso"]].map(([name, label]) =>
+  const kinds = [["brush", "Brush"], ["square", "Rectangle"], ["lasso", "Lasso"], ...(finds ? [["select", "Click a thing"]] : [])].map(([name, label]) =>
     button(name, label, () => { tool = name; kinds.forEach((one) => one.setAttribute("aria-pressed", String(one.dataset.tool === tool))); showRing(); }, { class: "edged", "data-tool": name, "aria-pressed": String(name === tool) }));
+  const said = h("p", { class: "fine said", role: "status" });
   const paintOptions = h("div", { class: "options" },
     h("fieldset", {}, h("legend", { class: "fine" }, "What you paint"), way("mark", "is what may change"), way("hide", "may change, and is hidden from the model"), way("draw", "is a drawing for the model to follow")),
     h("div", { class: "row", role: "group", "aria-label": "Tool" }, kinds),
@@ -118,7 +139,7 @@ export function openEasel(root, source, old, onUse) {
       button("again", "Clear", () => { mark(); pen.clearRect(0, 0, canvas.width, canvas.height); }, { class: "edged" }),
       button("plus", "Nearer", () => setZoom(zoom * 1.6), { class: "edged", id: "nearer" }),
       button("close", "Whole picture", () => setZoom(1), { class: "edged", id: "whole" })),
-    h("p", { class: "fine" }, "Outside the mask not one pixel changes."));
+    said, h("p", { class: "fine" }, "Outside the mask not one pixel changes."));
   const sliders = Object.keys(sides).map((side) => {
     const shown = h("output", {}, `${Math.round(sides[side] * 100)} %`);
     return h("label", {}, h("span", {}, side[0].toUpperCase() + side.slice(1) + " ", shown),

@@ -4,8 +4,9 @@
 // Drafts and messages that are not answered yet live in the browser's own store, so that neither a reload nor a server
 // that stops loses words, pictures or masks. All text that comes from people goes into the page as text, never as markup.
 
-import { button, h, icon, openDialog } from "./dom.js";
+import { askText, button, confirmed, h, icon, openDialog } from "./dom.js";
 import { openEasel } from "./easel.js";
+import { listLessons, openTeach } from "./lessons.js";
 import { ask, follow, keep, kept } from "./server.js";
 
 const PREVIEWS = 32;             // of each picture on its way, at most
@@ -19,6 +20,8 @@ let view = null;                 // the session's tree: name, head, nodes, damag
 let live = { requests: [] };     // what is being made, and what ended a moment ago
 let draft = emptyDraft();        // the message being written
 let examples = [];
+let selects = false;             // whether a click can select a thing
+let lessons = [];                // the adapters that are here, and the lessons that make some
 let notice = null;               // { kind, text, action }
 let state = "open";              // whether the server can be heard
 let undone = [];                 // where undo came from, for redo
@@ -26,6 +29,7 @@ let lastShown = null;            // id of the turn at the end of the talk
 let shownView = null;            // what of the tree is drawn
 let went = false;                // somebody moved or asked for something: the page may scroll to it
 const pending = new Map();       // request -> the draft that it was made of, until it is answered
+const waiting = new Map();       // message -> the request whose answer it goes on from
 const mine = new Set();          // requests of this page whose end is to be told
 const told = new Set();          // requests whose end was told
 const drifts = new Map();        // node -> how far it drifted
@@ -57,11 +61,14 @@ root.append(
     (part.where = h("span", { class: "where" })),
     button("plus", "New", () => go(null), { id: "new" }),
     button("grid", "Examples", openGallery, { id: "examples" }),
+    (part.teach = button("teach", "Teach", teach, { id: "teach", hidden: true })),
     button("theme", "Light or dark", switchTheme, { id: "theme" }),
     h("details", { class: "menu right", id: "menu" }, h("summary", { "aria-label": "Session" }, icon("more")),
       h("div", {},
         (part.export = h("a", { class: "button", download: "", id: "export" }, icon("save"), "Export this session")),
-        button("plus", "Import a session", () => part.archive.click(), { id: "import" }))),
+        button("plus", "Import a session", () => part.archive.click(), { id: "import" }),
+        button("pen", "Rename this session", renameSession, { id: "rename-session" }),
+        button("close", "Delete all pictures", removeAll, { id: "remove-all" }))),
     (part.archive = h("input", { type: "file", accept: ".zip", hidden: true, id: "archive", onchange: importSession }))),
   (part.nav = h("nav", { "aria-label": "History" },
     h("div", { class: "steps" },
@@ -87,7 +94,8 @@ root.append(
   (part.live = h("div", { class: "unseen", role: "status", "aria-live": "polite" })));
 
 root.dataset.theme = memory.read("theme") || "auto";
-const settings = { steps: "", guidance: "", seed: "", width: "", height: "", history: "", count: "1", negative: "", detail: "full", focus: "auto", feather: "", ...memory.read("settings") };
+const settings = { steps: "", guidance: "", seed: "", width: "", height: "", history: "", count: "1", negative: "", detail: "full", focus: "auto", feather: "", adapters: {}, ...memory.read("settings") };
+const chosenAdapters = () => lessons.filter((one) => one.usable && settings.adapters[one.name]).map((one) => `${one.name}:${settings.adapters[one.name]}`);
 
 // Drawing
 
@@ -109,7 +117,7 @@ function drawTalk(before) {
   const turns = pathTo(view.head).map(turnOf);
   const busy = running();
   if (!turns.length && !busy.length) turns.push(welcome());
-  turns.push(...busy.map(runningTurn));
+  turns.push(...busy.map(runningTurn), ...[...waiting.keys()].map(waitingTurn));
   const column = part.column;
   turns.forEach((turn, place) => { if (column.children[place] !== turn) column.insertBefore(turn, column.children[place] || null); });
   while (column.children.length > turns.length) column.lastChild.remove();
@@ -129,11 +137,11 @@ function reveal(turn, behavior) {
 
 function turnOf(one) {
   const siblings = view.nodes.filter((other) => (other.parents[0] || null) === (one.parents[0] || null) && (one.parents.length || other.text === one.text));
-  const key = JSON.stringify([siblings.map((s) => s.id), one.id === view.head, drifts.get(one.id), comparing.has(one.id)]);
+  const key = JSON.stringify([siblings.map((s) => s.id), one.title, one.parents, one.id === view.head, drifts.get(one.id), comparing.has(one.id)]);
   const kept = drawn.get(one.id);
   if (kept && kept.key === key) return kept.element;
   const open = kept && kept.element.querySelector("details.made").open;
-  const turn = h("article", { class: "turn", id: "turn-" + one.id, "aria-label": `${mention(one.id)}: ${plain(one.text)}` }, asked(one), answered(one, siblings));
+  const turn = h("article", { class: "turn", id: "turn-" + one.id, "aria-label": `${mention(one.id)}: ${called(one)}` }, asked(one), answered(one, siblings));
   turn.querySelector("details.made").open = Boolean(open);
   drawn.set(one.id, { key, element: turn });
   return turn;
@@ -149,6 +157,8 @@ function asked(one) {
 
 // The names {image}, {image1}, … as a person says them.
 const plain = (text) => text.replace(/\{image(\d*)\}/g, (_, number) => (/\{image\d/.test(text) ? `picture ${Number(number || 0) + 1}` : "the picture"));
+
+const called = (one) => one.title || plain(one.text);
 
 function named(text, inputs) {
   const several = /\{image\d/.test(text);
@@ -175,7 +185,7 @@ function answered(one, siblings) {
   const isHead = one.id === view.head;
   const before = beforeOf(one);
   const stage = h("div", { class: "stage", style: stageStyle(one.width, one.height) },
-    h("img", { src: answerOf(one.id), alt: `${mention(one.id)}: ${plain(one.text)}`, width: one.width, height: one.height }));
+    h("img", { src: answerOf(one.id), alt: `${mention(one.id)}: ${called(one)}`, width: one.width, height: one.height }));
   if (comparing.has(one.id) && before) {
     const place = (value) => { comparing.set(one.id, value); stage.style.setProperty("--at", value + "%"); };
     stage.append(
@@ -189,6 +199,7 @@ function answered(one, siblings) {
   const close = (then) => (event) => { event.target.closest("details").open = false; then(); };
   const bar = h("div", { class: "bar" },
     button("again", "Try again", () => { act(one.id, "again", { n: 1 }); }, { class: "again" }),
+    button("pen", "Edit and resend", () => resend(one), { class: "resend" }),
     before && button("compare", "Compare", compare, { class: "compare", "aria-pressed": String(comparing.has(one.id)) }),
     !isHead && button("branch", "Go on from here", () => go(one.id), { class: "branch" }),
     h("details", { class: "menu", ontoggle: placeMenu }, h("summary", { "aria-label": "Download" }, icon("save"), h("span", { class: "label" }, "Download")),
@@ -197,16 +208,18 @@ function answered(one, siblings) {
       h("div", {},
         button("many", "Four variants", close(() => act(one.id, "again", { n: 4 })), { class: "variants" }),
         button("at", "Mention", close(() => insertMention(mention(one.id)))),
+        button("pen", "Rename", close(() => rename(one)), { class: "rename" }),
+        button("close", "Delete", close(() => remove(one)), { class: "remove" }),
         button("check", "Make again and compare", close(() => act(one.id, "replay", {})), { class: "replay" }))));
   const facts = [["Seed", one.seed], ["Steps", one.steps], ["Guidance", one.guidance], ["Worked at", one.size.join("×") + " px"],
-    ["Earlier rounds seen", one.rounds], ["Avoided", one.negative], ["Model", `${one.model} ${one.model_sha256.slice(0, 12)}`]];
+    ["Earlier rounds seen", one.rounds], ["Avoided", one.negative], ["Adapters", (one.adapters || []).join(", ")], ["Model", `${one.model} ${one.model_sha256.slice(0, 12)}`]];
   const drift = drifts.get(one.id);
   return h("div", { class: "answer" }, stage,
     siblings.length > 1 ? h("div", { class: "siblings", role: "group", "aria-label": "Variants" }, siblings.map((other) =>
       h("button", { type: "button", "aria-label": `Variant ${mention(other.id)}`, "aria-current": String(other.id === one.id), onclick: () => go(other.id) }, h("img", { src: smallOf(other.id), alt: "" })))) : null,
     bar,
     drift ? h("p", { class: "fine drift" }, drift[0].toUpperCase() + drift.slice(1)) : null,
-    h("details", { class: "made" }, h("summary", {}, `${mention(one.id)} · how it was made`),
+    h("details", { class: "made" }, h("summary", {}, `${mention(one.id)}${one.title ? ` “${one.title}”` : ""} · how it was made`),
       h("dl", {}, facts.filter(([, value]) => value !== "" && value !== 0).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]))));
 }
 
@@ -240,6 +253,14 @@ function runningTurn(one) {
   return turn;
 }
 
+function waitingTurn(id) {
+  const place = "waiting-" + id, kept = part.column.querySelector("#" + CSS.escape(place));
+  return kept || h("article", { class: "turn waiting", id: place },
+    h("div", { class: "asked" }, h("p", {}, pending.get(id).text)),
+    h("div", { class: "answer" }, h("p", { class: "fine" }, "Goes on from the answer that is being made"),
+      button("close", "Take it back", () => { waiting.delete(id); for (const [other, before] of waiting) if (before === id) waiting.set(other, running().at(-1)?.id); bringBack(id, "info", "Taken back."); draw(); }, { class: "edged" })));
+}
+
 // A preview has the shape of its picture, whatever the one before it had.
 function preview(src, shape) {
   const stage = h("div", { class: "stage", style: shape });
@@ -261,7 +282,8 @@ function welcome() {
   return h("section", { class: "welcome" },
     h("h2", {}, "What shall we make?"),
     h("p", {}, "Describe a picture, or add one and say what to change. Every answer can be taken further, undone, or taken another way."),
-    model.about ? h("p", { class: "fine" }, model.about) : null,
+    model.about ? h("p", { class: "fine about-model" }, `${model.name}: ${model.about}.`, model.name === "ace-tiny" ? " It is there to try everything with, at once and without a GPU. It has never seen a photograph; for those, start with " : null,
+      model.name === "ace-tiny" ? h("code", {}, "ace chat --model ace-0.6b-512") : null, model.name === "ace-tiny" ? ", or teach it an edit of your own." : null) : null,
     h("div", { class: "cards" }, first.map((task) => examples.find((one) => one.task === task)).filter(Boolean).map(card)),
     button("grid", "All examples", openGallery));
 }
@@ -305,7 +327,7 @@ function drawTree(changed) {
   const thumbs = view.nodes.map((one) => {
     const { x, y } = place(one.id);
     return h("button", { type: "button", "data-node": one.id, style: `left: ${x}px; top: ${y}px`, class: path.has(one.id) ? "along" : "", tabindex: one.id === view.head || (!view.head && one === view.nodes[0]) ? "0" : "-1",
-      "aria-current": String(one.id === view.head), "aria-label": `${mention(one.id)}: ${plain(one.text)}`, title: plain(one.text), onclick: () => go(one.id) },
+      "aria-current": String(one.id === view.head), "aria-label": `${mention(one.id)}: ${called(one)}`, title: called(one), onclick: () => go(one.id) },
       h("img", { src: smallOf(one.id), alt: "", loading: "lazy" }), h("span", {}, mention(one.id)));
   });
   const focused = part.tree.contains(document.activeElement) && document.activeElement.dataset.node;
@@ -331,7 +353,7 @@ async function refresh() {
   const read = await ask("GET", session);
   const size = (text) => text.split("x").map(Number);
   view = {
-    name: read.name, head: read.head, damaged: read.damaged,
+    name: read.name, head: read.head, damaged: read.damaged, labels: read.labels,
     nodes: read.nodes.map((one) => {
       const [width, height] = size(one.image_size);
       return { ...one, text: one.instruction, width, height, size: size(one.size), guidance: one.guidance_scale, negative: one.negative_prompt, rounds: one.history,
@@ -361,8 +383,9 @@ const refreshed = () => (reading = reading.then(refresh).catch((error) => { if (
 async function heard(event) {
   const before = live;
   live = event;
-  if (!view || event.head !== view.head || event.num_nodes !== view.nodes.length + view.damaged.length) await refreshed();
+  if (!view || event.head !== view.head || event.num_nodes !== view.nodes.length + view.damaged.length || event.labels !== view.labels) await refreshed();
   for (const one of live.requests) if (!isRunning(one) && !told.has(one.id)) ended(one, before);
+  sendNext();
   draw();
 }
 
@@ -386,24 +409,44 @@ function sayReplay(replay) {
   return `${name} made again: pixels differ by up to ${replay.largest_difference} of 255 levels (${why}).`;
 }
 
-function forget(id) { pending.delete(id); keep("pending:" + id, null); }
+function forget(id) { pending.delete(id); waiting.delete(id); keep("pending:" + id, null); }
+
+// A message that is sent while an answer is made waits here and goes on from that answer, in its turn.
+function sendNext() {
+  for (const [id, before] of waiting) {
+    const answer = live.requests.find((one) => one.id === before);
+    if (answer ? isRunning(answer) : pending.has(before)) continue;
+    const sent = pending.get(id), went = answer && answer.status === "done";
+    waiting.delete(id);
+    delete sent.after;
+    if (!went) { bringBack(id, "info", "The answer that it was to go on from was not made."); continue; }
+    sent.parent = answer.nodes[0];
+    post(id, sent);
+  }
+}
 
 // A message that was not answered goes back to where it was written, or waits beside what is written there now.
 function bringBack(id, kind, text) {
   const sent = pending.get(id);
+  if (!sent) return;   // it was brought back already
   const put = () => { forget(id); draft = sent; part.text.value = sent.text; keepDraft(); notice = null; drawComposer(); drawNotice(); part.text.focus(); };
   if (isEmpty(draft)) { put(); say(kind, text); } else say(kind, text, { label: "Bring the message back", act: put });
 }
 
-// After a pause: what the server knows nothing of was never answered.
+// After a pause: what the server knows nothing of was never answered. Whatever cannot be asked now is asked again.
+let settling = null;
 async function settle() {
-  for (const id of pending.keys()) {
-    if (live.requests.some((one) => one.id === id)) continue;
+  clearTimeout(settling);
+  for (const id of [...pending.keys()]) {
+    if (waiting.has(id) || live.requests.some((one) => one.id === id)) continue;
     try {
       const found = await ask("GET", `/v1/requests/${id}`);
       if (found.status === "done") forget(id);
       else if (!isRunning(found)) bringBack(id, "error", found.message || "It was not answered.");
-    } catch (error) { if (error.status === 404) bringBack(id, "error", "The server was stopped before it answered."); }
+    } catch (error) {
+      if (error.status === 404) bringBack(id, "error", "The server was stopped before it answered.");
+      else settling = setTimeout(settle, 1000);
+    }
   }
 }
 
@@ -426,6 +469,60 @@ async function go(id, forgetUndone = true) {
   if (id === null) part.text.focus();
   try { await ask("PUT", `${session}/head`, { node: id }); } catch (error) { view.head = before; say("error", error.message); draw(); }
   refreshed();
+}
+
+// "Edit and resend": the message as it was, where it was written. What it was made from is what it goes on from again;
+// the other pictures come along, those that are answers by their names.
+async function resend(one) {
+  const parent = one.parents[0] || null, files = [];
+  let text = one.text, mask = null, edit = null;
+  const file = async (address, name) => readFile(new File([await (await fetch(address)).blob()], name, { type: "image/png" }));
+  try {
+    for (const [place, input] of one.inputs.entries()) {
+      const name = place ? `{image${place}}` : text.includes("{image}") ? "{image}" : "{image0}";
+      if (input.node && (input.node !== parent || place)) { text = text.replaceAll(name, mention(input.node)); continue; }
+      if (input.node) { text = text.replaceAll(name, mention(input.node)); continue; }
+      files.push({ ...(await file(input.picture, `picture-${place + 1}.png`)) });
+      if (place === 0) edit = true;
+      text = text.replaceAll(name, "@" + "abcdefghi"[files.length - 1]);
+    }
+    const painted = one.inputs[0]?.mask;
+    if (painted) { const blob = await (await fetch(painted)).blob(); mask = { blob, url: URL.createObjectURL(blob) }; }
+  } catch { say("error", "A picture of this message cannot be read: try again."); return; }
+  await go(parent);
+  draft = { ...emptyDraft(), files: files.map((one) => ({ ...one, url: URL.createObjectURL(one.blob) })), edit, mask };
+  write(text);
+  drawComposer();
+  part.text.focus();
+}
+
+function rename(one) {
+  askText(root, `A name for ${mention(one.id)}`, one.title || "", async (title) => {
+    try { await ask("PATCH", `${session}/nodes/${one.id}`, { title }); await refreshed(); } catch (error) { say("error", error.message); }
+  });
+}
+
+function renameSession() {
+  root.querySelector("#menu").open = false;
+  askText(root, "A name for this session", view.name, async (name) => {
+    try { await ask("PATCH", session, { name }); await refreshed(); } catch (error) { say("error", error.message); }
+  });
+}
+
+function removeAll() {
+  root.querySelector("#menu").open = false;
+  const count = view.nodes.length;
+  confirmed(root, `Delete ${count === 1 ? "the picture" : `all ${count} pictures`} of this session?`, "Delete", async () => {
+    try { await ask("DELETE", `${session}/nodes`); undone = []; await refreshed(); } catch (error) { say("error", error.message); }
+  });
+}
+
+function remove(one) {
+  const after = view.nodes.filter((other) => other.parents.includes(one.id)).length;
+  const more = after ? " What was made from it stays." : "";
+  confirmed(root, `Delete ${mention(one.id)}?${more}`, "Delete", async () => {
+    try { await ask("DELETE", `${session}/nodes/${one.id}`); undone = []; await refreshed(); } catch (error) { say("error", error.message); }
+  });
 }
 
 function undo() {
@@ -474,6 +571,7 @@ function drawComposer() {
     settings.width && settings.height && `${settings.width}×${settings.height} px`,
     settings.negative && "something to avoid",
     source && !draft.mask && !draft.extend && settings.detail === "model" && "the model's own picture",
+    chosenAdapters().length && `with ${chosenAdapters().map((one) => one.replace(/:1$/, "").replace(":", " ")).join(", ")}`,
   ].filter(Boolean);
   part.about.replaceChildren(...(view.head && !first ? [h("img", { src: smallOf(view.head), alt: "" })] : []), h("span", {}, [about, ...more].join(" · ")));
   const chips = draft.files.map((file, place) => {
@@ -545,8 +643,9 @@ async function send() {
   if (!part.text.value.trim()) { part.text.focus(); return; }
   if (state !== "open") { drawNotice(); return; }
   if (Boolean(settings.width) !== Boolean(settings.height)) { say("error", "A size needs width and height: give both, or neither."); return; }
-  const id = crypto.randomUUID(), sent = draft;
-  const body = turnOfDraft(sent);
+  const id = crypto.randomUUID(), sent = { ...draft, parent: view.head, first: editsFirst(), settings: { ...settings, adapters: chosenAdapters().join(",") } };
+  const last = [...waiting.keys()].at(-1) || running().filter((one) => one.kind === "turn" && one.parent === view.head).at(-1)?.id;
+  if (last && !sent.first) { sent.after = last; waiting.set(id, last); }   // a picture of its own waits for nothing
   pending.set(id, sent);
   keep("pending:" + id, stored(sent));
   draft = { ...emptyDraft(), next: sent.next };
@@ -557,15 +656,19 @@ async function send() {
   went = true;
   closePanel();
   draw();
-  try { await ask("POST", `${session}/turns`, body, { "X-Client-Request-Id": id }); }
+  if (!waiting.has(id)) await post(id, sent);
+}
+
+async function post(id, sent) {
+  try { await ask("POST", `${session}/turns`, turnOfDraft(sent), { "X-Client-Request-Id": id }); }
   catch (error) { bringBack(id, "error", error.message); }
 }
 
 function turnOfDraft(sent) {
-  const form = new FormData(), first = editsFirst();
+  const form = new FormData(), { first, settings } = sent;
   const set = (name, value) => { if (value !== "" && value !== null && value !== undefined) form.append(name, value); };
   set("prompt", sent.text);
-  set("parent", view.head || "none");
+  set("parent", sent.parent || "none");
   set("detached", "true");
   set("partial_images", String(PREVIEWS));
   sent.files.forEach((file, place) => form.append(first && place === 0 ? "photo" : "image", file.blob, file.name));
@@ -582,6 +685,7 @@ function turnOfDraft(sent) {
     if (settings.focus !== "auto" && !(settings.width && settings.height)) set("focus", settings.focus);
     if (!sent.extend && sent.maskMode !== "hide") set("feather", settings.feather);
   } else if (sourceOf() && settings.detail !== "full") set("detail", settings.detail);
+  set("adapters", settings.adapters);
   if (settings.width && settings.height) set("size", `${settings.width}x${settings.height}`);
   return form;
 }
@@ -678,17 +782,51 @@ function toggleSettings() {
     choice("focus", "Small masks are worked on", { auto: "Close up", off: "As a whole" }),
     field("feather", "Blend inside the mask's edge, px", { min: 0, max: 100, placeholder: "none" }),
     field("width", "Width, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" }),
-    field("height", "Height, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" })));
+    field("height", "Height, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" }),
+    lessons.some((one) => one.usable) && h("fieldset", { class: "wide adapters" }, h("legend", {}, "Adapters and their strengths"), lessons.filter((one) => one.usable).map(adapterField))));
   part.panel.hidden = false;
   part.panel.dataset.kind = "settings";
   root.querySelector("#settings").setAttribute("aria-expanded", "true");
   part.panel.querySelector("input").focus();
 }
 
+function adapterField(one) {
+  const strength = h("input", { type: "number", min: -2, max: 2, step: 0.1, value: settings.adapters[one.name] || 1, "aria-label": `Strength of ${one.name}`, oninput: () => { if (box.checked) use(one.name, Number(strength.value)); } });
+  const box = h("input", { type: "checkbox", checked: Boolean(settings.adapters[one.name]), "data-adapter": one.name, onchange: () => use(one.name, box.checked ? Number(strength.value) : 0) });
+  return h("label", {}, box, h("span", {}, one.name), strength);
+}
+
+function use(name, strength) {
+  if (strength) settings.adapters[name] = strength; else delete settings.adapters[name];
+  memory.write("settings", settings);
+  drawComposer();
+}
+
+// Teaching goes on in a process of its own; whoever looks asks how it stands.
+
+function teach() {
+  const pairs = view.nodes.filter((one) => beforeOf(one)).map((one) => ({ id: one.id, name: mention(one.id), before: beforeOf(one), after: answerOf(one.id), text: called(one) }));
+  openTeach(root, { pairs, session: session.split("/").pop(), lessons: () => lessons, uses: (name) => Boolean(settings.adapters[name]), use, refresh: readLessons });
+}
+
+let readingLessons = null;
+async function readLessons() {
+  clearTimeout(readingLessons);
+  const before = lessons;
+  try { lessons = await listLessons(); } catch { return; }
+  for (const one of lessons) {
+    if (one.status === "running" || !before.some((other) => other.name === one.name && other.status === "running")) continue;
+    if (one.status === "failed") say("error", `${one.name}: ${one.message}`);
+    else say("info", `${one.name} is taught${one.verdict ? ": " + one.verdict : ""}.`, { label: "Use it", act: () => { use(one.name, 1); write(part.text.value || one.instruction); notice = null; drawNotice(); drawComposer(); } });
+  }
+  if (lessons.some((one) => one.status === "running")) readingLessons = setTimeout(readLessons, 1000);
+  if (view) drawComposer();
+}
+
 function openMentions(typedSoFar, typing = false) {
   const choices = [
     ...draft.files.map((one, place) => ({ name: "@" + "abcdefghi"[place], src: one.url, text: one.name })),
-    ...view.nodes.toReversed().map((one) => ({ name: mention(one.id), src: smallOf(one.id), text: plain(one.text) })),
+    ...view.nodes.toReversed().map((one) => ({ name: mention(one.id), src: smallOf(one.id), text: called(one) })),
   ].filter((one) => one.name.slice(1).startsWith(typedSoFar) || (typedSoFar && one.text.toLowerCase().includes(typedSoFar.toLowerCase()))).slice(0, 24);
   if (!choices.length) { closePanel(); if (!typing) say("info", "There is no picture to mention yet."); return; }
   const list = h("div", { class: "mentions", role: "listbox", "aria-label": "Pictures" }, choices.map((one, place) =>
@@ -756,7 +894,7 @@ function openPainter() {
     keepDraft();
     drawComposer();
     part.text.focus();
-  });
+  }, selects);
 }
 
 // The page as a whole
@@ -791,11 +929,15 @@ async function start() {
   session = `/v1/sessions/${(await ask("GET", "/v1/sessions")).data[0].id}`;
   examples = await (await fetch("/page/examples/examples.json")).json();
   for (const [key, one] of await kept("pending:")) pending.set(key.slice("pending:".length), shownAgain(one));
+  for (const [id, one] of pending) if (one.after) waiting.set(id, one.after);
   const before = (await kept("draft")).get("draft");
   if (before) { draft = shownAgain(before); part.text.value = draft.text; }
+  part.teach.hidden = model.family !== "ace";
+  if (model.family === "ace") await readLessons();
+  ask("GET", "/select").then((found) => { selects = found.available; }).catch(() => {});
   await refresh();
   let first = true;
-  follow(`${session}/events`, async (event) => { await heard(event); if (first) { first = false; await settle(); } }, setState);
+  follow(`${session}/events`, async (event) => { try { await heard(event); } finally { if (first) { first = false; settle(); } } }, setState);
 }
 
 start().catch((error) => { root.replaceChildren(h("p", { class: "broken" }, `The studio cannot start (${error.message}): reload the page.`)); });

@@ -28,7 +28,7 @@ SMALLEST, LARGEST = 3, 6  # cells on a side, between which a thing may shrink an
 
 
 @dataclass(frozen=True)
-class State:
+class ChainState:
     """A scene with the slots of its objects.
 
     scenes: the states before, oldest first. last: slug that the last turn was about; gone: the object that was
@@ -36,7 +36,7 @@ class State:
 
     scene: Scene
     slots: tuple[str, ...]
-    before: tuple[State, ...] = ()
+    before: tuple[ChainState, ...] = ()
     last: str | None = None
     gone: tuple[SceneObject, str] | None = None
 
@@ -46,11 +46,11 @@ class Step:
     """One turn: what is asked, where it leads, and the objects that a mask would have to cover (none: no mask)."""
 
     words: str
-    state: State
+    state: ChainState
     touched: tuple[SceneObject, ...] = ()
 
 
-Edit = Callable[[Chance, State], Step | None]
+Edit = Callable[[Chance, ChainState], Step | None]
 
 
 def chain(chance: Chance) -> EditSample:
@@ -88,7 +88,7 @@ def edits_around(chance: Chance, count: int) -> tuple[Scene, list[Step]]:
     x, y, size = chance.place(slot)
     assert isinstance(scene.objects[0], SpriteObject)
     scene = with_object(scene, 0, replace(scene.objects[0], x=x, y=y, size=size))
-    state, steps = State(scene, (slot,)), []
+    state, steps = ChainState(scene, (slot,)), []
     while len(steps) < count:
         step = _EDITS[chance.weighted(_AROUND)](chance, state)
         if step is not None and step.state.scene.objects[:1] == scene.objects:
@@ -97,20 +97,20 @@ def edits_around(chance: Chance, count: int) -> tuple[Scene, list[Step]]:
     return scene, steps
 
 
-def _start(chance: Chance) -> tuple[State, str | None]:
+def _start(chance: Chance) -> tuple[ChainState, str | None]:
     """The first scene, and the caption it was made from if the conversation begins with text to image."""
     if chance.chance(0.3):
         scene, slots = chance.scene(
             chance.weighted({1: 0.7, 2: 0.3}), made=True, style=None if chance.held_out_style else DEFAULT_STYLE
         )
-        return State(scene, slots), chance.say(
+        return ChainState(scene, slots), chance.say(
             "text_guided_generation/text_to_image", caption=chance.caption(scene, slots)
         )
     scene, slots = chance.scene(chance.weighted({1: 0.55, 2: 0.45}), vary=False)
-    return State(scene, slots), None
+    return ChainState(scene, slots), None
 
 
-def _next(chance: Chance, state: State, homogeneous: str | None) -> Step:
+def _next(chance: Chance, state: ChainState, homogeneous: str | None) -> Step:
     """Some edit that the state allows."""
     for _ in range(500):  # under a look only mirroring and undoing are left, one draw in nine
         name = homogeneous or chance.weighted(_WEIGHTS)
@@ -121,18 +121,18 @@ def _next(chance: Chance, state: State, homogeneous: str | None) -> Step:
     raise AssertionError("no edit fits the scene")
 
 
-def _goes_on(state: State, scene: Scene, **known: object) -> State:
+def _goes_on(state: ChainState, scene: Scene, **known: object) -> ChainState:
     """The state after an edit."""
-    new = State(scene, state.slots, (*state.before, state), state.last, state.gone)
+    new = ChainState(scene, state.slots, (*state.before, state), state.last, state.gone)
     return replace(new, **known)  # type: ignore[arg-type]
 
 
-def _plain_view(state: State) -> bool:
+def _plain_view(state: ChainState) -> bool:
     """True if places still mean what they say: nothing mirrored, no look over it."""
     return state.scene.camera == Camera() and not state.scene.look
 
 
-def _add(chance: Chance, state: State) -> Step | None:
+def _add(chance: Chance, state: ChainState) -> Step | None:
     scene = state.scene
     if not _plain_view(state) or len(scene.objects) > 2:
         return None
@@ -149,7 +149,7 @@ def _add(chance: Chance, state: State) -> Step | None:
     return Step(words, _goes_on(state, after, slots=(*state.slots, slot), last=item.slug), (item,))
 
 
-def _remove(chance: Chance, state: State) -> Step | None:
+def _remove(chance: Chance, state: ChainState) -> Step | None:
     if not state.scene.objects or state.scene.look:
         return None
     index = chance.rng.randrange(len(state.scene.objects))
@@ -163,7 +163,7 @@ def _remove(chance: Chance, state: State) -> Step | None:
     return Step(words, after, (item,) if state.scene.camera == Camera() else ())
 
 
-def _replace(chance: Chance, state: State) -> Step | None:
+def _replace(chance: Chance, state: ChainState) -> Step | None:
     if not state.scene.objects or state.scene.look:
         return None
     index = chance.rng.randrange(len(state.scene.objects))
@@ -176,7 +176,7 @@ def _replace(chance: Chance, state: State) -> Step | None:
     return Step(words, after, (item, new) if state.scene.camera == Camera() else ())
 
 
-def _background(chance: Chance, state: State) -> Step | None:
+def _background(chance: Chance, state: ChainState) -> Step | None:
     if state.scene.look or state.scene.camera != Camera():
         return None
     new = chance.new_background(state.scene)
@@ -184,7 +184,7 @@ def _background(chance: Chance, state: State) -> Step | None:
     return Step(words, _goes_on(state, replace(state.scene, background=new)))
 
 
-def _time(chance: Chance, state: State) -> Step | None:
+def _time(chance: Chance, state: ChainState) -> Step | None:
     place = state.scene.background
     if not place.has_time or state.scene.look:
         return None
@@ -193,19 +193,19 @@ def _time(chance: Chance, state: State) -> Step | None:
     return Step(words, _goes_on(state, replace(state.scene, background=Background(place.kind, (), time))))
 
 
-def _style(chance: Chance, state: State) -> Step | None:
+def _style(chance: Chance, state: ChainState) -> Step | None:
     if not state.scene.objects or state.scene.look:
         return None
     after, style = restyled(chance, state.scene)
     return Step(chance.say("semantic_editing/style", style=style), _goes_on(state, after))
 
 
-def _mirror(chance: Chance, state: State) -> Step | None:
+def _mirror(chance: Chance, state: ChainState) -> Step | None:
     camera = replace(state.scene.camera, mirrored=not state.scene.camera.mirrored)
     return Step(chance.say("semantic_editing/camera#mirror"), _goes_on(state, replace(state.scene, camera=camera)))
 
 
-def _text(chance: Chance, state: State) -> Step | None:
+def _text(chance: Chance, state: ChainState) -> Step | None:
     scene = state.scene
     if not _plain_view(state) or not chance.library.fonts:
         return None
@@ -223,14 +223,14 @@ def _text(chance: Chance, state: State) -> Step | None:
     return Step(words, _goes_on(state, replace(scene, texts=(text,))))
 
 
-def _undo(chance: Chance, state: State) -> Step | None:
+def _undo(chance: Chance, state: ChainState) -> Step | None:
     if not state.before:
         return None
     earlier = state.before[-1]
     return Step(chance.say(f"{TASK}#undo"), replace(earlier, before=(*state.before, state)))
 
 
-def _put_back(chance: Chance, state: State) -> Step | None:
+def _put_back(chance: Chance, state: ChainState) -> Step | None:
     if state.gone is None or not _plain_view(state):
         return None
     item, slot = state.gone
@@ -241,7 +241,7 @@ def _put_back(chance: Chance, state: State) -> Step | None:
     return Step(words, _goes_on(state, after, slots=(*state.slots, slot), last=item.slug, gone=None), (item,))
 
 
-def _resize(chance: Chance, state: State) -> Step | None:
+def _resize(chance: Chance, state: ChainState) -> Step | None:
     """Bigger or smaller by one cell; the last one spoken of, or the only one."""
     scene = state.scene
     about = [i for i, o in enumerate(scene.objects) if o.slug == state.last] or ([0] if len(scene.objects) == 1 else [])
@@ -262,7 +262,7 @@ def _resize(chance: Chance, state: State) -> Step | None:
     return Step(words, _goes_on(state, with_object(scene, index, new), last=item.slug), (item, new))
 
 
-def _slugs(state: State) -> list[str]:
+def _slugs(state: ChainState) -> list[str]:
     return [o.slug for o in state.scene.objects if isinstance(o, SpriteObject)]
 
 
