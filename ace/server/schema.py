@@ -5,8 +5,8 @@ image (`user`, `moderation`, …) is accepted and does nothing, and an unknown n
 `seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt`, `metadata`, how images go in and come out
 (`mask_means`, `mask_threshold`, `focus`, `focus_margin`, `detail`, `feather`, `change_mask`), `adapters` and
 options of ACE++ (`control`, `repainting_scale`, `max_seq_length`, `places`, `fits`) in requests,
-`ace` in replies. A seed may be a number or a string of digits; in a session's replies it is a string, since JavaScript's numbers are exact only up to
-2^53.
+`ace` in replies. A seed may be a number or a string of digits; in a session's replies it is a string, since
+JavaScript's numbers are exact only up to 2^53.
 """
 
 from __future__ import annotations
