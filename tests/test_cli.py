@@ -334,7 +334,7 @@ def test_an_edit_keeps_the_aspect_and_a_size_can_be_chosen(here):
 
 def test_sixteen_bit_input_is_converted_once_and_the_report_says_so(here):
     Image.fromarray(np.linspace(0, 65535, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint16)).save("deep.png")
-    said = ace("edit", "deep.png", "make it blue", "-o", "out.png")
+    said = ace("edit", "deep.png", "make it blue", "-o", "out.png", "--detail", "model")
     assert said.count("deep.png") == 1 and "16" in said.split("deep.png")[1]
 
 
@@ -444,7 +444,7 @@ def test_replay_finds_renamed_inputs_and_makes_the_same_bytes(here):
 
 
 def test_replay_of_a_conversation_makes_the_same_bytes(here):
-    ace("edit", "photo.png", "make it blue", "--session", "talk")
+    ace("generate", "a cat", "--session", "talk")
     ace("edit", "now add a hat", "--session", "talk")
     ace("edit", "make {image} red like {image1}", "--image", "photo.png", "--session", "talk", "-o", "out.png")
     assert "the same to the byte" in ace("replay", "out.png", "--image", "talk")
@@ -455,7 +455,7 @@ def test_replay_of_a_conversation_makes_the_same_bytes(here):
 
 def test_a_session_goes_on_from_kept_latents_and_not_from_the_picture(here):
     for folder in ("one", "two"):
-        ace("edit", "photo.png", "make it blue", "--session", folder, "--seed", 1)
+        ace("generate", "a cat", "--session", folder, "--seed", 1)
         ace("edit", "now add a hat", "--session", folder, "--seed", 2)
     first, second = (Path(folder) / "nodes/0002/image.png" for folder in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()

@@ -272,3 +272,88 @@ def test_lists_and_collections_see_srgb(tmp_path):
         assert isinstance(opened, Image.Image)
     with pytest.raises(InputError, match=r"gone\.png"):
         csv(tmp_path, "gone.png#;##;##;#gone.png#;#x#;#local")[0]
+
+
+# What comes out
+
+
+def test_the_answer_has_the_pictures_size_and_its_change_mask_beside_it(model, tmp_path):
+    scene((480, 360)).save(tmp_path / "photo.png")
+    said, out = edit(model, tmp_path / "photo.png", "--save-change-mask")
+    assert "of the pixels kept" in said
+    kept = values(open_image(tmp_path / "out-change.png").image.convert("L")) == 0
+    np.testing.assert_array_equal(values(open_image(out).image)[kept], values(scene((480, 360)))[kept])
+    said, out = edit(model, tmp_path / "photo.png", "--detail", "model")
+    assert f"made at {'x'.join(map(str, open_image(out).size))}; your picture is 480x360" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--feather", 3), "edits with a mask"),
+        (("--focus", "0.1"), "edits with a mask"),
+        (("--save-change-mask", "--detail", "model"), "change mask"),
+        (("--save-change-mask", "--session", "talk"), "name it with --out"),
+        (("--max-pixels", "1000"), "too large"),
+        (("--max-pixels", "many"), "64MP"),
+        (("--detail", "best"), "full or model"),
+        (("--sign", "nobody"), "A.pem,B.pem"),
+    ],
+)
+def test_an_option_is_used_or_refused(options, told, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scene().save(tmp_path / "photo.png")
+    asked = ["edit", "photo.png", "make it blue", "--model", str(model), "--device", "cpu", *map(str, options)]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 2, result.output
+    assert told in " ".join(result.output.split())
+
+
+def test_a_mask_file_read_by_its_own_rule_is_made_again_by_it(model, tmp_path):
+    scene().save(tmp_path / "photo.png")
+    plain_mask().point(lambda level: 255 - level).save(tmp_path / "mask.png")
+    said, out = edit(
+        model, tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--mask-means", "black", "--feather", 2
+    )
+    assert f"selects {100 * SELECTED:.1f} %" in said
+    again = CliRunner().invoke(app, ["replay", str(out), "--model", str(model), "--device", "cpu"])
+    assert "the same to the byte" in again.output
+
+
+def test_sixteen_bits_are_kept_in_tiff(model, tmp_path):
+    cv2, tifffile = pytest.importorskip("cv2"), pytest.importorskip("tifffile")
+    deep = np.random.default_rng(0).integers(0, 65536, (SIZE[1], SIZE[0], 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "photo.tif"), deep[..., ::-1])
+    plain_mask().save(tmp_path / "mask.png")
+    said, _ = edit(model, tmp_path / "photo.tif", "--mask", tmp_path / "mask.png", "-o", tmp_path / "out.tif")
+    assert "8 bits" not in said
+    written = tifffile.imread(tmp_path / "out.tif")
+    outside = values(plain_mask()) == 0
+    np.testing.assert_array_equal(written[outside], deep[outside])
+    again = CliRunner().invoke(app, ["replay", str(tmp_path / "out.tif"), "--model", str(model), "--device", "cpu"])
+    assert "the same to the byte" in again.output
+
+
+def test_a_signed_answer_names_its_parents_and_a_changed_one_is_refused(model, tmp_path):
+    pytest.importorskip("c2pa")
+    scene().save(tmp_path / "photo.png")
+    said, first = edit(model, tmp_path / "photo.png", "--sign", "local")
+    assert "do not trust" in said
+    first.rename(tmp_path / "first.png")
+    scene().rotate(180).save(tmp_path / "other.png")
+    _, out = edit(
+        model, tmp_path / "first.png", "--reference", tmp_path / "other.png", "--sign", "local", words="like {image1}"
+    )
+
+    def replay() -> tuple[int, str]:
+        again = CliRunner().invoke(app, ["replay", str(out), "--model", str(model), "--device", "cpu"])
+        return again.exit_code, " ".join(again.output.split())
+
+    code, told = replay()
+    assert code == 0
+    assert "every pixel is the same; the file is signed" in told
+    assert "trusted" in told and "made from first.png, other.png" in told
+    out.write_bytes(out.read_bytes() + bytes(8))  # which decoders do not mind
+    code, told = replay()
+    assert code == 1
+    assert "invalid" in told

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ace.cli.options import Device, Lora, Memory, Model, NumberType, Quiet
+from ace.cli.options import Device, Lora, MaxPixels, Memory, Model, NumberType, Quiet
 from ace.cli.serve import KeyFile
 from ace.cli.terminal import Output, complain, short
 from ace.errors import ConfigError
@@ -39,6 +39,7 @@ def chat(
         Path, typer.Argument(metavar="[FOLDER]", help="Session folder of the conversations; made if missing.")
     ] = Path("ace-studio"),
     port: Port = None,
+    max_pixels: MaxPixels = "64MP",
     host: Host = "127.0.0.1",
     key_file: KeyFile = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the browser.")] = False,
@@ -61,12 +62,13 @@ def chat(
     ace chat --host 0.0.0.0                     # from a phone: scan the code
     """
     from ace.cli.serve import check_installed, load_family, read_keys
+    from ace.conditions.rules import parse_pixels
     from ace.conversation.family import Loading
     from ace.conversation.session import Session
     from ace.families import find_family
 
     check_installed("fastapi", "uvicorn", "prometheus_client", extra="web")
-    output = Output(quiet=quiet)
+    output, most_px = Output(quiet=quiet), parse_pixels(max_pixels)
     loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
     family = find_family(model, loading)
     keys = read_keys(key_file)
@@ -81,7 +83,7 @@ def chat(
         session = Session.open_or_create(folder)
         name = _reached_by(host)
         names = () if is_loopback(name) else (name, socket.gethostname().lower())
-        settings = studio_settings(session.folder, listening.getsockname()[1], host, names, keys)
+        settings = studio_settings(session.folder, listening.getsockname()[1], host, names, keys, most_px)
         address = f"http://{f'[{name}]' if ':' in name else name}:{settings.port}"
 
         def show_next(path: str) -> None:

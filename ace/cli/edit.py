@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ace.cli.making import Asked, Maker, Plan, check_count, check_outputs, check_session, find_asked_family, out_of
+from ace.cli.making import (
+    Asked,
+    Maker,
+    Plan,
+    check_change_masks,
+    check_count,
+    check_outputs,
+    check_session,
+    find_asked_family,
+    out_of,
+)
 from ace.cli.options import References, takes_options
 from ace.errors import ConditionError
 
@@ -41,10 +51,15 @@ def generate(
         where = out_of(asked, None, "generated.png", None)
         if asked.out_dir is not None:
             where = asked.out_dir / f"{number + 1:03d}.png"
-        return Plan(f"image {number + 1}", lambda: open_message(family, Message(instruction, settings)), where)
+        return Plan(
+            f"image {number + 1}",
+            lambda: open_message(family, Message(instruction, settings, change_mask=asked.save_change_mask)),
+            where,
+        )
 
     plans = [plan(number, settings) for number, settings in enumerate(asked.settings())]
     check_outputs(plans, (), asked.out_dir, family.traits.medium)
+    check_change_masks(asked, plans, ())
     Maker(family, loading, asked, session).make(plans)
 
 
@@ -85,6 +100,7 @@ def edit(
     ace edit photo.png "make the background blue" -o out.png
     ace edit photo.png "make it a drawing" --lora drawing.safetensors:0.8
     ace edit photo.png "remove the cat" --mask cat.png -o out.png
+    ace edit photo.png "make it night" --save-change-mask -o night.png
     ace edit photo.png "draw {image} in the style of {image1}" --reference style.png
     ace edit a.png b.png c.png "make it night" --out-dir night
     ace edit photo.png "add a hat" --session talk
@@ -106,7 +122,7 @@ def edit(
     def open_one(photo: Path | None, settings: Settings) -> Job:
         from ace.conversation import open_message
 
-        message = _message(instruction, settings, photo, references, mask)
+        message = _message(instruction, settings, photo, references, mask, asked.save_change_mask)
         return open_message(family, message, session, start)
 
     def plan(photo: Path | None, number: int, settings: Settings) -> Plan:
@@ -123,6 +139,7 @@ def edit(
     plans = [plan(photo, number, settings) for photo in photos or [None] for number, settings in wanted]
     files = (*photos, *(path for path, _ in references), *([mask] if mask else ()))
     check_outputs(plans, files, asked.out_dir, family.traits.medium)
+    check_change_masks(asked, plans, files)
     Maker(family, loading, asked, session).make(plans)
 
 
@@ -152,6 +169,7 @@ def _message(
     photo: Path | None,
     references: list[tuple[Path, str]],
     mask: Path | None,
+    change_mask: bool,
 ) -> Message:
     """The request as a message; files that appear twice are opened once. Raises InputError."""
     from ace.conversation import Mask, Message, Picture
@@ -161,7 +179,7 @@ def _message(
 
     def picture(path: Path) -> Picture:
         if path not in opened:
-            opened[path] = Picture.of_file(path)
+            opened[path] = Picture.of_file(path, max_pixels=settings.images.max_pixels)
         return opened[path]
 
     placed = [read_placement(place) for _, place in references]
@@ -175,4 +193,5 @@ def _message(
         photo=None if photo is None else picture(photo),
         references=tuple(picture(path) for path, _ in references),
         mask=None if mask is None else Mask.of_file(mask),
+        change_mask=change_mask,
     )

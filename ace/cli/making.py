@@ -20,12 +20,18 @@ from ace.cli.options import (
     Compile,
     Control,
     Count,
+    Detail,
     Device,
     Fast,
     Feather,
+    Focus,
+    FocusMargin,
     Guidance,
     Json,
     Lora,
+    MaskMeans,
+    MaskThreshold,
+    MaxPixels,
     MaxSeqLength,
     Memory,
     Model,
@@ -39,8 +45,10 @@ from ace.cli.options import (
     RefineStrength,
     Repaint,
     Rescale,
+    SaveChangeMask,
     Seed,
     SessionFolder,
+    Sign,
     Size,
     Steps,
     Transformer,
@@ -52,7 +60,9 @@ from ace.cli.terminal import FAILED, Output, Tell, complain, count_of, quiet_lib
 from ace.errors import ConfigError, InputError, OutputError, SessionError
 
 if TYPE_CHECKING:
+    from ace.conditions.rules import ImageRules
     from ace.conversation import Family, Job, Loading, Made, Node, Progress, Session, Settings
+    from ace.conversation.credentials import Signer
     from ace.conversation.media import Medium
 
 
@@ -70,7 +80,15 @@ class Asked:
     rescale: Rescale = None
     avoid: Avoid = ""
     size: Size = None
+    detail: Detail = "full"
+    save_change_mask: SaveChangeMask = False
+    mask_means: MaskMeans = "auto"
+    mask_threshold: MaskThreshold = None
+    focus: Focus = "auto"
+    focus_margin: FocusMargin = 0.5
     feather: Feather = None
+    max_pixels: MaxPixels = "64MP"
+    sign: Sign = None
     model: Model = None
     lora: Lora = None
     refine: Refine = None
@@ -114,6 +132,30 @@ class Asked:
             refine_strength=self.refine_strength,
         )
 
+    def signer(self) -> Signer | None:
+        """Who signs the results. Raises ConfigError or MissingDependencyError."""
+        from ace.conversation.credentials import Signer
+
+        if self.sign is not None and self.no_metadata:
+            raise ConfigError("both --sign and --no-metadata: a signature is metadata, leave one of them out")
+        if self.sign is not None and self.out is None and self.out_dir is None and self.session is not None:
+            raise ConfigError("--sign signs files, and a session keeps its own unsigned: name one with --out")
+        return None if self.sign is None else Signer.of(self.sign)
+
+    def images(self) -> ImageRules:
+        """How images and masks are read, worked on and given back. Raises ConfigError."""
+        from ace.conditions.rules import ImageRules, parse_pixels
+
+        return ImageRules(
+            mask_means=self.mask_means,  # type: ignore[arg-type]  # which it checks
+            mask_threshold=self.mask_threshold,
+            max_pixels=parse_pixels(self.max_pixels),
+            feather_px=self.feather,
+            focus=self.focus,
+            focus_margin=self.focus_margin,
+            detail=self.detail,  # type: ignore[arg-type]
+        )
+
     def settings(self) -> list[Settings]:
         """How each of the `count` images is made, with consecutive seeds. Raises ConfigError."""
         from ace.conversation import Settings
@@ -128,7 +170,7 @@ class Asked:
             guidance_rescale=self.rescale,
             negative_instruction=self.avoid,
             size=read_size(self.size),
-            feather_px=self.feather,
+            images=self.images(),
             options={name: value for name, value in own.items() if value is not None},
         )
         return [replace(first, seed=seed) for seed in seeds_of(first.seed, self.count)]
@@ -233,6 +275,16 @@ def check_outputs(plans: Sequence[Plan], inputs: Sequence[Path], out_dir: Path |
     refuse_inputs(outputs, inputs)
 
 
+def check_change_masks(asked: Asked, plans: Sequence[Plan], inputs: Sequence[Path]) -> None:
+    """Raise ConfigError or OutputError for change masks that cannot be written beside the results."""
+    if not asked.save_change_mask:
+        return
+    outputs = [plan.out for plan in plans if plan.out is not None]
+    if not outputs:
+        raise ConfigError("--save-change-mask writes beside the result: name it with --out")
+    refuse_inputs([change_mask_of(path) for path in outputs], [*inputs, *outputs])
+
+
 def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """Raise OutputError for an output that would replace an input."""
     originals = {os.path.realpath(path) for path in inputs}
@@ -255,6 +307,7 @@ class Maker:
     def __init__(self, family: Family, loading: Loading, asked: Asked, session: Session | None = None) -> None:
         self.family, self.loading, self.asked, self.session = family, loading, asked, session
         self.output = asked.output()
+        self.signer = asked.signer()
         self.results: list[dict] = []
         self.failures: list[dict] = []
 
@@ -290,7 +343,7 @@ class Maker:
             except InputError as error:
                 self._failed(plan, error, len(plans))
                 continue
-            if len(batch) >= min(MOST_TOGETHER, self.family.most_together(batch[0][1])):
+            if len(batch) >= min(MOST_TOGETHER, self.family.most_together(batch[0][1].worked)):
                 yield batch
                 batch = []
         if batch:
@@ -325,18 +378,29 @@ class Maker:
         """Write an image to its file and its session; returns what `--json` says of it."""
         from ace.conversation import Session, keep
         from ace.conversation.media import write
+        from ace.conversation.recipe import embed
 
         if plan.out is not None:
             try:
                 plan.out.parent.mkdir(parents=True, exist_ok=True)
             except OSError:
                 raise OutputError(f"the folder of {plan.out.name} cannot be made: choose another") from None
-            made = write(made, plan.out, metadata=not self.asked.no_metadata)
+            made = write(made, plan.out, metadata=not self.asked.no_metadata, signer=self.signer)
+        change_mask = None
+        if self.asked.save_change_mask and made.delivered is not None and plan.out is not None:
+            change_mask = change_mask_of(plan.out)
+            embed(made.delivered.change_mask, change_mask)
         node = None
         if self.asked.session is not None:
             self.session = self.session or Session.open_or_create(self.asked.session)
             node = keep(self.session, made)
-        return _report(plan, made, node, self.output)
+        report = _report(plan, made, node, self.output)
+        return report if change_mask is None else {**report, "change_mask": str(change_mask)}
+
+
+def change_mask_of(out: Path) -> Path:
+    """Where the change mask of a result goes."""
+    return out.with_name(f"{out.stem}-change.png")
 
 
 def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
@@ -347,7 +411,10 @@ def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
     output.say(f"{where}  {size}, seed {recipe.seed}, {count_of(recipe.num_inference_steps, 'step')}, {recipe.model}")
     if node is not None:
         output.say(f"  session {short(node.folder.parent.parent)}, node {node.id}")
-    for note in (*made.notes, *([str(made.drift)] if made.drift is not None and made.drift.telling else [])):
+    for note in (
+        *made.notes,
+        *([str(made.drift)] if made.delivered is None and made.drift is not None and made.drift.telling else []),
+    ):
         output.say(f"  {note}")
     canvas = recipe.settings.get("canvas_cells")
     return {
@@ -361,6 +428,7 @@ def _report(plan: Plan, made: Made, node: Node | None, output: Output) -> dict:
         "model_sha256": recipe.model_sha256,
         "session": None if node is None else str(node.folder.parent.parent),
         "node": None if node is None else node.id,
+        "changes": None if made.delivered is None else made.delivered.as_dict(),
         "drift": None if made.drift is None else made.drift.as_dict(),
         "notes": list(made.notes),
         "num_dropped_rounds": job.unit.num_dropped_rounds,

@@ -53,7 +53,7 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="FILE",
-        help="Output file; its extension (.png, .jpg, .webp) sets the format. Default: a free name in this folder.",
+        help="Output file; .png, .jpg, .webp or .tif sets the format. Default: a free name in this folder.",
         show_default=False,
     ),
 ]
@@ -120,13 +120,91 @@ SessionFolder = Annotated[
         show_default=False,
     ),
 ]
+IMAGES_PANEL = "What goes in and what comes out"
+MaskMeans = Annotated[
+    str,
+    typer.Option(
+        "--mask-means",
+        metavar="auto|opaque|transparent|white|black",
+        help="What of the mask file may change; auto decides from the file.",
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+MaskThreshold = Annotated[
+    int | None,
+    typer.Option(
+        "--mask-threshold",
+        metavar="LEVEL",
+        help="Cut a soft mask here, 1 to 254: brighter may change. Default: its greys are weights of the blend.",
+        show_default=False,
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+MaxPixels = Annotated[
+    str,
+    typer.Option(
+        "--max-pixels",
+        metavar="N",
+        help="Refuse images of more pixels, such as 100MP.",
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+Focus = Annotated[
+    str,
+    typer.Option(
+        "--focus",
+        metavar="off|auto|SHARE",
+        help="Work on the part around the mask at the model's full size where the mask covers less than this share of "
+        "the image; auto: a quarter.",
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+FocusMargin = Annotated[
+    float,
+    typer.Option(
+        "--focus-margin",
+        metavar="SHARE",
+        help="Context around that part, in shares of the mask's longer side.",
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+Detail = Annotated[
+    str,
+    typer.Option(
+        "--detail",
+        metavar="full|model",
+        help="full: the answer has the image's size and keeps what the model did not change; model: the model's own "
+        "picture at its size.",
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+SaveChangeMask = Annotated[
+    bool,
+    typer.Option(
+        "--save-change-mask",
+        help="Also write which pixels changed, beside the result as NAME-change.png (white = changed).",
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
+Sign = Annotated[
+    str | None,
+    typer.Option(
+        "--sign",
+        metavar="local|CHAIN.pem,KEY.pem",
+        help="Put signed content credentials (C2PA) into the result: by a certificate, or by this machine's own "
+        "authority, which readers elsewhere do not trust.",
+        show_default=False,
+        rich_help_panel=IMAGES_PANEL,
+    ),
+]
 Feather = Annotated[
     int | None,
     typer.Option(
         "--feather",
         metavar="PX",
-        help="Width of the blend inside the mask's edge; 0 = a hard edge.",
+        help="Width of a blend of old and new inside the mask's edge, 0 to 100. Default: none, the seam is matched.",
         show_default=False,
+        rich_help_panel=IMAGES_PANEL,
     ),
 ]
 Rescale = Annotated[

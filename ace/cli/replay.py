@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_format
 import tempfile
 import zipfile
@@ -98,7 +99,8 @@ def replay(
 ) -> None:
     """Make an image again from its recipe and compare it with the file, byte for byte.
 
-    Exit code 0: the same bytes, or pixels within --tolerance. 1: another image; what differs is listed.
+    Exit code 0: the same bytes, or pixels within --tolerance; in a signed file the same pixels. 1: another image, or
+    content credentials that are not valid; what differs is listed.
 
     \b
     ace replay out.png
@@ -120,6 +122,7 @@ def replay(
 
 def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: ReplayOptions, output: Output) -> None:
     from ace.conversation import recipe as recipes
+    from ace.conversation.credentials import check
     from ace.conversation.media import medium_of, read_recipe, write
 
     written = read_recipe(picture)
@@ -138,12 +141,15 @@ def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: R
         recipes.check_output(out, family.traits.medium.formats)
         refuse_inputs([out], [picture, *inputs])
     made = make_it(job)
-    medium = medium_of(picture)
-    same = _compare(picture, medium.encode(made.content, medium.format_of(picture), written))
+    credentials, medium = check(picture.read_bytes()), medium_of(picture)
+    remade = medium.encode(made.content, medium.format_of(picture), written)
+    same = _compare(picture, remade, credentials is not None)
     differences = _differences(written, made.recipe, family.sha256)
     if out is not None:
         write(made, out)
     accepted = same.bytes or _within(same.largest, asked.tolerance)
+    if credentials is not None:
+        accepted = (accepted or same.largest == 0) and credentials.state != "invalid"
     output.data(
         {
             "same_bytes": same.bytes,
@@ -151,11 +157,14 @@ def _replay_one(picture: Path, given: Sequence[Path], out: Path | None, asked: R
             "largest_difference": same.largest,
             "accepted": accepted,
             "differences": differences,
+            "credentials": None if credentials is None else dataclasses.asdict(credentials),
             "file": None if out is None else str(out),
         }
     )
     output.say(f"{picture.name}: made again, {same}")
-    if not same.bytes:
+    if credentials is not None:
+        output.say(f"  {credentials}")
+    if not same.bytes and not (same.signed and same.largest == 0):
         for line in differences or ["nothing that the recipe knows of differs: the file was changed since"]:
             output.say(f"  {line}")
         if not accepted and differences and 0 < same.largest <= ROUNDING_LEVELS:
@@ -276,26 +285,34 @@ def _node_of(picture: Path, recipe: Recipe, given: Sequence[Path]) -> tuple[Sess
 
 @dataclass(frozen=True)
 class Sameness:
-    """Whether an image file and its remake are equal: to the byte, and else by how many of 255 levels at most."""
+    """Whether an image file and its remake are equal: to the byte, and else by how many of 255 levels at most. signed:
+    it holds a signature, which differs every time."""
 
     bytes: bool
     largest: int
+    signed: bool = False
 
     def __str__(self) -> str:
         if self.bytes:
             return "the same to the byte"
         if self.largest == 0:
-            return "every pixel is the same; the file was written differently"
+            more = "is signed" if self.signed else "was written differently"
+            return f"every pixel is the same; the file {more}"
         return f"pixels differ by up to {self.largest} of 255 levels"
 
 
-def _compare(picture: Path, remade: bytes) -> Sameness:
+def _compare(picture: Path, remade: bytes, signed: bool = False) -> Sameness:
     """The file as it is, against the bytes that a remake would be."""
     from ace.conversation.media import medium_of
 
     before = picture.read_bytes()
-    same = remade == before
-    return Sameness(same, 0 if same else medium_of(picture).largest_difference(before, remade))
+    if remade == before:
+        return Sameness(True, 0)
+    from ace.conditions.rules import MOST_PIXELS
+
+    medium = medium_of(picture)
+    medium.open(picture, MOST_PIXELS)  # says what is wrong with a damaged one
+    return Sameness(False, medium.largest_difference(before, remade), signed)
 
 
 def _of_weights(recipe: Recipe) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ace.cli.options import Device, Lora, Memory, Model, NumberType, Quiet
+from ace.cli.options import Device, Lora, MaxPixels, Memory, Model, NumberType, Quiet, Sign
 from ace.cli.terminal import Output, complain, quiet_libraries
 from ace.errors import ConfigError, MissingDependencyError
 from ace.extras import install_command
@@ -107,6 +107,8 @@ def serve(
     max_unsafe: MaxUnsafe = 0.9,
     proxy: Proxies = None,
     drain: DrainSeconds = 60,
+    max_pixels: MaxPixels = "32MP",
+    sign: Sign = None,
     lora: Lora = None,
     memory: Memory = "auto",
     device: Device = "auto",
@@ -126,6 +128,8 @@ def serve(
     client.images.generate(prompt="a red apple on a green background")
     """
     check_installed("fastapi", "uvicorn", "prometheus_client", extra="server")
+    from ace.conditions.rules import parse_pixels
+    from ace.conversation.credentials import Signer
     from ace.conversation.family import Loading
     from ace.families import find_family
     from ace.server.images import AllowedHost
@@ -142,6 +146,8 @@ def serve(
         max_unsafe=max_unsafe,
         proxies=tuple(proxy or ()),
         images_per_minute=quota,
+        max_pixels=parse_pixels(max_pixels),
+        signer=None if sign is None else Signer.of(sign),
         drain_s=drain,
     )
     loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
@@ -188,6 +194,7 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
 
 def mcp(
     model: Model = None,
+    max_pixels: MaxPixels = "64MP",
     session: Annotated[
         Path | None,
         typer.Option(
@@ -217,11 +224,13 @@ def mcp(
     """
     import tempfile
 
+    from ace.conditions.rules import parse_pixels
     from ace.conversation.family import Loading
     from ace.conversation.session import Session
     from ace.families import find_family
 
     check_installed("mcp", extra="server")
+    most_px = parse_pixels(max_pixels)
     if pictures is not None and not pictures.is_dir():
         raise ConfigError(f"there is no folder {pictures.name} to read images from: check the path")
     loading = Loading(device=device, dtype=dtype, memory=memory, adapters=tuple(lora or ()))
@@ -233,4 +242,4 @@ def mcp(
         from ace.conversation.chat import ChatSession
         from ace.server.tools import run_tools
 
-        run_tools(ChatSession(opened, family), pictures)
+        run_tools(ChatSession(opened, family), pictures, most_px)

@@ -8,7 +8,12 @@ from PIL import Image
 from torch import Tensor
 
 from ace.comfyui.pictures import CATEGORY, from_picture, to_mask, to_picture
+from ace.conditions.images import normalise_image
+from ace.conditions.rules import Detail, ImageRules
+from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.errors import MaskError
+
+_UNNAMED = "0" * 64  # nothing is written that would name the weights
 
 
 class ACEChat:
@@ -36,6 +41,14 @@ class ACEChat:
                 "image1": ("IMAGE", {"tooltip": "{image1}: a further picture"}),
                 "image2": ("IMAGE", {"tooltip": "{image2}: a further picture"}),
                 "history": ("ACE_HISTORY",),
+                "detail": (
+                    ["full", "model"],
+                    {"tooltip": "full: the picture's own size and all that did not change; model: the model's picture"},
+                ),
+                "focus": (
+                    ["auto", "off"],
+                    {"tooltip": "auto: a mask of less than a quarter is worked on close up, at the model's full size"},
+                ),
             },
         }
 
@@ -51,9 +64,13 @@ class ACEChat:
         image1: Tensor | None = None,
         image2: Tensor | None = None,
         history: tuple = (),
+        detail: Detail = "full",
+        focus: str = "auto",
     ) -> tuple[Tensor, tuple]:
         """IMAGE, HISTORY. Raises InputError."""
-        from ace.diffusion import seeded_generator
+        from ace.conversation import Job, Settings, make
+        from ace.conversation.family import open_job
+        from ace.families.ace import AceFamily
 
         pictures = [to_picture(picture) for picture in (image, image1, image2) if picture is not None]
         masks: list[Image.Image | None] = [None] * len(pictures)
@@ -61,13 +78,10 @@ class ACEChat:
             if image is None:
                 raise MaskError("a mask needs the picture that it belongs to: connect image")
             masks[0] = to_mask(mask, pictures[0].size)
-        output = model(
-            instruction,
-            pictures,
-            masks,
-            history,
-            num_inference_steps=steps or None,
-            guidance_scale=guidance or None,
-            generator=seeded_generator(seed),
-        )
-        return from_picture(output.images[0]), (*history, *output.turns)
+        unit = LongContextConditionUnit(ConditionUnit(instruction, tuple(pictures), tuple(masks)), tuple(history))
+        settings = Settings(seed, steps or None, guidance or None, images=ImageRules(detail=detail, focus=focus))
+        edited = unit.source_index
+        source = None if edited is None else normalise_image(unit.frames()[edited].image)
+        family = AceFamily.of(model, _UNNAMED)
+        (made,) = make(family, [open_job(family, Job(unit, settings, source))])
+        return from_picture(made.image), (*history, Turn(unit.current, made.image.convert("RGB"), made.latents))

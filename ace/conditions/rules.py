@@ -11,16 +11,23 @@ Not here: what the rules do (`images.py`, `masks.py`, `inference/preserve.py`, `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from ace.errors import ConfigError
 
 MaskMeans = Literal["auto", "opaque", "transparent", "white", "black"]
-Detail = Literal["input", "model"]
+Detail = Literal["full", "model"]
 MAX_PIXELS = 64_000_000  # of one picture, where no operator chose another limit
 MOST_PIXELS = 178_000_000  # beyond, Pillow takes a file for an attack
 MAX_FEATHER_PX = 100
+_OF_MASKS = {
+    "--mask-means": "mask_means",
+    "--mask-threshold": "mask_threshold",
+    "--feather": "feather_px",
+    "--focus": "focus",
+    "--focus-margin": "focus_margin",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class ImageRules:
     feather_px: width of a blend inside a mask's edge, 0 to 100; None = none, the seam is matched instead.
     focus: "auto" works on the mask's box where the mask covers less than a quarter of the picture, "off" never, a
     number: below that share, 0 to 1. focus_margin: context around the box, in shares of its longer side, 0 to 4.
-    detail: "input" = the answer has the input's size and keeps what the model did not change, "model" = the model's
+    detail: "full" = the answer has the input's size and keeps what the model did not change, "model" = the model's
     picture as it is. Raises ConfigError, naming the option."""
 
     mask_means: MaskMeans = "auto"
@@ -39,7 +46,7 @@ class ImageRules:
     feather_px: int | None = None
     focus: str | float = "auto"
     focus_margin: float = 0.5
-    detail: Detail = "input"
+    detail: Detail = "full"
 
     def __post_init__(self) -> None:
         if self.mask_means not in get_args(MaskMeans):
@@ -58,6 +65,15 @@ class ImageRules:
         if isinstance(self.focus, str):
             return 0.25 if self.focus == "auto" else 0.0
         return self.focus
+
+    def of_masks(self) -> tuple[str, ...]:
+        """The options that were given and that mean nothing without a mask."""
+        standard = ImageRules()
+        return tuple(option for option, name in _OF_MASKS.items() if getattr(self, name) != getattr(standard, name))
+
+    def read(self) -> ImageRules:
+        """The same rules for a mask that has been read: how its file is read is done with."""
+        return replace(self, mask_means="auto", mask_threshold=None)
 
     def as_settings(self) -> dict[str, str | int | float]:
         """What differs from the defaults, for a recipe. The limit of pixels is not part of a picture."""

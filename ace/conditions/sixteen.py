@@ -1,7 +1,8 @@
 """16 bits per channel, which Pillow cannot hold in colour: read beside the 8-bit picture, written where it survived.
 
 A model reads and makes 8 bits. Where an answer's pixel is still the input's in 8 bits, the written file has the
-input's 16 (`deepen`); elsewhere the 8 bits times 257. Reading and coding are OpenCV's, the extra `deep`.
+input's 16 (`deepen`); elsewhere the 8 bits times 257. Reading and coding are OpenCV's and tifffile's, the extra
+`deep`.
 
 Not here: what changed and what did not (`inference/preserve.py`, `inference/detail.py`).
 """
@@ -19,6 +20,7 @@ from PIL import Image
 from ace.extras import install_command
 
 EXTRA = install_command("deep")
+XMP_TAG = 700  # of a TIFF file
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -87,6 +89,30 @@ def encode_png(values: np.ndarray, like: bytes) -> bytes:
         _chunk(kind, content) for kind, content in _chunks(like) if kind not in (b"IHDR", b"IDAT", b"IEND")
     )
     return data[:start] + carried + data[start:]
+
+
+def can_write_tiff() -> bool:
+    """Whether tifffile is here."""
+    return importlib.util.find_spec("tifffile") is not None
+
+
+def encode_tiff(values: np.ndarray, icc_profile: bytes | None, xmp: bytes | None) -> bytes:
+    """A 16-bit TIFF file, compressed without loss. values: uint16 (H, W, 3 or 4), straight alpha."""
+    import tifffile
+
+    stream = io.BytesIO()
+    tifffile.imwrite(
+        stream,
+        values,
+        photometric="rgb",
+        extrasamples=["unassalpha"] if values.shape[2] == 4 else None,
+        compression="zlib",
+        metadata=None,
+        software=False,
+        iccprofile=icc_profile,
+        extratags=[] if xmp is None else [(XMP_TAG, 1, len(xmp), xmp, True)],
+    )
+    return stream.getvalue()
 
 
 def plain_png() -> Image.Image:

@@ -19,7 +19,7 @@ from ace.conversation.job import Job, Made, Progress, Settings, variants
 from ace.conversation.message import Message, Picture, answer_of, open_message
 from ace.conversation.recipe import CURRENT_RULES
 from ace.conversation.replay import Replay, compare_with_node, job_of_node
-from ace.conversation.run import notes_on, run
+from ace.conversation.run import notes_of, notes_on, run
 from ace.conversation.seeds import read_seed
 from ace.conversation.session import Node, Session
 from ace.inference.preserve import DriftReport
@@ -51,8 +51,10 @@ class ChatSession:
 
     def job_again(self, node_id: str, seed: int | str | None = None) -> Job:
         """The same request under today's rules with another seed, None = a random one. Raises as `reopened`."""
-        job = self.reopened(node_id)
-        return replace(job, settings=replace(job.settings, seed=read_seed(seed), rules=CURRENT_RULES))
+        job = self.job_of(node_id)
+        return open_job(
+            self.family, replace(job, settings=replace(job.settings, seed=read_seed(seed), rules=CURRENT_RULES))
+        )
 
     def ask(
         self,
@@ -109,7 +111,7 @@ class ChatSession:
 
     def notes(self, node_id: str) -> tuple[str, ...]:
         """What the user should know of a node's request, as `Made.notes`."""
-        return notes_on(self.family, self.job_of(node_id))
+        return (*notes_on(self.family, self.job_of(node_id)), *notes_of(self.session.node(node_id).recipe))
 
 
 def keep(session: Session, made: Made) -> Node:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -21,10 +21,11 @@ from PIL import Image
 
 from ace.conditions.units import MAX_IMAGES
 from ace.conditions.vocabulary import Vocabulary
-from ace.conversation.job import OPTIONAL_SETTINGS, Job
+from ace.conversation.job import OPTIONAL_SETTINGS, Job, Part
 from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, MaskError
+from ace.inference.focus import crop_mask, crop_opened, focus_box
 
 
 class State(Protocol):
@@ -118,7 +119,8 @@ class Answer:
     to go on from, or None. size_px: (width, height) the model worked at; num_steps, guidance_scale, guidance_rescale:
     as they were used. settings: whatever else of the model or the request changes the image, for the recipe. device,
     dtype: where and in what numbers it was computed. notes: what of the request or the weights was left out, a line
-    each."""
+    each. round_trip: RGB of the answer's size, what the model makes of the edited image where nothing is edited; None =
+    unknown."""
 
     content: Any
     size_px: tuple[int, int]
@@ -130,6 +132,7 @@ class Answer:
     device: str = "cpu"
     dtype: str = "float32"
     notes: tuple[str, ...] = ()
+    round_trip: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,10 @@ class Family(ABC):
         """What a request that `open` has checked will cost once it runs on the loaded weights. Runs no model."""
 
     @abstractmethod
+    def working_px(self, job: Job) -> int:
+        """Pixels, width times height, that the model works at: a larger image is reduced to about as many."""
+
+    @abstractmethod
     def most_together(self, job: Job) -> int:
         """How many such requests one step should hold at most."""
 
@@ -241,7 +248,23 @@ def open_job(family: Family, job: Job) -> Job:
     for name in job.settings.optional():
         if name not in traits.options:
             raise ConfigError(f"{family.name} does not take {OPTIONAL_SETTINGS.get(name, name)}: leave it out")
-    return family.open(job)
+    part = _part_of(family, job)
+    return family.open(job) if part is None else replace(job, part=replace(part, job=family.open(part.job)))
+
+
+def _part_of(family: Family, job: Job) -> Part | None:
+    """The part of the edited image around its mask, where the model is to work on that alone."""
+    settings, rules, source, mask = job.settings, job.settings.images, job.source, job.mask
+    current = job.unit.current
+    if source is None or mask is None or settings.size is not None or settings.rules.get("focus", 1) < 2:
+        return None
+    box = focus_box(mask, below=rules.focus_below, margin=rules.focus_margin, working_px=family.working_px(job))
+    if box is None:
+        return None
+    part = crop_opened(source, box)
+    images, masks = (part.image, *current.images[1:]), (crop_mask(mask, box), *current.masks[1:])
+    unit = replace(job.unit, current=replace(current, images=images, masks=masks), target_index=None)
+    return Part(box, replace(job, unit=unit, source=part))
 
 
 def check_loading(family: Family, loading: Loading) -> None:

@@ -14,11 +14,15 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.images import OpenedImage
+from ace.conditions.rules import ImageRules
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
+from ace.conversation.credentials import Origin
 from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import CURRENT_RULES, FileRef, Recipe, Round, Setting
 from ace.conversation.seeds import seeds_of
 from ace.errors import ConfigError
+from ace.inference.detail import Delivered
+from ace.inference.focus import Box
 from ace.inference.preserve import DriftReport
 from ace.video.files import hash_clip
 from ace.video.request import ClipRequest, OpenedRequest
@@ -46,7 +50,7 @@ class Settings:
     """How an image is made. None = the model's default.
 
     seed: 0 to 2^64 - 1. size: (width, height) in px that the model works at; None = the edited image's aspect.
-    feather_px: width of the blend inside a mask's edge, see `paste_back`. adapters: (file or folder, strength) of LoRA
+    images: how pictures and masks are read, worked on and given back. adapters: (file or folder, strength) of LoRA
     adapters for this image alone, on top of those that the model was loaded with. options: of some families only, by
     name (see `OPTIONAL_SETTINGS`). rules: of an older recipe that is made again, see `Recipe.rules`."""
 
@@ -56,7 +60,7 @@ class Settings:
     guidance_rescale: float | None = None
     negative_instruction: str = ""
     size: tuple[int, int] | None = None
-    feather_px: int | None = None
+    images: ImageRules = field(default_factory=ImageRules)
     adapters: tuple[tuple[Path, float], ...] = ()
     options: Mapping[str, Setting] = field(default_factory=dict)
     rules: Mapping[str, int] = field(default_factory=lambda: CURRENT_RULES)
@@ -65,7 +69,6 @@ class Settings:
     def of_recipe(cls, recipe: Recipe) -> Settings:
         """The settings that a recipe records."""
         recorded = recipe.settings
-        feather_px = recorded.get("feather_px")
         return cls(
             seed=recipe.seed,
             num_inference_steps=recipe.num_inference_steps,
@@ -73,7 +76,7 @@ class Settings:
             guidance_rescale=recipe.guidance_rescale,
             negative_instruction=recipe.negative_instruction,
             size=recipe.size_px if recorded.get("size") == "chosen" or recorded.get("edits") is False else None,
-            feather_px=None if feather_px is None else int(feather_px),
+            images=ImageRules.of_settings(recorded),
             options={name: recorded[name] for name in OPTIONAL_SETTINGS if name in recorded},
             rules=recipe.rules,
         )
@@ -95,7 +98,9 @@ class Job:
     unit: the request with its history; source: the image being edited, with its alpha and colour profile, or None.
     images, masks, rounds: the same request as file names and hashes. parents: nodes of the session that it
     continues. shown: the edited image as the model is shown it, where that is another (a control drawn on it).
-    clip: what is asked of a clip, opened by its family. notes: how its files were read, a line each."""
+    clip: what is asked of a clip, opened by its family. notes: how its files were read, a line each. origins: the
+    files of its images as they came, the edited one first, for content credentials. part: what of the edited image is
+    worked on, None = all of it."""
 
     unit: LongContextConditionUnit
     settings: Settings
@@ -107,6 +112,8 @@ class Job:
     shown: Image.Image | None = None
     clip: ClipRequest | OpenedRequest | None = None
     notes: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    part: Part | None = None
 
     @property
     def instruction(self) -> str:
@@ -118,9 +125,22 @@ class Job:
         """The mask of the image that is edited, which is the request's first one; None = no mask."""
         return self.unit.current.masks[0] if self.source is not None and self.unit.current.images else None
 
+    @property
+    def worked(self) -> Job:
+        """The job as the family gets it: about the part that is worked on."""
+        return self if self.part is None else self.part.job
+
+    @property
+    def delivers(self) -> bool:
+        """Whether the answer gets the edited image's size and what of it did not change (`ace/inference/detail.py`)."""
+        settings = self.settings
+        wanted = settings.images.detail == "full" and settings.rules.get("detail", 1) > 1
+        return wanted and self.source is not None and self.mask is None and settings.size is None
+
     def with_seed(self, seed: int) -> Job:
         """The same job with another seed."""
-        return replace(self, settings=replace(self.settings, seed=seed))
+        part = None if self.part is None else replace(self.part, job=self.part.job.with_seed(seed))
+        return replace(self, settings=replace(self.settings, seed=seed), part=part)
 
     def held_bytes(self) -> int:
         """Memory that the images of this job hold while it waits and runs."""
@@ -131,10 +151,20 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of the edited image that is worked on alone (`ace/inference/focus.py`). box: in px of the image; job: the
+    request about that part."""
+
+    box: Box
+    job: Job
+
+
+@dataclass(frozen=True)
 class Made:
     """A finished job. content: the answer, of the given medium. drift: what changed where it should not have (without a
-    mask: everywhere), None without a source. latents: (C, h, w) of the answer, for the next round to go on from.
-    unpasted: with a mask, the model's own content before it was pasted back."""
+    mask: everywhere), None without a source. latents: (C, h, w) for the next round to go on from; None where the answer
+    holds pixels of the edited image, from which it then goes on. unpasted: with a mask, the model's own content before
+    it was pasted back. delivered: how an edit of the whole image was carried to its full size."""
 
     job: Job
     content: Any
@@ -144,6 +174,7 @@ class Made:
     latents: np.ndarray | None = None
     unpasted: Any = None
     medium: Medium = IMAGE
+    delivered: Delivered | None = None
 
     @property
     def image(self) -> Image.Image:

@@ -24,6 +24,8 @@ from PIL import Image, ImageChops
 from ace.conditions.colour import in_profile_of, to_srgb
 from ace.conditions.images import MAX_PIXELS, OpenedImage, normalise_image, open_bytes, open_image
 from ace.conditions.rules import MOST_PIXELS
+from ace.conditions.sixteen import can_write_tiff
+from ace.conversation.credentials import Signer, sign
 from ace.conversation.recipe import (
     FORMATS,
     Recipe,
@@ -36,6 +38,8 @@ from ace.conversation.recipe import (
 )
 from ace.errors import InputError
 from ace.files import write_atomically
+from ace.inference.detail import Delivered, deliver, size_note
+from ace.inference.focus import uncrop
 from ace.inference.preserve import DriftReport, drift_report, paste_back
 from ace.video.clips import FORMATS as CLIP_FORMATS
 from ace.video.clips import Clip, ClipLimits, encode_clip, open_clip, read_clip, read_metadata
@@ -45,17 +49,21 @@ if TYPE_CHECKING:
     from ace.conversation.job import Job, Made
 
 
+_TIFF = (b"II*\0", b"MM\0*")
+
+
 @dataclass(frozen=True)
 class FinishedAnswer:
     """An answer that everything was done to. content: of the medium; unpasted: with a mask, the model's own content
     before it was pasted back; notes: a line each; settings: what a recipe says of it; own: whether it is the model's
-    alone, so that the next round may go on from its latents."""
+    alone, so that the next round may go on from its latents; delivered: how it was carried to its full size."""
 
     content: Any
     unpasted: Any = None
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
     own: bool = True
+    delivered: Delivered | None = None
 
 
 class Medium(ABC):
@@ -127,16 +135,28 @@ class ImageMedium(Medium):
 
     def finish(self, job: Job, answer: Answer) -> FinishedAnswer:
         """Paste back where a mask keeps the original; else in the original's colour profile."""
-        image, unpasted, notes = answer.content, None, ()
+        image, unpasted, delivered, notes, settings = answer.content, None, None, (), {}
+        if job.part is not None:
+            settings["focus_box"] = str(job.part.box)
         if job.source is not None and job.mask is not None:
-            rule = job.settings.rules.get("blend", 1)
-            unpasted = image
-            image = paste_back(job.source, image, job.mask, feather_px=job.settings.feather_px, rule=rule)
+            unpasted = image if job.part is None else uncrop(job.source, image, job.part.box)
+            rule, feather_px = job.settings.rules.get("blend", 1), job.settings.images.feather_px
+            image = paste_back(job.source, unpasted, job.mask, feather_px=feather_px, rule=rule)
+        elif job.source is not None and job.delivers:
+            delivered = deliver(job.source, image, answer.round_trip)
+            image, settings["changes"] = delivered.image, str(delivered)
         elif job.source is not None:
             image = in_profile_of(image, job.source.icc_profile)
+            if image.size != job.source.size:
+                notes = (size_note(image.size, job.source.size),)
         if job.source is not None and job.source.deep is not None and "sixteen_bit" not in image.info:
-            notes = (f"{job.source.name} has 16 bits per channel, the answer 8",)
-        return FinishedAnswer(image, unpasted, notes)
+            notes = (
+                *notes,
+                f"{job.source.name} has 16 bits per channel, the answer 8",
+            )
+        # what holds pixels of the edited image goes on from them: they are exact, and the latents' are not
+        merged = unpasted is not None if delivered is None else delivered.redrawn < 1
+        return FinishedAnswer(image, unpasted, notes, settings, not merged, delivered)
 
     def drift(self, job: Job, content: Image.Image) -> DriftReport | None:
         """With a mask in the file's own values, else in sRGB."""
@@ -155,9 +175,10 @@ class ImageMedium(Medium):
         return encode(content, file_format, recipe)
 
     def as_written(self, made: Made, data: bytes) -> Made:
-        """JPEG is lossy, and 16 bits per channel are kept by PNG alone."""
-        if "sixteen_bit" in made.content.info and not data.startswith(b"\x89PNG"):
-            made = replace(made, notes=(*made.notes, "this format has 8 bits per channel: write .png to keep 16"))
+        """JPEG is lossy, and 16 bits per channel are kept by PNG and TIFF alone."""
+        keeps = data.startswith(b"\x89PNG") or (data.startswith(_TIFF) and can_write_tiff())
+        if "sixteen_bit" in made.content.info and not keeps:
+            made = replace(made, notes=(*made.notes, "this file has 8 bits per channel: write .png to keep 16"))
         if made.drift is None or not data.startswith(b"\xff\xd8"):
             return made
         notes = made.notes
@@ -291,12 +312,16 @@ def medium_of(path: str | Path) -> Medium:
     return next((medium for medium in MEDIA if suffix in medium.formats), IMAGE)
 
 
-def write(made: Made, path: Path, *, metadata: bool = True) -> Made:
+def write(made: Made, path: Path, *, metadata: bool = True, signer: Signer | None = None) -> Made:
     """Write a result in the format of the path's suffix, whole or not at all, with its recipe unless without metadata.
 
     Returns the result as it is in the file. Raises OutputError."""
     medium = made.medium
-    data = medium.encode(made.content, check_output(path, medium.formats), made.recipe if metadata else None)
+    file_format = check_output(path, medium.formats)
+    data = medium.encode(made.content, file_format, made.recipe if metadata else None)
+    if signer is not None and metadata:
+        data = sign(data, file_format, made.recipe, made.job.origins, signer)
+        made = replace(made, notes=(*made.notes, signer.note))
     write_atomically(path, data)
     return medium.as_written(made, data)
 

@@ -14,20 +14,21 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from ace.conditions.images import OpenedImage, open_image
 from ace.conditions.masks import ReadMask, read_mask
-from ace.conditions.rules import MaskMeans
+from ace.conditions.rules import MAX_PIXELS, ImageRules, MaskMeans
 from ace.conditions.units import DEFAULT_MAX_HISTORY, ConditionUnit, LongContextConditionUnit, Turn
+from ace.conversation.credentials import Origin
 from ace.conversation.family import Family, open_job
 from ace.conversation.job import Job, Settings
 from ace.conversation.recipe import FileRef, Round, encode, hash_latents
-from ace.conversation.session import Session
-from ace.errors import ConditionError, MaskError
+from ace.conversation.session import Node, Session
+from ace.errors import ConditionError, ConfigError, MaskError
 
 _MENTION = re.compile(r"(?<!\w)@([0-9]{1,9}|[a-i])\b")
 _NAMED_PHOTO = "name the photo before the instruction, or send it along"
@@ -35,18 +36,20 @@ _NAMED_PHOTO = "name the photo before the instruction, or send it along"
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a message. opened: after intake; file: as recipes name it; node: whose answer it is, or None."""
+    """An image of a message. opened: after intake; file: as recipes name it; node: whose answer it is, or None; data:
+    its file, or the bytes that came, None = neither is known."""
 
     opened: OpenedImage
     file: FileRef
     node: str | None = None
+    data: Path | bytes | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of_file(cls, path: Path) -> Picture:
+    def of_file(cls, path: Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         """Open an image file. Raises ImageError."""
         if not os.path.isfile(path):
             open_image(path)  # says what is wrong
-        return cls(open_image(path), FileRef.of(path))
+        return cls(open_image(path, max_pixels=max_pixels), FileRef.of(path), data=path)
 
     @classmethod
     def of_image(cls, opened: OpenedImage, name: str) -> Picture:
@@ -68,18 +71,19 @@ class Mask:
         """A mask file, which is opened when the size of its image is known. Raises InputError if it cannot be read."""
         return cls(path, FileRef.of(path))
 
-    def opened(self, photo: OpenedImage) -> tuple[ReadMask, FileRef]:
+    def opened(self, photo: OpenedImage, rules: ImageRules | None = None) -> tuple[ReadMask, FileRef]:
         """The mask as it was read, and its file. photo: its image. Raises MaskError or ImageError."""
-        mask = (
-            self.image if isinstance(self.image, ReadMask) else read_mask(self.image, photo, undecided=self.undecided)
-        )
+        mask = self.image
+        if not isinstance(mask, ReadMask):
+            mask = read_mask(mask, photo, rules, undecided=self.undecided)
         return mask, self.file or ref_of(mask.image, "mask0.png")
 
 
 @dataclass(frozen=True)
 class Message:
     """A user's message. photo: the image to edit; references: further ones, in order (see the top of this file);
-    mask: of the image that is edited. max_history: how many rounds before it the model sees."""
+    mask: of the image that is edited. max_history: how many rounds before it the model sees. change_mask: the mask of
+    what changed is wanted, see `Delivered`."""
 
     text: str
     settings: Settings
@@ -87,6 +91,7 @@ class Message:
     references: tuple[Picture, ...] = ()
     mask: Mask | None = None
     max_history: int = DEFAULT_MAX_HISTORY
+    change_mask: bool = False
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -98,7 +103,8 @@ def open_message(family: Family, message: Message, session: Session | None = Non
     """Check a message that follows node `start` of a session (None = it begins a conversation).
 
     Raises ConditionError, MaskError, ImageError, ConfigError or SessionError, before anything is loaded."""
-    traits = family.traits
+    traits, settings = family.traits, message.settings
+    _check_rules(message)
     history: tuple[Turn, ...] = ()
     rounds: tuple[Round, ...] = ()
     answer: Picture | None = None
@@ -115,34 +121,64 @@ def open_message(family: Family, message: Message, session: Session | None = Non
     edited = pictures[0] if pictures else answer
     if edited is not None and traits.references_apart and message.photo is None and answer is None:
         edited = None
+    if edited is None and settings.images.detail == "model":
+        raise ConfigError("--detail model is for edits, and there is no image to edit: leave it out")
     masks: list[Image.Image | None] = [None] * len(pictures)
     mask_files: list[FileRef | None] = [None] * len(pictures)
     notes: tuple[str, ...] = ()
     if message.mask is not None:
         if edited is None or not pictures:
             raise MaskError(f"a mask needs the image that it belongs to: {_NAMED_PHOTO}")
-        read, mask_files[0] = message.mask.opened(edited.opened)
+        read, mask_files[0] = message.mask.opened(edited.opened, settings.images)
         masks[0], notes = read.image, (read.note,)
+        if message.mask.file is None:  # what goes by the plain mask is read as that, whenever it is made again
+            settings = replace(settings, images=settings.images.read())
     unit = ConditionUnit(text, tuple(picture.opened.image for picture in pictures), tuple(masks))
     whole = LongContextConditionUnit(unit, history, message.max_history, num_unopened=max(0, num_rounds - len(history)))
     kept = len(whole.kept_history)
     job = Job(
         unit=whole,
-        settings=message.settings,
+        settings=settings,
         source=None if edited is None else edited.opened,
         images=tuple(picture.file for picture in pictures),
         masks=tuple(mask_files) if message.mask is not None else (),
         rounds=rounds[len(rounds) - kept :] if kept else (),
         parents=() if start is None else (start,),
         notes=notes,
+        origins=_origins_of(edited, pictures),
     )
+    if message.change_mask and not job.delivers:
+        raise ConfigError(
+            "a change mask is of edits of a whole image at its own size: leave mask, size and --detail model out"
+        )
     return open_job(family, job)
+
+
+def _origins_of(edited: Picture | None, pictures: list[Picture]) -> tuple[Origin, ...]:
+    """The files that an answer is made from; none where that of the edited image is not known."""
+    used = pictures or ([] if edited is None else [edited])
+    if used and used[0].data is None:
+        return ()
+    return tuple(Origin(one.file.name, one.data) for one in used if one.data is not None)
+
+
+def _check_rules(message: Message) -> None:
+    """Raise ConfigError for a rule of images that cannot be kept in this request."""
+    rules, size = message.settings.images, message.settings.size
+    given = rules.of_masks()
+    if message.mask is None and given:
+        raise ConfigError(f"{given[0]} is for edits with a mask, and there is none: leave it out, or name a mask")
+    if message.mask is not None and rules.detail == "model":
+        raise ConfigError("--detail model is for edits of the whole image: with a mask the answer has its size anyhow")
+    focused = [option for option in given if option.startswith("--focus")]
+    if size is not None and focused and rules.focus != "off":
+        raise ConfigError(f"both a size and {focused[0]}: the size is that of the whole image, leave one of them out")
 
 
 def answer_of(session: Session, node_id: str) -> Picture:
     """The answer of a node as an image of a message. Raises SessionError."""
     node = session.node(node_id)
-    return Picture(session.answer(node_id), FileRef.of(node.answer_path), node_id)
+    return Picture(session.answer(node_id), FileRef.of(node.answer_path), node_id, node.answer_path)
 
 
 def rounds_of(session: Session, node_id: str, history: tuple[Turn, ...]) -> tuple[Round, ...]:
@@ -152,12 +188,21 @@ def rounds_of(session: Session, node_id: str, history: tuple[Turn, ...]) -> tupl
         Round(
             instruction=node.recipe.instruction,
             images=node.recipe.images,
-            masks=node.recipe.masks,
+            masks=_masks_of(node),
             answer=FileRef.of(node.answer_path),
             latents=None if turn.latents is None else hash_latents(turn.latents),
         )
         for node, turn in zip(session.chain(node_id, len(history)), history, strict=True)
     )
+
+
+def _masks_of(node: Node) -> tuple[FileRef | None, ...]:
+    """The masks of an earlier round; those that were read by a rule of their own as the plain ones that they were."""
+    own = ImageRules.of_settings(node.recipe.settings)
+    if own == own.read():
+        return node.recipe.masks
+    paths = [one.mask_path for one in node.inputs]
+    return tuple(None if path is None else FileRef.of(path) for path in paths) if node.recipe.masks else ()
 
 
 def ref_of(image: Image.Image, name: str) -> FileRef:

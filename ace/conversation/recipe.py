@@ -1,9 +1,9 @@
 """The recipe of a picture: what made it, carried inside the file, and read again to make it anew.
 
 A `Recipe` is one strict record (pydantic, unknown fields refused, versioned). `embed` writes a picture whole or not at
-all, with its recipe as one XMP packet: the same packet in PNG (an iTXt chunk), JPEG and WebP, which names the IPTC
-digital source type of generated media too. Files appear by name and hash only, never by folder, and there is no time
-stamp, so the same edit on the same machine gives the same bytes.
+all, with its recipe as one XMP packet: the same packet in PNG (an iTXt chunk), JPEG, WebP and TIFF, which names the
+IPTC digital source type of generated media too. Files appear by name and hash only, never by folder, and there is no
+time stamp, so the same edit on the same machine gives the same bytes.
 
 Not here: making the picture again (`ace replay`), session folders.
 """
@@ -32,7 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ace.conditions.images import DECODE_ERRORS, open_image, quiet_pillow
-from ace.conditions.sixteen import encode_png, plain_png
+from ace.conditions.sixteen import XMP_TAG, can_write_tiff, encode_png, encode_tiff, plain_png
 from ace.errors import ImageError, InputError, OutputError
 from ace.files import hash_file, reason_of, write_atomically
 from ace.video.files import hash_clip
@@ -40,11 +40,11 @@ from ace.video.files import hash_clip
 FORMAT_VERSION = 2
 # What is decided by rule and not by the request, each with the number of the rule in force. A recipe records them, and
 # an image made by older rules is made again by those. Format 1 was written before there were numbers: all are 1.
-CURRENT_RULES = {"masks": 2, "blend": 2, "size": 1, "noise_schedule": 2}
-REPLAYED_RULES = frozenset({"masks", "blend", "size"})  # of these the older ones are still known
+CURRENT_RULES = {"masks": 2, "blend": 2, "size": 1, "noise_schedule": 2, "focus": 2, "detail": 2}
+REPLAYED_RULES = frozenset({"masks", "blend", "size", "focus", "detail"})  # of these the older ones are still known
 FIRST_RULES = dict.fromkeys(CURRENT_RULES, 1)
 OF_THE_WEIGHTS = ("adapters", "fast", "transformer", "quantize", "quantize_text", "tile_px")  # settings that say how
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 PACKAGES = ("ace-allround", "diffusers", "numpy", "pillow", "safetensors", "torch", "transformers")
 MAX_RECIPE_BYTES = 1_000_000
 _MATRIX_FEATURES = ("avx512_bf16", "amx_tile", "asimd", "sve", "bf16")
@@ -370,14 +370,14 @@ def embed(image: Image.Image, path: str | Path, recipe: Recipe | None = None) ->
     """Write a picture (RGB, RGBA or L), with its recipe if one is given, in the format of the path's extension.
 
     The file appears whole or not at all; a file that was there is replaced. The ICC profile in `image.info` goes
-    along, in a PNG the 16 bits of `paste_back` too, and nothing else of it. JPEG cannot hold alpha: it is composited
-    over white. Raises OutputError if it cannot be written."""
+    along, in a PNG or TIFF the 16 bits of `paste_back` too, and nothing else of it. JPEG cannot hold alpha: it is
+    composited over white. Raises OutputError if it cannot be written."""
     data = encode(image, check_output(path), recipe)
     write_atomically(Path(path), data)
 
 
 def encode(image: Image.Image, file_format: str, recipe: Recipe | None = None) -> bytes:
-    """The bytes that `embed` writes. PNG and WebP are lossless, JPEG is of quality 95 without colour subsampling."""
+    """The bytes that `embed` writes. All but JPEG are lossless, that is of quality 95 without colour subsampling."""
     packet = None if recipe is None else xmp_packet(recipe)
     icc_profile = image.info.get("icc_profile")
     if image.mode == "RGBA" and file_format == "JPEG":
@@ -388,10 +388,11 @@ def encode(image: Image.Image, file_format: str, recipe: Recipe | None = None) -
     plain.info = {}
     stream = io.BytesIO()
     try:
-        sixteen_bit = image.info.get("sixteen_bit")
-        if file_format == "PNG" and isinstance(sixteen_bit, np.ndarray) and sixteen_bit.shape[1::-1] == image.size:
+        deep = image.info.get("sixteen_bit")
+        deep = deep if isinstance(deep, np.ndarray) and deep.shape[1::-1] == image.size else None
+        if file_format == "PNG" and deep is not None:
             plain_png().save(stream, "PNG", pnginfo=_png_chunks(packet), icc_profile=icc_profile)
-            return encode_png(sixteen_bit, like=stream.getvalue())
+            return encode_png(deep, like=stream.getvalue())
         if file_format == "PNG":
             chunks = _png_chunks(packet)
             plain.save(stream, "PNG", pnginfo=chunks, icc_profile=icc_profile, compress_level=4)
@@ -400,12 +401,17 @@ def encode(image: Image.Image, file_format: str, recipe: Recipe | None = None) -
                 raise OutputError("the recipe of this long conversation does not fit into a JPEG: write .png or .webp")
             extra = {} if packet is None else {"xmp": packet}
             plain.save(stream, "JPEG", quality=95, subsampling=0, icc_profile=icc_profile, **extra)
+        elif file_format == "TIFF" and deep is not None and can_write_tiff():
+            return encode_tiff(deep, icc_profile, packet)
+        elif file_format == "TIFF":
+            tags = {} if packet is None else {XMP_TAG: packet}
+            plain.save(stream, "TIFF", compression="tiff_adobe_deflate", icc_profile=icc_profile, tiffinfo=tags)
         elif file_format == "WEBP":
             plain.save(
                 stream, "WEBP", lossless=True, exact=True, icc_profile=icc_profile or b"", xmp=packet or b"", method=3
             )
         else:
-            raise OutputError(f"unknown picture format {file_format}: use PNG, JPEG or WEBP")
+            raise OutputError(f"unknown picture format {file_format}: use PNG, JPEG, WEBP or TIFF")
     except (OSError, ValueError) as error:
         size = f"{image.width}x{image.height} px"
         raise OutputError(
@@ -466,7 +472,7 @@ def parse_packet(packet: bytes, name: str) -> Recipe:
 def read_packet(path: str | Path, name: str) -> bytes:
     """The XMP packet of an image file. Raises InputError if there is none."""
     try:
-        with quiet_pillow(), Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        with quiet_pillow(), Image.open(path, formats=("PNG", "JPEG", "WEBP", "TIFF")) as image:
             packet = image.info.get("xmp")
     except FileNotFoundError:
         raise InputError(f"{name}: no such file: check the path") from None

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ace.conditions.images import OpenedImage, open_image
-from ace.conditions.masks import open_mask
+from ace.conditions.masks import open_mask, read_mask
+from ace.conditions.rules import MOST_PIXELS, ImageRules
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.conversation.job import Job, Made, Settings, clip_job
 from ace.conversation.recipe import FileRef, Recipe, Round, compare, hash_latents
@@ -48,14 +50,25 @@ def job_of_recipe(
 
     def picture(file: FileRef) -> OpenedImage:
         if file.sha256 not in opened:
-            opened[file.sha256] = open_image(files[file.sha256])
+            opened[file.sha256] = open_image(files[file.sha256], max_pixels=MOST_PIXELS)
         return opened[file.sha256]
 
-    def open_unit(instruction: str, images: Sequence[FileRef], masks: Sequence[FileRef | None]) -> ConditionUnit:
+    def mask_of(file: FileRef, of: OpenedImage, rules: ImageRules | None) -> Image.Image:
+        if recipe.rules.get("masks", 1) < 2:
+            return open_mask(files[file.sha256], of, rule=1)
+        return read_mask(
+            files[file.sha256], of, replace(rules or ImageRules(), max_pixels=MOST_PIXELS), undecided="transparent"
+        ).image
+
+    def open_unit(
+        instruction: str,
+        images: Sequence[FileRef],
+        masks: Sequence[FileRef | None],
+        rules: ImageRules | None = None,
+    ) -> ConditionUnit:
         pictures = [picture(file) for file in images]
         of_size = [
-            None if mask is None else open_mask(files[mask.sha256], of, rule=recipe.rules.get("masks", 1))
-            for mask, of in zip(masks, pictures, strict=bool(masks))
+            None if mask is None else mask_of(mask, of, rules) for mask, of in zip(masks, pictures, strict=bool(masks))
         ]
         return ConditionUnit(instruction, tuple(of.image for of in pictures), tuple(of_size))
 
@@ -68,7 +81,8 @@ def job_of_recipe(
         return Turn(unit, picture(asked.answer).image, kept.get(asked.latents or ""))
 
     turns = tuple(turn(asked) for asked in recipe.history)
-    whole = LongContextConditionUnit(open_unit(recipe.instruction, recipe.images, recipe.masks), turns, len(turns))
+    current = open_unit(recipe.instruction, recipe.images, recipe.masks, ImageRules.of_settings(recipe.settings))
+    whole = LongContextConditionUnit(current, turns, len(turns))
     edited = recipe.images[0] if recipe.images else recipe.history[-1].answer if recipe.history else None
     if references_apart and recipe.settings.get("edits") is False:
         edited = None

@@ -2,7 +2,7 @@
 
 `run` makes any number of jobs with a loaded family in packed passes of a sensible size; `make` is the same for callers
 that want the results only. `conclude` is what every answer goes through: pasted back where a mask keeps the original,
-measured, described in a recipe.
+carried to the original's size without one, measured, described in a recipe.
 
 Not here: writing files, loading models, many clients at once (`ace/server/engine.py`, which steps a family itself).
 """
@@ -18,6 +18,7 @@ from ace.conversation.media import FinishedAnswer
 from ace.conversation.recipe import Environment, Recipe, Setting
 
 MOST_TOGETHER = 16
+_TIFF = (b"II*\0", b"MM\0*")
 
 OnProgress = Callable[[Progress], None]
 
@@ -37,7 +38,7 @@ def run(
     for batch in batches(family, jobs):
         if cancelled():
             return
-        states = family.prepare(batch)
+        states = family.prepare([job.worked for job in batch])
         here = max(state.num_steps for state in states)
         total = total or here * -(-len(jobs) // len(batch))
         yield Progress(done, total, None)
@@ -68,7 +69,7 @@ def batches(family: Family, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
     """The jobs in runs of as many as one pass of this family should hold."""
     first = 0
     while first < len(jobs):
-        size = max(1, min(MOST_TOGETHER, family.most_together(jobs[first])))
+        size = max(1, min(MOST_TOGETHER, family.most_together(jobs[first].worked)))
         yield jobs[first : first + size]
         first += size
 
@@ -77,15 +78,17 @@ def conclude(family: Family, job: Job, answer: Answer) -> Made:
     """A family's answer as a result. Runs no model, so any thread may do it."""
     medium = family.traits.medium
     finished = medium.finish(job, answer)
+    recipe = _recipe(family, job, answer, finished)
     return Made(
         job,
         finished.content,
-        _recipe(family, job, answer, finished),
+        recipe,
         medium.drift(job, finished.content),
-        (*job.notes, *answer.notes, *notes_on(family, job), *finished.notes),
+        (*job.notes, *answer.notes, *notes_on(family, job), *notes_of(recipe), *finished.notes),
         answer.latents if finished.own else None,
         finished.unpasted,
         medium,
+        finished.delivered,
     )
 
 
@@ -94,8 +97,7 @@ def _recipe(family: Family, job: Job, answer: Answer, finished: FinishedAnswer) 
     settings: dict[str, Setting] = {name: value for name, value in given.items() if value not in ("", None)}
     if job.settings.size is not None:
         settings["size"] = "chosen"
-    if job.settings.feather_px is not None:
-        settings["feather_px"] = job.settings.feather_px
+    settings |= job.settings.images.as_settings()
     return Recipe(
         family=family.kind,
         model=family.name,
@@ -114,6 +116,16 @@ def _recipe(family: Family, job: Job, answer: Answer, finished: FinishedAnswer) 
         rules=dict(job.settings.rules),
         environment=Environment.here(device=answer.device, dtype=answer.dtype),
     )
+
+
+def notes_of(recipe: Recipe) -> tuple[str, ...]:
+    """What a recipe says of how the answer came to its size, a line each."""
+    notes, made = [], "{}x{}".format(*recipe.size_px)
+    if changes := recipe.settings.get("changes"):
+        notes.append(f"made at {made}: {changes}")
+    if box := recipe.settings.get("focus_box"):
+        notes.append(f"worked on the part {box} (left, top, right, bottom) at {made}")
+    return tuple(notes)
 
 
 def notes_on(family: Family, job: Job) -> tuple[str, ...]:

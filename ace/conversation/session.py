@@ -38,6 +38,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ace.conditions.images import DECODE_ERRORS, MAX_PIXELS, OpenedImage, normalise_image
 from ace.conditions.opener import TIMEOUT_S, OpenLimits, open_files
+from ace.conditions.rules import MOST_PIXELS
 from ace.conditions.units import MAX_IMAGES, ConditionUnit, Turn
 from ace.conversation import labels, media
 from ace.conversation.labels import Labels, clean_title
@@ -475,7 +476,7 @@ class Session:
             sync_folder(nodes)
         except OSError as error:
             raise self._not_written(error) from None
-        self._answers[node_id] = normalise_image(medium.still(answer))
+        self._answers[node_id] = normalise_image(medium.still(answer), max_pixels=MOST_PIXELS)
         return self.node(node_id)
 
     def _write_node(
@@ -643,7 +644,7 @@ class Session:
     def _picture(self, node_id: str, stored: _StoredFile) -> OpenedImage:
         path = self._checked(node_id, stored)
         try:
-            return medium_of(path).open(path)
+            return medium_of(path).open(path, MOST_PIXELS)
         except InputError as error:
             raise self._damaged(node_id, str(error).split(":")[0]) from None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from ace.conditions.images import open_image
+from ace.conditions.masks import read_mask
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit
 from ace.errors import ConditionError, DataError, InputError
 from ace.evaluation.benchmarks.ice_bench import RESIZED, IceItem, make_table, raw_metrics, read_items, write_raw
@@ -128,11 +129,11 @@ def make_answers(
 def request_of(item: IceItem) -> LongContextConditionUnit:
     """An item as a request: source, then references; `<SOURCE>` and `<REF_1>` become the names of those pictures."""
     files = [*([item.source] if item.source else []), *item.references]
-    images = [open_image(path).image for path in files]
+    opened = [open_image(path) for path in files]
+    images = [one.image for one in opened]
     masks: list[Image.Image | None] = [None for _ in images]
     if item.source and item.mask:
-        mask = open_image(item.mask).image.convert("L")
-        masks[0] = mask if mask.size == images[0].size else mask.resize(images[0].size)
+        masks[0] = read_mask(item.mask, opened[0], whole=True).image
     first = 1 if item.source else 0
 
     def name(number: int) -> str:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageChops
 
 from ace.conditions.images import normalise_image, open_image
+from ace.conditions.rules import ImageRules
 from ace.conditions.units import LongContextConditionUnit
 from ace.conversation import Family, Job, Settings, make
 from ace.conversation.family import open_job
@@ -82,6 +83,10 @@ def contestant_of(
     return Contestant(name, edit, {"weights_sha256": pipeline_sha256(pipeline), **settings}, answer, pipeline)
 
 
+# Benchmarks measure the model, not what is kept of its input.
+_MODELS_OWN = ImageRules(detail="model", focus="off")
+
+
 def _answer(
     family: Family,
     num_inference_steps: int | None,
@@ -92,7 +97,7 @@ def _answer(
     """What a family makes of requests. Raises InputError for one that it cannot take, before anything is made."""
     jobs = []
     for unit, seed in zip(units, seeds, strict=True):
-        settings = Settings(seed, num_inference_steps, guidance_scale)
+        settings = Settings(seed, num_inference_steps, guidance_scale, images=_MODELS_OWN)
         edited = unit.source_index
         source = None if edited is None else normalise_image(unit.frames()[edited].image)
         jobs.append(open_job(family, Job(unit, settings, source)))

@@ -151,9 +151,9 @@ class AceFamily(Family):
     def finish(self, states: Sequence[Running[RequestState]]) -> list[Answer]:
         """The model's own images: in the edited image's aspect, or with a mask as the model sees it."""
         own = [
-            running.state
-            if running.job.mask is None
-            else replace(running.state, request=replace(running.state.request, size=running.state.inputs.size))
+            replace(running.state, request=replace(running.state.request, size=running.state.inputs.size))
+            if running.job.mask is not None or running.job.delivers
+            else running.state
             for running in states
         ]
         images = self.pipeline.decode(own, preserve=False)
@@ -162,7 +162,7 @@ class AceFamily(Family):
                 self._refiner.refine(image, job.instruction, job.settings.seed, edited=job.source is not None)
                 for job, image in zip([running.job for running in states], images, strict=True)
             ]
-        return [self._answer(running.state, image) for running, image in zip(states, images, strict=True)]
+        return [self._answer(running, image) for running, image in zip(states, images, strict=True)]
 
     def cost(self, job: Job) -> Cost:
         """From the sizes of its images; a text counts as long as it could be at most. Raises ImageError."""
@@ -196,6 +196,10 @@ class AceFamily(Family):
             num_bytes=branches * numbers * pipeline.transformer.dtype.itemsize,
         )
 
+    def working_px(self, job: Job) -> int:
+        """All cells of its budget."""
+        return self.model.budget * self.model.cell_px**2
+
     def most_together(self, job: Job) -> int:
         """As many as keep one pass to a sensible size."""
         return max(1, PACKED_CELLS // self.model.budget)
@@ -215,8 +219,8 @@ class AceFamily(Family):
             "adapters": json.loads(fixed or "[]"),
         }
 
-    def _answer(self, state: RequestState, image: Image.Image) -> Answer:
-        pipeline = self.pipeline
+    def _answer(self, running: Running[RequestState], image: Image.Image) -> Answer:
+        pipeline, state = self.pipeline, running.state
         goes_on = not pipeline.published and self._refiner is None
         return Answer(
             content=image,
@@ -229,6 +233,7 @@ class AceFamily(Family):
             device=pipeline._execution_device.type,
             dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
             notes=(*pipeline.unread_words(state.request), *pipeline.adapter_notes),
+            round_trip=pipeline.round_trip(state) if running.job.delivers else None,
         )
 
     def _how_it_ran(self, size: tuple[int, int]) -> dict[str, Setting]:

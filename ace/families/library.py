@@ -23,7 +23,7 @@ from ace.conversation.family import Answer, Cost, Family, Loading, OnLoaded, OnN
 from ace.conversation.job import Job
 from ace.errors import CheckpointError, ConfigError, ModelNotFoundError
 from ace.families.folder import HUB, PipelineFolder, read_index
-from ace.families.library_call import arguments, call_pipeline, decode_small
+from ace.families.library_call import arguments, call_pipeline, decode_small, round_trip
 from ace.families.signature import read_signature
 from ace.families.stepwise import Stepwise
 from ace.model.devices import find_device
@@ -220,10 +220,18 @@ class LibraryFamily(Family):
                     settings={"pipeline": self.signature.class_name},
                     device=self.pipeline._execution_device.type,
                     dtype=str(self.pipeline.dtype).removeprefix("torch."),
+                    round_trip=self._round_trip(state, image),
                 )
             )
         self.pipeline.maybe_free_model_hooks()
         return answers
+
+    def _round_trip(self, state: LibraryState, image: Image.Image) -> Image.Image | None:
+        """The edited image through the autoencoder, where the answer is to be compared with it."""
+        source = state.job.source
+        if source is None or not state.job.delivers:
+            return None
+        return round_trip(state.pipeline, source.image, image.size)
 
     def cost(self, job: Job) -> Cost:
         """Roughly, for networks of any kind: two operations per weight and token, whatever its attention adds."""
@@ -245,6 +253,10 @@ class LibraryFamily(Family):
             step_operations=branches * 2 * weights * tokens,
             num_bytes=tokens * width * _WORKING_WIDTHS * network.dtype.itemsize,
         )
+
+    def working_px(self, job: Job) -> int:
+        """The model's own area."""
+        return self._own_size[0] * self._own_size[1]
 
     def most_together(self, job: Job) -> int:
         """One: nothing is gained by making several at a time."""

@@ -121,3 +121,19 @@ def decode_small(pipeline: DiffusionPipeline, latents: torch.Tensor | None, size
         cells = cells / (getattr(vae.config, "scaling_factor", None) or 1.0)
         cells = cells + (getattr(vae.config, "shift_factor", None) or 0.0)
         return pipeline.image_processor.postprocess(vae.decode(cells.to(vae.dtype)).sample, output_type="pil")[0]
+
+
+def round_trip(pipeline: DiffusionPipeline, image: Image.Image, size: tuple[int, int]) -> Image.Image | None:
+    """An image encoded and decoded at (width, height) px; None for an autoencoder of another kind."""
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2
+
+    vae: Any = pipeline.vae
+    if not isinstance(vae, AutoencoderKL | AutoencoderKLFlux2):
+        return None
+    processor: Any = pipeline.image_processor
+    with torch.no_grad():
+        pixels = processor.preprocess(image.resize(size, Image.Resampling.LANCZOS), height=size[1], width=size[0])
+        latents = vae.encode(pixels.to(pipeline._execution_device, vae.dtype)).latent_dist.mode()
+        made = processor.postprocess(vae.decode(latents).sample, output_type="pil")[0]
+    return made if made.size == tuple(size) else made.resize(size, Image.Resampling.BICUBIC)

@@ -22,7 +22,7 @@ from ace.conversation.job import Job, Settings
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, ImageError, InputError
 from ace.families.running import Running
-from ace.plus.canvas import Reference, arrange, check_seq_length, name_places
+from ace.plus.canvas import CELL_PX, Reference, arrange, check_seq_length, name_places
 from ace.plus.controls import CONTROLS, draw_control
 from ace.plus.models import PLUS_MODELS
 from ace.plus.sources import PlusFiles, find_plus, read_adapter_option
@@ -188,18 +188,23 @@ class PlusFamily(Family):
         pipeline = self.pipeline
         answers = []
         for running in states:
-            state = running.state
-            image = pipeline.finish(state, pipeline.decode_canvas(state), preserve=False)
+            state, job, trip = running.state, running.job, None
+            whole = job.source is not None and job.mask is None and job.settings.rules.get("detail", 1) > 1
+            canvas = pipeline.decode_canvas(state)
+            image = canvas.crop(state.canvas.target) if whole else pipeline.finish(state, canvas, preserve=False)
+            if job.source is not None and job.delivers:
+                trip = pipeline.round_trip(job.source.image, image.size)
             answers.append(
                 Answer(
                     content=image,
-                    size_px=state.canvas.output_size,
+                    size_px=image.size if whole else state.canvas.output_size,
                     num_steps=state.num_steps,
                     guidance_scale=state.guidance_scale,
                     settings={**self._of_the_request(running), **self._of_the_weights()},
                     device=pipeline._execution_device.type,
                     dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
                     notes=self._left_out(running),
+                    round_trip=trip,
                 )
             )
         pipeline.maybe_free_model_hooks()
@@ -226,6 +231,20 @@ class PlusFamily(Family):
             step_operations=depth * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width),  # q, k, v, o: 4; the MLP: 8
             num_bytes=tokens * width * WORKING_WIDTHS * pipeline.transformer.dtype.itemsize,
         )
+
+    def working_px(self, job: Job) -> int:
+        """The whole canvas, without what the references take of it."""
+        options, references = job.settings.options, references_of(job)
+        if not references or job.source is None:
+            return _seq_length(job.settings) * CELL_PX**2
+        left, top, right, bottom = arrange(
+            job.source.image,
+            job.mask,
+            references,
+            repainting_scale=float(options.get("repainting_scale", 1.0)),
+            max_seq_length=_seq_length(job.settings),
+        ).target
+        return (right - left) * (bottom - top)
 
     def most_together(self, job: Job) -> int:
         """As many canvases as one pass holds, whatever they are."""

@@ -29,11 +29,13 @@ from ace.inference.preserve import enlarge, estimate_shift, lift_from_white
 _NOISE = 6.0  # levels of 255 by which unedited places may differ from the round trip, at most
 _LEAST_NOISE = (1.25, 3.0)  # where the whole picture was edited, and where a part of it was
 _LEAK = (4, 0.06)  # an edit reaches through the autoencoder so many places far, with so much of its strength
+_LOSSLESS = 0.25  # levels by which a round trip differs from the photograph where no autoencoder was in between
 _CLEAR = 2.5  # times the noise: what differs as much is edited for sure
 _SMALL = 8.0  # levels: differences below can be noise
 _DRIFT = 4.0  # levels: a smaller change of the colours of the whole picture is the model's own doing
 _RIDGE = 1e-4  # of the local fits, squared shares of the range: what varies less keeps its slope
 _STRIP_ROWS = 256
+_LEAST_SIDE = 32  # px of the model's picture: in a thinner one no shift is looked for
 _SHIFTS = (0.2, 4.0)  # px of the model's picture: less is none, more is another picture
 _POWERS = ((0,), (1,), (2,), (0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2), (0, 0, 0), (1, 1, 1), (2, 2, 2))
 
@@ -54,6 +56,16 @@ class Delivered:
     shift_px: tuple[float, float] | None
     change_mask: Image.Image
     model_size: tuple[int, int]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: the shares, the shift, and the size worked at."""
+        return {
+            "kept": round(self.kept, 5),
+            "recoloured": round(self.recoloured, 5),
+            "redrawn": round(self.redrawn, 5),
+            "shift_px": None if self.shift_px is None else list(self.shift_px),
+            "model_size": "{}x{}".format(*self.model_size),
+        }
 
     def __str__(self) -> str:
         """One line."""
@@ -93,7 +105,8 @@ def deliver(photo: OpenedImage, answer: Image.Image, round_trip: Image.Image | N
     after, shift = _align(before, _levels(answer.convert("RGB")))
     lost = _lost_detail(photo.image, Image.fromarray(_bytes(before)))
     larger = min(photo.size[0] / size[0], photo.size[1] / size[1])
-    edit = _fit(before, after, lost, larger, leaks=round_trip is not None)
+    leaks = round_trip is not None and float(np.abs(before - _levels(seen)).mean()) > _LOSSLESS
+    edit = _fit(before, after, lost, larger, leaks)
     made, weights, fits = _apply(photo.image, edit, Image.fromarray(_bytes(after)))
     image = _put_back(photo, made, weights)
     changed = weights > 0
@@ -227,6 +240,8 @@ def _lost_detail(photo: Image.Image, seen: Image.Image) -> np.ndarray:
 
 def _align(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
     """The answer, moved back by what the model moved the scene if that helps; and (right, down) in its px."""
+    if min(before.shape[:2]) < _LEAST_SIDE:
+        return after, None
     grey = [levels.mean(axis=2).astype(np.float64) for levels in (before, after)]
     shift = estimate_shift(*grey, np.ones(grey[0].shape, dtype=bool))
     if shift is None or not _SHIFTS[0] <= max(map(abs, shift)) <= _SHIFTS[1]:

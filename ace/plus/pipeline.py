@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from ace.conditions.images import OpenedImage, normalise_image
+from ace.conditions.images import OpenedImage, normalise_image, prepare_image
 from ace.conditions.masks import normalise_mask
 from ace.diffusion import sample_noise, seeded_generator
 from ace.errors import CheckpointError, ConditionError, ConfigError, MissingDependencyError
@@ -37,7 +37,7 @@ from ace.extras import install_command
 from ace.inference.latents import check_finite
 from ace.inference.preserve import paste_back
 from ace.model.text import unread_part
-from ace.plus.canvas import Canvas, Reference, arrange, name_places, prepare_published
+from ace.plus.canvas import CELL_PX, Canvas, Reference, arrange, name_places, prepare_published
 from ace.plus.inputs import (
     LATENT_CHANNELS,
     LATENT_PX,
@@ -382,8 +382,19 @@ class ACEPlusPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     def decode_canvas(self, state: PlusState) -> Image.Image:
         """The whole canvas of a state's latents, finished or not."""
         check_finite(state.latents)
+        return self._decode(state.latents)
+
+    @torch.no_grad()
+    def round_trip(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """An RGB picture encoded and decoded at (width, height): what an answer is where nothing is edited."""
+        width, height = (max(CELL_PX, side // CELL_PX * CELL_PX) for side in size)
+        trip = self._decode(self._encode(torch.from_numpy(prepare_image(picture, (width, height)))))
+        return trip if trip.size == tuple(size) else trip.resize(size, Image.Resampling.BICUBIC)
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        """Scaled latents (16, h, w) as a picture."""
         config = self.vae.config
-        latents = state.latents / config.scaling_factor + (config.shift_factor or 0.0)
+        latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
         picture = self.vae.decode(latents[None].to(self._execution_device, self.vae.dtype)).sample[0]
         check_finite(picture)
         levels = ((picture.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -153,7 +153,7 @@ class Engine:
         job that costs too much, BusyError if there is no room, StoppedError after `drain`."""
         requests = []
         for number, job in enumerate(jobs):
-            cost = self.family.cost(job)
+            cost = self.family.cost(job.worked)
             self._check_affordable(cost)
             every = [round(cost.num_steps * (n + 1) / (num_previews + 1)) for n in range(num_previews)]
             steps = tuple(sorted({step for step in every if 0 < step < cost.num_steps}))
@@ -306,7 +306,7 @@ class Engine:
                 request.status, request.started_at = "running", time.monotonic()
         if not joining:
             return
-        states = self._alone_if_failing(joining, lambda some: self.family.prepare([one.job for one in some]))
+        states = self._alone_if_failing(joining, lambda some: self.family.prepare([one.job.worked for one in some]))
         with self._changed:
             for request, state in states:
                 request.state = state

@@ -115,7 +115,8 @@ class Front:
 
     def settings_of(self, fields: PictureBody) -> Settings:
         """How the images of a request are made; a seed is drawn if it names none. Raises ConfigError."""
-        settings = fields.settings(read_seed(fields.seed), self.family.describe().get("steps"))
+        steps, most_px = self.family.describe().get("steps"), self.settings.max_pixels
+        settings = fields.settings(read_seed(fields.seed), steps, most_px)
         return replace(settings, adapters=self.service.shelf.choose(fields.adapters or ""))
 
     async def fetch(self, url: str) -> Upload:

@@ -63,7 +63,7 @@ def open_upload(upload: Upload, max_pixels: int) -> OpenedImage:
 
 def open_picture(upload: Upload, max_pixels: int) -> Picture:
     """An uploaded file as an image of a message. Raises ImageError."""
-    return Picture(open_upload(upload, max_pixels), upload.ref)
+    return Picture(open_upload(upload, max_pixels), upload.ref, data=upload.data)
 
 
 def open_mask(upload: Upload, max_pixels: int) -> Mask:

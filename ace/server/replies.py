@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
@@ -14,7 +15,7 @@ from ace.conditions.images import DECODE_ERRORS
 from ace.conversation.job import Made
 from ace.conversation.labels import FILE as LABELS
 from ace.conversation.media import CLIP
-from ace.conversation.recipe import Recipe
+from ace.conversation.recipe import Recipe, encode
 from ace.conversation.replay import Replay
 from ace.conversation.session import Session
 from ace.errors import SessionError
@@ -34,7 +35,7 @@ from ace.server.schema import (
 from ace.server.service import Accepted, Opened, Service, created_at, head_of
 
 
-def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
+def details_of(made: Made, accepted: Accepted, number: int, change_mask: bool = False) -> AceDetails:
     """What our own part of a reply says of image `number` of a request."""
     request = accepted.requests[number]
     seconds = (request.ended_at or time.monotonic()) - request.asked_at
@@ -48,9 +49,15 @@ def details_of(made: Made, accepted: Accepted, number: int) -> AceDetails:
         model_sha256=recipe.model_sha256,
         seconds=round(seconds, 3),
         drift=None if made.drift is None else made.drift.as_dict(),
+        changes=None if made.delivered is None else made.delivered.as_dict(),
+        change_mask=_png_of(made.delivered.change_mask) if change_mask and made.delivered is not None else None,
         notes=made.notes,
         moderation=accepted.checked,
     )
+
+
+def _png_of(image: Image.Image) -> str:
+    return base64.b64encode(encode(image, "PNG")).decode()
 
 
 def usage_of(accepted: Accepted) -> Usage:
@@ -167,7 +174,8 @@ def drift_reply(opened: Opened, node_id: str) -> DriftReply:
     found, notes = opened.chat.drift(node_id), opened.chat.notes(node_id)
     if found is None:
         return DriftReply(node=node_id, text=None, drift=None, notes=notes)
-    text = str(found) if found.telling else None
+    told = "changes" in opened.session.node(node_id).recipe.settings  # the notes say what was kept
+    text = str(found) if found.telling and not told else None
     return DriftReply(node=node_id, text=text, drift=found.as_dict(), notes=notes)
 
 

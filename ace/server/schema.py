@@ -2,10 +2,11 @@
 
 The only place that knows their names. What the API of OpenAI has and this server cannot do is refused, what changes no
 image (`user`, …) is accepted and does nothing, and an unknown name is an error. Extensions of ours:
-`seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt`, `metadata`, `adapters` and options of ACE++
-(`control`, `repainting_scale`, `max_seq_length`, `places`, `fits`) in requests, `ace` in replies. A seed may be a
-number or a string of digits; in a session's replies it is a string, since JavaScript's numbers are exact only up to
-2^53.
+`seed`, `steps`, `guidance_scale`, `guidance_rescale`, `negative_prompt`, `metadata`, how images go in and come out
+(`mask_means`, `mask_threshold`, `focus`, `focus_margin`, `detail`, `feather`, `change_mask`), `adapters` and
+options of ACE++ (`control`, `repainting_scale`, `max_seq_length`, `places`, `fits`) in requests,
+`ace` in replies. A seed may be a number or a string of digits; in a session's replies it is a string, since
+JavaScript's numbers are exact only up to 2^53.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, field_validator
 
+from ace.conditions.rules import MAX_FEATHER_PX, Detail, ImageRules, MaskMeans
 from ace.conditions.units import DEFAULT_MAX_HISTORY, MAX_IMAGES
 from ace.conversation.job import Settings
 from ace.conversation.sketch import MAX_SIDE_RATIO
@@ -55,6 +57,14 @@ class PictureBody(_Strict):
     guidance_rescale: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
     moderation: Literal["low", "auto"] | None = None
+    # how images and masks are read, worked on and given back, see `ImageRules`
+    mask_means: MaskMeans = "auto"
+    mask_threshold: Annotated[int, Field(ge=1, le=254)] | None = None
+    focus: Annotated[float, Field(ge=0, le=1)] | Annotated[str, Field(max_length=20)] = "auto"
+    focus_margin: Annotated[float, Field(ge=0, le=4)] = 0.5
+    detail: Detail = "full"
+    feather: Annotated[int, Field(ge=0, le=MAX_FEATHER_PX)] | None = None
+    change_mask: bool = False
     adapters: Annotated[str, Field(max_length=1000)] | None = None
     # of some models only
     control: Annotated[str, Field(max_length=40)] | None = None
@@ -82,8 +92,8 @@ class PictureBody(_Strict):
         match = _SIZE.fullmatch(self.size or "auto")
         return None if match is None else (int(match[1]), int(match[2]))
 
-    def settings(self, seed: int, default_steps: int | None) -> Settings:
-        """How the images are made. default_steps: the model's own, None = not known.
+    def settings(self, seed: int, default_steps: int | None, max_pixels: int) -> Settings:
+        """How the images are made. default_steps: the model's own, None = not known; max_pixels: of one image.
 
         Raises ConfigError if both steps and quality are given."""
         if self.steps is not None and self.quality not in (None, "auto"):
@@ -105,6 +115,15 @@ class PictureBody(_Strict):
             guidance_rescale=self.guidance_rescale,
             negative_instruction=self.negative_prompt,
             size=self.size_px,
+            images=ImageRules(
+                mask_means=self.mask_means,
+                mask_threshold=self.mask_threshold,
+                max_pixels=max_pixels,
+                feather_px=self.feather,
+                focus=self.focus,
+                focus_margin=self.focus_margin,
+                detail=self.detail,
+            ),
             options={name: value for name, value in options.items() if value is not None},
         )
 
@@ -250,7 +269,11 @@ class VideoReply(BaseModel):
 
 class AceDetails(BaseModel):
     """Ours, beside OpenAI's: how an image was made. drift: what changed where it should not have. moderation: whether
-    the network for unsafe content looked at it: "checked" or "not checked"."""
+    the network for unsafe content looked at it: "checked" or "not checked".
+
+    changes: of an edit of a whole image, the shares of its pixels that were kept, recoloured and redrawn, by how many
+    px the model had moved it, and the size it was made at. change_mask: which pixels changed (PNG, base64), where it
+    was asked for."""
 
     seed: int
     steps: int
@@ -260,6 +283,8 @@ class AceDetails(BaseModel):
     model_sha256: str
     seconds: float
     drift: dict[str, Any] | None = None
+    changes: dict[str, Any] | None = None
+    change_mask: str | None = None
     notes: tuple[str, ...] = ()
     moderation: str = "not checked"
 

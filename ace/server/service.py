@@ -27,6 +27,7 @@ from PIL import Image
 
 from ace.conversation.chat import ChatSession
 from ace.conversation.chat import keep as keep_node
+from ace.conversation.credentials import Signer, sign
 from ace.conversation.job import Job, Made, variants
 from ace.conversation.media import IMAGE
 from ace.conversation.message import Message
@@ -492,12 +493,16 @@ def created_at(folder: Path) -> int:
     return int((folder / "session.json").stat().st_mtime)
 
 
-def encode_result(made: Made, output_format: str, metadata: bool = True) -> bytes:
-    """The bytes of a result, with its recipe inside unless there is to be no metadata; of a clip the image that stands
-    for it, since the clip itself is fetched from its node or from /v1/videos."""
+def encode_result(made: Made, output_format: str, metadata: bool = True, signer: Signer | None = None) -> bytes:
+    """The bytes of a result, with its recipe and content credentials inside unless there is to be no metadata; of a
+    clip the image that stands for it, since the clip itself is fetched from its node or from /v1/videos."""
+    file_format = output_format.upper()
     if made.medium is not IMAGE:
-        return IMAGE.encode(made.image, output_format.upper())
-    return made.medium.encode(made.content, output_format.upper(), made.recipe if metadata else None)
+        return IMAGE.encode(made.image, file_format)
+    data = made.medium.encode(made.content, file_format, made.recipe if metadata else None)
+    if signer is None or not metadata:
+        return data
+    return sign(data, file_format, made.recipe, made.job.origins, signer)
 
 
 def message_of(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ace.conversation.credentials import Signer
 from ace.errors import ConfigError
 from ace.server.images import AllowedHost
 
@@ -59,7 +60,7 @@ class ServerSettings:
     client may keep. kept_bytes: of results for `response_format: url`. drain_s: after a signal to stop, how long
     accepted work may take. max_connections: open at once; proxies: addresses of reverse proxies, through which many
     clients come. decode_timeout_s: for the images of one request. max_unsafe: results that are more likely unsafe are
-    refused, unless a request says `moderation: low`.
+    refused, unless a request says `moderation: low`. signer: of content credentials in results, None = they have none.
 
     Raises ConfigError for an address that is not loopback without a key, and for impossible numbers."""
 
@@ -90,6 +91,7 @@ class ServerSettings:
     proxies: tuple[str, ...] = ()
     decode_timeout_s: float = 30.0
     max_unsafe: float = 0.9
+    signer: Signer | None = None
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_keys:

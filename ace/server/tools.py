@@ -24,6 +24,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import ConfigDict, Field
 
 from ace import __version__
+from ace.conditions.rules import MAX_PIXELS, Detail, ImageRules, MaskMeans
 from ace.conversation.chat import ChatSession
 from ace.conversation.job import Progress, Settings
 from ace.conversation.message import Message, Picture
@@ -49,12 +50,31 @@ ImageName = Annotated[
 ]
 
 
+MaskMeansName = Annotated[
+    MaskMeans, Field(description="What of the mask may change: auto decides from the file, else what to take it for.")
+]
+FocusName = Annotated[
+    str,
+    Field(
+        description="off, auto or a share: below it, the part around the mask is worked on at the model's full size.",
+        max_length=20,
+    ),
+]
+DetailName = Annotated[
+    Detail,
+    Field(description="full: the image's own size and all that did not change; model: the model's picture as it is."),
+]
+Feather = Annotated[
+    int | None, Field(description="Width in px of a blend inside the mask's edge; leave out for none.", ge=0, le=100)
+]
+
+
 class _Tools:
     """The tools of one session. One request at a time: the session's lock sees to it."""
 
-    def __init__(self, chat: ChatSession, pictures_folder: Path | None) -> None:
+    def __init__(self, chat: ChatSession, pictures_folder: Path | None, max_pixels: int) -> None:
         self.chat, self.folder = chat, pictures_folder
-        self.limits = ServerSettings()
+        self.limits = ServerSettings(max_pixels=max_pixels)
 
     async def make(self, open_message, context: Context) -> list[Image | str]:
         """Answer a message, with progress; a client that gives up stops it before the next step."""
@@ -77,7 +97,7 @@ class _Tools:
             stop.set()
         described = self.describe(node)
         drift = await to_thread.run_sync(self.chat.drift, node.id)
-        if drift is not None and drift.telling:
+        if drift is not None and drift.telling and "changes" not in node.recipe.settings:
             described["drift"] = str(drift)
         if notes := await to_thread.run_sync(self.chat.notes, node.id):
             described["notes"] = notes
@@ -95,12 +115,14 @@ class _Tools:
             "model": recipe.model,
         }
 
-    def settings(self, size: str | None, seed: int | None, steps: int | None, avoid: str) -> Settings:
+    def settings(
+        self, size: str | None, seed: int | None, steps: int | None, avoid: str, images: ImageRules | None = None
+    ) -> Settings:
         match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size or "")
         if size is not None and match is None:
             raise InputError(f"size {size[:20]!r}: write it as WIDTHxHEIGHT, for example 64x64")
         chosen = None if match is None else (int(match[1]), int(match[2]))
-        return Settings(read_seed(seed), steps, negative_instruction=avoid, size=chosen)
+        return Settings(read_seed(seed), steps, negative_instruction=avoid, size=chosen, images=images or ImageRules())
 
     def picture(self, name: str) -> Picture:
         """An image by its node, data: address or file name."""
@@ -124,9 +146,10 @@ class _Tools:
         return Upload(path.read_bytes(), path.name)
 
 
-def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPServer:
-    """An MCP server over a session; `run` it. pictures_folder: from where files may be read, None = none."""
-    tools = _Tools(chat, pictures_folder)
+def create_tools(chat: ChatSession, pictures_folder: Path | None = None, max_pixels: int = MAX_PIXELS) -> MCPServer:
+    """An MCP server over a session; `run` it. pictures_folder: from where files may be read, None = none; max_pixels:
+    of one image."""
+    tools = _Tools(chat, pictures_folder, max_pixels)
 
     async def generate(
         context: Context,
@@ -155,11 +178,15 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
         seed: Seed = None,
         steps: Steps = None,
         avoid: Avoid = "",
+        mask_means: MaskMeansName = "auto",
+        focus: FocusName = "auto",
+        detail: DetailName = "full",
+        feather: Feather = None,
     ) -> list[Image | str]:
         """Edit an image; without `image` the latest node, with everything said before it.
 
         In the instruction {image} is the image, {image1}, {image2}, … the references. Returns the image, its node and
-        how far it drifted where it should not have changed."""
+        how far it drifted where it should not have changed, or what was kept of it."""
 
         def open_message() -> tuple[Message, str | None]:
             start = image if image is not None and _NODE.fullmatch(image) else None
@@ -168,9 +195,16 @@ def create_tools(chat: ChatSession, pictures_folder: Path | None = None) -> MCPS
                 if latest is None:
                     raise InputError("there is nothing to edit yet: give an image, or generate one")
                 start = latest.id
+            images = ImageRules(
+                mask_means=mask_means,
+                max_pixels=tools.limits.max_pixels,
+                focus=focus,
+                detail=detail,
+                feather_px=feather,
+            )
             message = Message(
                 instruction,
-                tools.settings(size, seed, steps, avoid),
+                tools.settings(size, seed, steps, avoid, images),
                 photo=None if image is None or start is not None else tools.opened(image),
                 references=tuple(tools.picture(name) for name in references),
                 mask=None if mask is None else open_mask(tools.upload(mask), tools.limits.max_pixels),
@@ -203,6 +237,6 @@ def _strict(function: Callable[..., Any]) -> Tool:
     return tool
 
 
-def run_tools(chat: ChatSession, pictures_folder: Path | None = None) -> None:
+def run_tools(chat: ChatSession, pictures_folder: Path | None = None, max_pixels: int = MAX_PIXELS) -> None:
     """Serve the tools over standard input and output until the client closes them."""
-    anyio.run(create_tools(chat, pictures_folder).run_stdio_async)
+    anyio.run(create_tools(chat, pictures_folder, max_pixels).run_stdio_async)

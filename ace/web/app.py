@@ -48,11 +48,17 @@ _GO_ON = (
 
 
 def studio_settings(
-    folder: Path, port: int, host: str = "127.0.0.1", names: Sequence[str] = (), keys: Sequence[str] = ()
+    folder: Path,
+    port: int,
+    host: str = "127.0.0.1",
+    names: Sequence[str] = (),
+    keys: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
 ) -> ServerSettings:
     """The server's settings for one person and one session folder, with a new key.
 
     host: where it listens; names: by which the page is reached from other machines; keys: further ones, for programs.
+    max_pixels: of one image.
     Raises ConfigError for keys that are too short."""
     return ServerSettings(
         host=host,
@@ -66,7 +72,7 @@ def studio_settings(
         max_upload_bytes=MAX_UPLOAD_BYTES,
         max_receiving_bytes=2 * MAX_UPLOAD_BYTES,
         upload_timeout_s=600.0,
-        max_pixels=MAX_PIXELS,
+        max_pixels=max_pixels,
         max_images=MAX_VARIANTS,
         max_session_nodes=100_000,
         drain_s=0.0,

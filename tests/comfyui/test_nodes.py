@@ -233,5 +233,14 @@ def test_chat_goes_on_from_its_history():
     torch.testing.assert_close(edited[:, 16:], photo[:, 16:], atol=1e-6, rtol=0)
 
 
+def test_chat_answers_at_the_pictures_size_or_at_the_models():
+    pipeline, photo = random_pipeline(TINY_LIKE, num_inference_steps=1), picture(300, 200)
+    full, history = ACEChat().answer(pipeline, "make it night", image=photo)
+    assert full.shape == photo.shape
+    assert history[0].answer.size == (300, 200)
+    model, _ = ACEChat().answer(pipeline, "make it night", image=photo, detail="model")
+    assert model.shape[1] < 200
+
+
 def test_controls_are_named_as_the_command_line_names_them():
     assert set(CONTROL_OF.values()) <= set(controls.CONTROLS)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ace.conditions.images import normalise_image
+from ace.conditions.rules import ImageRules
 from ace.conversation import (
     ChatSession,
     Loading,
@@ -82,7 +83,9 @@ def test_three_turns_make_a_conversation_that_reads_back_as_it_was_said(chat):
         "add a hat",
     ]
     assert [len(node.recipe.history) for node in opened.nodes()] == [0, 1, 2]
-    assert all(node.has_latents for node in opened.nodes())
+    # an edit that holds pixels of the picture before it goes on from itself, and the recipe says so
+    assert [node.has_latents for node in opened.nodes()] == [True, False, False]
+    assert [asked.latents is None for asked in third.recipe.history] == [False, True]
 
 
 def test_the_next_turn_goes_on_from_the_kept_latents_and_not_from_the_picture(chat):
@@ -206,7 +209,11 @@ def test_every_kind_of_turn_is_made_again_to_the_pixel(chat):
     (second,) = answer(chat, say("make the background blue"), first.id)
     canvas, mask = extend_canvas(chat.session.answer(second.id), left=0.25)
     extended = Picture.of_image(canvas, "canvas")
-    (third,) = answer(chat, say("fill it in", extended, mask=mask, settings=replace(QUICK, feather_px=0)), second.id)
+    (third,) = answer(
+        chat,
+        say("fill it in", extended, mask=mask, settings=replace(QUICK, images=ImageRules(feather_px=0))),
+        second.id,
+    )
     (fourth,) = answer(chat, say("like @1", mask=half(canvas.size)), third.id)
     reopened = ChatSession(Session.open(chat.session.folder), chat.family)
     for node in (first, second, third, fourth):

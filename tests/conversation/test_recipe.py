@@ -152,7 +152,7 @@ def test_a_long_conversation_fits_a_png_and_is_refused_for_a_jpeg(tmp_path):
 def test_unwritable_outputs_are_refused_before_anything_is_made(tmp_path):
     (tmp_path / "taken.png").mkdir()
     cases = {
-        "out.tiff": "extension",
+        "out.gif": "extension",
         "out": "extension",
         "no/such/out.png": "folder of out.png does not exist",
         "taken.png": "choose another name",

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ace.conditions.images import normalise_image
+from ace.conditions.rules import ImageRules
 from ace.conditions.units import ConditionUnit, LongContextConditionUnit, Turn
 from ace.conversation import (
     ChatSession,
@@ -291,6 +292,65 @@ def test_a_benchmark_measures_what_a_user_gets(family, case):
     assert contestant.settings["num_inference_steps"] == steps
 
 
+# What comes out
+
+
+def test_an_edit_of_a_whole_image_has_its_size_or_is_the_models_own(family, case, tmp_path):
+    given, settings = photo(3, size=(450, 300)), replace(case.settings, size=None, num_inference_steps=1)
+    (made,) = make(family, [open_message(family, Message("make it red", settings, given))])
+    assert made.image.size == (450, 300)
+    assert made.delivered is not None and made.delivered.change_mask.size == (450, 300)
+    assert sum(made.delivered.as_dict()[name] for name in ("kept", "recoloured", "redrawn")) == pytest.approx(
+        1, abs=1e-4
+    )
+    kept = np.asarray(made.delivered.change_mask) == 0
+    np.testing.assert_array_equal(np.asarray(made.image)[kept], np.asarray(given.opened.stored)[kept])
+    assert any(note.startswith("made at ") and "kept" in note for note in made.notes)
+    assert made.recipe.settings["changes"] == str(made.delivered)
+    own = replace(settings, images=ImageRules(detail="model"))
+    (model,) = make(family, [open_message(family, Message("make it red", own, given))])
+    assert model.delivered is None
+    assert model.recipe.settings["detail"] == "model"
+    assert (model.image.size == (450, 300)) is not any("your picture is 450x300" in note for note in model.notes)
+
+
+def test_a_small_mask_is_worked_on_close_up_and_all_else_stays(family, case, tmp_path):
+    options = {"max_seq_length": 1024} if "max_seq_length" in family.traits.options else {}
+    settings = replace(case.settings, size=None, options=options, num_inference_steps=1)
+    photograph = picture(3, size=(800, 600))
+    photograph.save(tmp_path / "photo.png")
+    dot = Image.new("L", (800, 600))
+    dot.paste(255, (600, 100, 640, 130))
+    dot.save(tmp_path / "mask.png")
+    given, mask = Picture.of_file(tmp_path / "photo.png"), Mask.of_file(tmp_path / "mask.png")
+    job = open_message(family, Message("make it red", settings, given, mask=mask))
+    assert job.part is not None
+    assert job.part.box.size[0] * job.part.box.size[1] >= 0.9 * family.working_px(job)
+    (made,) = make(family, [job])
+    assert made.image.size == (800, 600)
+    assert made.drift is not None and made.drift.max_difference == 0
+    assert made.recipe.settings["focus_box"] == str(job.part.box)
+    again = job_of_recipe(made.recipe, match_files(made.recipe, tmp_path.iterdir()))
+    (remade,) = make(family, [open_job(family, again)])
+    assert bytes_of(remade) == bytes_of(made)
+    whole = replace(settings, images=ImageRules(focus="off"))
+    assert open_message(family, Message("make it red", whole, given, mask=mask)).part is None
+    old = made.recipe.model_copy(update={"rules": {"masks": 2, "blend": 2}})
+    assert open_job(family, job_of_recipe(old, match_files(old, tmp_path.iterdir()))).part is None
+
+
+def test_rules_that_mean_nothing_here_are_refused(family, case):
+    def opened(rules: ImageRules, mask: Mask | None = None, **more) -> Job:
+        settings = replace(case.settings, images=rules, **more)
+        return open_message(family, Message("make it red", settings, photo(), mask=mask))
+
+    for rules in (ImageRules(feather_px=3), ImageRules(focus=0.1), ImageRules(mask_means="white")):
+        with pytest.raises(ConfigError, match="edits with a mask"):
+            opened(rules)
+    with pytest.raises(ConfigError, match="whole image"):
+        opened(ImageRules(detail="model"), half())
+
+
 # Recipes and sessions
 
 
@@ -337,3 +397,20 @@ def test_a_conversation_of_two_rounds_goes_on_from_its_answer_and_replays(family
         assert isinstance(replay, Replay)
         assert replay.same_pixels, (node.id, replay)
         assert replay.differences == ()
+
+
+def test_a_thing_of_300_px_in_a_photograph_of_24_million_is_drawn_at_the_models_full_size():
+    model = find_family("ace-tiny")
+    model.load(Loading(device="cpu"))
+    source = normalise_image(Image.radial_gradient("L").resize((6000, 4000)).convert("RGB"), name="photo")
+    mask = Image.new("L", source.size)
+    mask.paste(255, (3000, 1700, 3300, 2000))
+    unit = LongContextConditionUnit(ConditionUnit("add a red star", (source.image,), (mask,)))
+    sharpness = []
+    for focus in ("auto", "off"):
+        settings = Settings(1, 4, images=ImageRules(focus=focus))
+        (made,) = make(model, [open_job(model, Job(unit, settings, source))])
+        inside = np.asarray(made.image.crop((3010, 1710, 3290, 1990)).convert("L"), dtype=float)
+        sharpness.append(float(np.abs(np.diff(inside, axis=1)).max()))
+        assert made.drift is not None and made.drift.max_difference == 0
+    assert sharpness[0] > 3 * sharpness[1]

@@ -126,3 +126,13 @@ def test_every_size_of_photograph_is_answered(size):
 
 def test_a_picture_at_the_models_size_says_so():
     assert size_note((144, 96), (451, 300)) == "made at 144x96; your picture is 451x300"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (1600, 100), (33, 500)])
+@pytest.mark.parametrize("model", [(16, 16), (128, 16), (48, 160)])
+def test_pictures_of_any_shape_keep_their_size(size, model):
+    photo = Image.radial_gradient("L").convert("RGB").resize(size)
+    answer = photo.resize(model).point(lambda level: level // 2)
+    made = deliver(normalise_image(photo), answer, photo.resize(model))
+    assert made.image.size == size
+    assert made.shift_px is None

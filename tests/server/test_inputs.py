@@ -28,12 +28,12 @@ def png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def edit(server, image: bytes, mask: bytes | None = None) -> dict:
+def edit(server, image: bytes, mask: bytes | None = None, **fields: str) -> dict:
     files = {"image": ("photo.bin", image, "application/octet-stream")}
     if mask is not None:
         files["mask"] = ("mask.png", mask, PNG)
     with server.client() as http:
-        reply = http.post("/v1/images/edits", data={"prompt": "add a hat", "steps": "1"}, files=files)
+        reply = http.post("/v1/images/edits", data={"prompt": "add a hat", "steps": "1", **fields}, files=files)
     return reply.json()
 
 
@@ -97,3 +97,45 @@ def test_a_phones_24_megapixels_are_taken(server):
     stream = io.BytesIO()
     Image.new("RGB", (6048, 4032), (90, 160, 220)).save(stream, "JPEG")
     assert "data" in edit(server, stream.getvalue())
+
+
+# What comes out
+
+
+def test_an_edit_has_the_pictures_size_and_says_what_it_kept(server):
+    photo = scene((480, 360))
+    own = edit(server, png(photo), change_mask="true")["data"][0]["ace"]
+    assert own["size"] == "480x360"
+    assert own["changes"]["kept"] + own["changes"]["recoloured"] + own["changes"]["redrawn"] == pytest.approx(
+        1, abs=1e-4
+    )
+    changed = np.asarray(Image.open(io.BytesIO(base64.b64decode(own["change_mask"]))))
+    assert changed.shape == (360, 480)
+    assert (changed == 0).mean() == pytest.approx(own["changes"]["kept"], abs=1e-4)
+    model = edit(server, png(photo), detail="model")["data"][0]["ace"]
+    assert model["changes"] is None
+    assert f"made at {model['size']}; your picture is 480x360" in model["notes"]
+    assert edit(server, png(photo), size="64x48")["data"][0]["ace"]["size"] == "64x48"
+
+
+def test_an_option_that_means_nothing_here_is_refused(server):
+    for fields in ({"feather": "4"}, {"focus": "0.1"}, {"mask_means": "white"}):
+        assert "edits with a mask" in edit(server, png(scene()), **fields)["error"]["message"]
+    for fields in ({"detail": "model"}, {"change_mask": "true"}):
+        assert "whole image" in edit(server, png(scene()), png(plain_mask()), **fields)["error"]["message"]
+    assert "focus" in edit(server, png(scene()), png(plain_mask()), focus="often")["error"]["message"]
+
+
+def test_a_mask_means_what_the_request_says(server):
+    reply = edit(server, png(scene()), png(plain_mask()), mask_means="black")
+    assert f"selects {100 * (1 - SELECTED):.1f} %" in " ".join(reply["data"][0]["ace"]["notes"])
+
+
+def test_a_small_mask_is_worked_on_close_up(server):
+    photo, dot = scene((480, 360)), Image.new("L", (480, 360))
+    dot.paste(255, (300, 100, 330, 120))
+    reply = edit(server, png(photo), png(dot))
+    assert "worked on the part" in " ".join(reply["data"][0]["ace"]["notes"])
+    outside = np.asarray(dot) == 0
+    np.testing.assert_array_equal(picture(reply)[outside], np.asarray(photo)[outside])
+    assert "worked on" not in " ".join(edit(server, png(photo), png(dot), focus="off")["data"][0]["ace"]["notes"])

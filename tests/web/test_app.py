@@ -310,6 +310,24 @@ def test_an_example_fills_the_composer_and_its_next_rounds_are_offered(browser, 
         say(page, page.input_value("#say"), "0003")
 
 
+def test_an_edit_has_the_pictures_size_or_is_the_models_own_as_it_is_set(browser, studio, tmp_path):
+    Image.radial_gradient("L").resize((300, 200)).convert("RGB").save(tmp_path / "large.png")
+    with page_of(browser, studio) as page:
+        set_steps(page, 2)
+        page.set_input_files("#file", tmp_path / "large.png")
+        page.wait_for_selector(".chip img")
+        say(page, "make it night", "0001")
+        page.wait_for_selector("#turn-0001 .drift:has-text('of the pixels kept')")
+        page.click("#settings")
+        page.select_option("[data-setting=detail]", "model")
+        page.press("[data-setting=steps]", "Escape")
+        say(page, "add a hat", "0002")
+        session = Session.open(tmp_path / "talk")
+        assert session.answer("0001").size == (300, 200)
+        assert session.answer("0002").size != (300, 200)
+        assert session.node("0002").recipe.settings["detail"] == "model"
+
+
 def test_words_of_people_are_never_markup(browser, studio):
     with page_of(browser, studio) as page:
         set_steps(page, 1)

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ace.conditions.images import open_image
+from ace.conditions.masks import read_mask
 from ace.errors import DataError, MissingDependencyError
 from ace.evaluation.benchmarks.ice_bench import AESTHETIC, IMAGING, RESIZED, IceItem, raw_metrics
 from ace.evaluation.encoders import ClipEncoder, DinoEncoder
@@ -215,9 +216,7 @@ def _fitted(made: Image.Image, source: Image.Image) -> Image.Image:
 def _l1_raw(item: IceItem, shown: Image.Image, source: Image.Image) -> float:
     if item.mask is None:
         return pixel_errors(shown, source)[0]
-    mask = open_image(item.mask).stored.convert("L")
-    if mask.size != source.size:
-        raise DataError(f"{item.id}: the mask is {mask.size}, the source {source.size}; they must be equal")
+    mask = _mask_of(item, item.mask)
     kept = np.asarray(mask) <= MASK_LEVEL
     if not kept.any():
         raise DataError(f"{item.id}: the mask covers everything, so l1_raw has nothing to compare")
@@ -227,7 +226,13 @@ def _l1_raw(item: IceItem, shown: Image.Image, source: Image.Image) -> float:
 def _only_masked(item: IceItem, made: Image.Image) -> Image.Image:
     if item.mask is None:
         return made
-    mask = open_image(item.mask).stored.convert("L").resize(made.size)
+    mask = _mask_of(item, item.mask).resize(made.size)
     white = Image.new("RGB", made.size, "white")
     inside = Image.fromarray(np.where(np.asarray(mask) > MASK_LEVEL, np.uint8(255), np.uint8(0)))
     return Image.composite(made.convert("RGB"), white, inside)
+
+
+def _mask_of(item: IceItem, file: Path) -> Image.Image:
+    """An item's mask, read as everywhere. Raises MaskError for one that is not of its source's size."""
+    photo = open_image(file).size if item.source is None else open_image(item.source)
+    return read_mask(file, photo, whole=True).image

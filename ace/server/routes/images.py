@@ -80,6 +80,7 @@ def _open(front: Front, fields: ImagesBody, files: Files) -> Job:
         photo=pictures[0] if pictures else None,
         references=pictures[1:],
         mask=opened.mask,
+        change_mask=fields.change_mask,
     )
     return open_message(front.family, message)
 
@@ -93,8 +94,11 @@ async def _stream(front: Front, request: Request, fields: ImagesBody, jobs: list
     async def completed(made: list[Made]) -> AsyncIterator[str]:
         usage = usage_of(accepted).model_dump()
         for index, one in enumerate(made):
-            encoded = await front.in_worker(encode_result, one, writer.output_format, fields.metadata)
-            own = details_of(await front.in_worker(one.medium.as_written, one, encoded), accepted, index)
+            encoded = await front.in_worker(
+                encode_result, one, writer.output_format, fields.metadata, front.settings.signer
+            )
+            written = await front.in_worker(one.medium.as_written, one, encoded)
+            own = details_of(written, accepted, index, fields.change_mask)
             yield writer.event("completed", index, encoded, own.size, usage=usage, ace=own.model_dump())
 
     return stream_request(front, accepted, queue, writer, completed)
@@ -105,8 +109,12 @@ async def _data_of(
 ) -> ImageData:
     """One image of a reply: in it, or kept and named by its address."""
     file_format = fields.output_format or "png"
-    encoded = await front.on_images(request, encode_result, made[number], file_format, fields.metadata)
-    own = details_of(await front.in_worker(made[number].medium.as_written, made[number], encoded), accepted, number)
+    one = made[number]
+    encoded = await front.on_images(
+        request, encode_result, one, file_format, fields.metadata, front.settings.signer
+    )
+    written = await front.in_worker(one.medium.as_written, one, encoded)
+    own = details_of(written, accepted, number, fields.change_mask)
     if fields.response_format == "url":
         token = front.service.keep(encoded, MIME[file_format])
         return ImageData(url=f"{request.base_url}files/{token}", ace=own)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
-from ace.conversation.job import Made
+from ace.conversation.job import Made, Settings
 from ace.conversation.media import CLIP, medium_of
 from ace.conversation.message import Mask, Message, Picture
 from ace.conversation.recipe import encode
@@ -308,8 +308,14 @@ def _read_turn(front: Front, opened: Opened, fields: TurnFields, files: Files) -
         references=sent.images,
         mask=sent.mask,
         max_history=fields.max_history,
+        change_mask=fields.change_mask,
     )
     return _sketch(opened, message, parent, fields, sent), parent
+
+
+def _hard_edged(settings: Settings) -> Settings:
+    """The settings for a mask under which nothing is left to blend with."""
+    return replace(settings, images=replace(settings.images, feather_px=0))
 
 
 def _sketch(opened: Opened, message: Message, parent: str | None, fields: TurnFields, files: OpenedFiles) -> Message:
@@ -331,16 +337,16 @@ def _sketch(opened: Opened, message: Message, parent: str | None, fields: TurnFi
     settings = message.settings
     if fields.extend is not None:
         canvas, mask = extend_canvas(edited.opened, **fields.extend.model_dump())
-        photo, settings = Picture.of_image(canvas, "canvas"), replace(settings, feather_px=0)
+        photo, settings = Picture.of_image(canvas, "canvas"), _hard_edged(settings)
     elif files.drawing is not None:
         drawn, mask = sketch_over(edited.opened, strokes_of(files.drawing))
         photo = Picture.of_image(drawn, "drawing")
     else:
         assert message.mask is not None
-        mask, _ = message.mask.opened(edited.opened)
+        mask, _ = message.mask.opened(edited.opened, settings.images)
         hidden = hide_under(edited.opened, mask.image)
-        photo, settings = Picture.of_image(hidden, "hidden"), replace(settings, feather_px=0)
-    photo = replace(photo, node=edited.node)
+        photo, settings = Picture.of_image(hidden, "hidden"), _hard_edged(settings)
+    photo = replace(photo, node=edited.node, data=edited.data)
     return replace(message, photo=photo, references=references, mask=Mask(mask), settings=settings)
 
 
@@ -354,18 +360,19 @@ async def _deliver_nodes(
     file_format: str,
 ) -> Response:
     """The answer to a request that makes nodes: at once, as a stream, or when it is done."""
+    change_mask = isinstance(fields, TurnFields) and fields.change_mask
     if fields.detached:
         return _accepted_only(accepted)
     if fields.stream:
 
         async def completed(made: list[tuple[Made, Node]]) -> AsyncIterator[str]:
             for number, one in enumerate(made):
-                reply = await _full_reply(front, opened, accepted, one, number, file_format)
+                reply = await _full_reply(front, opened, accepted, one, number, file_format, change_mask)
                 yield f"event: turn.completed\ndata: {reply.model_dump_json()}\n\n"
 
         return stream_request(front, accepted, queue, EventWriter("turn", file_format), completed)
     made = await front.wait_for(request, accepted)
-    nodes = [await _full_reply(front, opened, accepted, one, n, file_format) for n, one in enumerate(made)]
+    nodes = [await _full_reply(front, opened, accepted, one, n, file_format, change_mask) for n, one in enumerate(made)]
     reply = TurnReply(id=accepted.id, session=opened.id, created=int(time.time()), nodes=nodes)
     return JSONResponse(reply.model_dump())
 
@@ -376,13 +383,19 @@ def _accepted_only(accepted: Accepted) -> Response:
 
 
 async def _full_reply(
-    front: Front, opened: Opened, accepted: Accepted, made: tuple[Made, Node], number: int, file_format: str
+    front: Front,
+    opened: Opened,
+    accepted: Accepted,
+    made: tuple[Made, Node],
+    number: int,
+    file_format: str,
+    change_mask: bool,
 ) -> NodeReply:
     """A new node with its image."""
     one, node = made
     reply = await front.in_worker(node_reply, opened, node.id)
-    encoded = await front.in_worker(encode_result, one, file_format)
-    own = details_of(await front.in_worker(one.medium.as_written, one, encoded), accepted, number)
+    encoded = await front.in_worker(encode_result, one, file_format, True, front.settings.signer)
+    own = details_of(await front.in_worker(one.medium.as_written, one, encoded), accepted, number, change_mask)
     return reply.model_copy(update={"b64_json": base64.b64encode(encoded).decode(), "ace": own})
 
 

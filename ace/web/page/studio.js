@@ -96,7 +96,7 @@ root.append(
   (part.live = h("div", { class: "unseen", role: "status", "aria-live": "polite" })));
 
 root.dataset.theme = memory.read("theme") || "auto";
-const settings = { steps: "", guidance: "", seed: "", width: "", height: "", history: "", count: "1", negative: "", adapters: {}, ...memory.read("settings") };
+const settings = { steps: "", guidance: "", seed: "", width: "", height: "", history: "", count: "1", negative: "", detail: "full", focus: "auto", feather: "", adapters: {}, ...memory.read("settings") };
 const chosenAdapters = () => lessons.filter((one) => one.usable && settings.adapters[one.name]).map((one) => `${one.name}:${settings.adapters[one.name]}`);
 
 // Drawing
@@ -575,6 +575,7 @@ function drawComposer() {
     Number(settings.count) > 1 && `${settings.count} variants`,
     settings.width && settings.height && `${settings.width}×${settings.height} px`,
     settings.negative && "something to avoid",
+    source && !draft.mask && !draft.extend && settings.detail === "model" && "the model's own picture",
     chosenAdapters().length && `with ${chosenAdapters().map((one) => one.replace(/:1$/, "").replace(":", " ")).join(", ")}`,
   ].filter(Boolean);
   part.about.replaceChildren(...(view.head && !first ? [h("img", { src: smallOf(view.head), alt: "" })] : []), h("span", {}, [about, ...more].join(" · ")));
@@ -686,6 +687,10 @@ function turnOfDraft(sent) {
   set("seed", settings.seed);
   set("max_history", settings.history);
   set("n", settings.count);
+  if (sent.mask || sent.extend) {
+    if (settings.focus !== "auto" && !(settings.width && settings.height)) set("focus", settings.focus);
+    if (!sent.extend && sent.maskMode !== "hide") set("feather", settings.feather);
+  } else if (sourceOf() && settings.detail !== "full") set("detail", settings.detail);
   set("adapters", settings.adapters);
   if (settings.width && settings.height) set("size", `${settings.width}x${settings.height}`);
   return form;
@@ -769,6 +774,9 @@ function toggleSettings() {
   if (part.panel.dataset.kind === "settings") { closePanel(); return; }
   const field = (name, label, more, wide) => h("label", { class: wide ? "wide" : "" }, label,
     h("input", { type: "number", value: settings[name], "data-setting": name, oninput: (event) => { settings[name] = event.target.value; memory.write("settings", settings); drawComposer(); }, ...more }));
+  const choice = (name, label, choices) => h("label", {}, label,
+    h("select", { "data-setting": name, onchange: (event) => { settings[name] = event.target.value; memory.write("settings", settings); drawComposer(); } },
+      Object.entries(choices).map(([value, text]) => h("option", { value, selected: settings[name] === value }, text))));
   part.panel.replaceChildren(h("div", { class: "settings" },
     field("negative", "Avoid (what the picture should not be)", { type: "text" }, true),
     field("steps", "Steps", { min: 1, max: 1000, placeholder: model.steps ?? "auto" }),
@@ -776,6 +784,9 @@ function toggleSettings() {
     field("seed", "Seed (stays until you clear it)", { type: "text", inputmode: "numeric", pattern: "[0-9]*", placeholder: "random" }),
     field("count", "Variants at once", { min: 1, max: model.max_n }),
     field("history", "Earlier rounds that the model sees", { min: 0, max: 9, placeholder: model.max_history }),
+    choice("detail", "Size and detail of an edit", { full: "Your picture's", model: "The model's own" }),
+    choice("focus", "Small masks are worked on", { auto: "Close up", off: "As a whole" }),
+    field("feather", "Blend inside the mask's edge, px", { min: 0, max: 100, placeholder: "none" }),
     field("width", "Width, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" }),
     field("height", "Height, px", { min: model.size_step_px || 1, step: model.size_step_px || 1, placeholder: "auto" }),
     lessons.some((one) => one.usable) && h("fieldset", { class: "wide adapters" }, h("legend", {}, "Adapters and their strengths"), lessons.filter((one) => one.usable).map(adapterField))));
