@@ -268,9 +268,10 @@ def _check_shapes(name: str, header: Mapping[str, Any]) -> None:
     """Raise CheckpointError for factors without a rank and for an alpha that is no single number."""
     for key, entry in header.items():
         entry = entry if isinstance(entry, dict) else {}
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
-        listed = isinstance(shape, list) and isinstance(offsets, list) and isinstance(entry.get("dtype"), str)
-        sound = listed and all(isinstance(one, int) and 0 <= one < 2**62 for one in (*shape, *offsets))
+        lists = [entry.get("shape"), entry.get("data_offsets")]
+        whole = all(isinstance(one, list) for one in lists) and isinstance(entry.get("dtype"), str)
+        shape, offsets = [one for one in lists if isinstance(one, list)] if whole else ([], [])
+        sound = all(isinstance(one, int) and 0 <= one < 2**62 for one in (*shape, *offsets))
         if not sound or len(offsets) != 2 or offsets[0] > offsets[1]:
             raise CheckpointError(f"{name} is damaged (its header does not describe {key[:80]}): get the file again")
         if _FACTOR.search(key) and (len(shape) < 2 or 0 in shape):

@@ -18,11 +18,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -50,7 +50,7 @@ class Call:
     """Somebody who waits for pictures, and may stop waiting from another thread."""
 
     stopped: bool = False
-    _process: subprocess.Popen | None = None
+    _process: subprocess.Popen[bytes] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stop(self) -> None:
@@ -61,7 +61,7 @@ class Call:
                 self._process.kill()
 
     @contextlib.contextmanager
-    def using(self, process: subprocess.Popen) -> Iterator[None]:
+    def using(self, process: subprocess.Popen[bytes]) -> Generator[None]:
         """Within, stopping kills the process."""
         with self._lock:
             self._process = process
@@ -152,11 +152,11 @@ class _ToldError(Exception):
 
 # This side
 
-_waiting: dict[int, list[subprocess.Popen]] = {}  # by the memory that they may use
+_waiting: dict[int, list[subprocess.Popen[bytes]]] = {}  # by the memory that they may use
 _lock = threading.Lock()
 
 
-def _taken(limits: OpenLimits) -> subprocess.Popen:
+def _taken(limits: OpenLimits) -> subprocess.Popen[bytes]:
     with _lock:
         ready = _waiting.setdefault(limits.max_pixels, [])
         while ready:
@@ -177,7 +177,7 @@ def _taken(limits: OpenLimits) -> subprocess.Popen:
     )
 
 
-def _give_back(process: subprocess.Popen, limits: OpenLimits) -> None:
+def _give_back(process: subprocess.Popen[bytes], limits: OpenLimits) -> None:
     with _lock:
         ready = _waiting.setdefault(limits.max_pixels, [])
         if len(ready) < _KEPT:
@@ -196,7 +196,7 @@ def stop_openers() -> None:
         _end(process)
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
@@ -206,7 +206,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _ask(
-    process: subprocess.Popen,
+    process: subprocess.Popen[bytes],
     files: Sequence[tuple[bytes, str]],
     limits: OpenLimits,
     on_pixels: Callable[[int], Any],
@@ -226,7 +226,7 @@ def _ask(
         _write(process.stdin, {"go_on": False})
         raise _RefusedError(error) from None
     _write(process.stdin, {"go_on": True})
-    found = []
+    found: list[OpenedImage] = []
     for _ in files:
         about = _told(_read(process.stdout))
         if decode:
@@ -240,7 +240,7 @@ def _told(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _received(stream: BinaryIO, about: dict[str, Any]) -> OpenedImage:
+def _received(stream: IO[bytes], about: dict[str, Any]) -> OpenedImage:
     size = (about["width"], about["height"])
 
     def picture(mode: str, channels: int) -> Image.Image:
@@ -265,21 +265,21 @@ def _received(stream: BinaryIO, about: dict[str, Any]) -> OpenedImage:
 # Both sides
 
 
-def _write(stream: BinaryIO, about: dict[str, Any], *parts: bytes | memoryview) -> None:
+def _write(stream: IO[bytes], about: dict[str, Any], *parts: bytes | memoryview) -> None:
     stream.write(json.dumps(about).encode() + b"\n")
     for part in parts:
         stream.write(part)
     stream.flush()
 
 
-def _read(stream: BinaryIO) -> dict[str, Any]:
+def _read(stream: IO[bytes]) -> dict[str, Any]:
     line = stream.readline()
     if not line.endswith(b"\n"):
         raise EOFError
     return json.loads(line)
 
 
-def _exactly(stream: BinaryIO, count: int) -> bytes:
+def _exactly(stream: IO[bytes], count: int) -> bytes:
     data = stream.read(count)
     if len(data) != count:
         raise EOFError
@@ -289,7 +289,7 @@ def _exactly(stream: BinaryIO, count: int) -> bytes:
 # The other side
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer requests until there are none."""
     while True:
         try:
@@ -301,8 +301,11 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
             _write(answers, {"pixels": _count_pixels(files, asked["max_pixels"])})
             for data, name in files if _read(requests)["go_on"] else ():
                 opened = open_bytes(data, max_pixels=asked["max_pixels"], name=name)
-                _write(answers, *_sent(opened) if asked["decode"] else [{}])
-        except tuple(_ERRORS.values()) as error:
+                if asked["decode"]:
+                    _write(answers, *_sent(opened))
+                else:
+                    _write(answers, {})
+        except (ImageError, InputError, MissingDependencyError) as error:
             _write(answers, {"error": type(error).__name__, "message": str(error)})
 
 

@@ -402,6 +402,11 @@ class VideoFamily(Family):
             num_bytes=tokens * width * _WORKING_WIDTHS * 4 + longest * opened.size[0] * opened.size[1] * 3 * 4 * 8,
         )
 
+    def working_px(self, job: Job) -> int:
+        """Those of the model's own size."""
+        width, height = self.own_size
+        return width * height
+
     def most_together(self, job: Job) -> int:
         """One: nothing is gained by making several at a time."""
         return 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from ace.errors import ConfigError
 from ace.model.config import PRESETS, ACEConfig
 from ace.model.cost import activation_bytes, num_parameters, step_cost, text_cost
-from ace.training.config import SIZE_PX, AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, TrainingStage
+from ace.training.config import SIZE_PX, AutoencoderRecipe, ModelRecipe, PlusRecipe, Recipe, TrainingStage, VideoRecipe
 from ace.weights.sources import find_model
 
 TEXT_TOKENS = 30  # of an instruction, about
@@ -114,6 +114,8 @@ def plan(recipe: Recipe, device: Device, devices: int = 1) -> TrainingPlan:
         raise ConfigError(f"{devices} devices: use at least 1")
     if isinstance(recipe, AutoencoderRecipe):
         return _autoencoder(recipe, device, devices)
+    if isinstance(recipe, VideoRecipe):
+        raise ConfigError("a recipe for clips has no plan: start it, its first steps tell its time")
     config, parameters = _sizes(recipe)
     trained = _trained(recipe, config, parameters)
     frozen_bytes = 4 if isinstance(recipe, ModelRecipe) else 2

@@ -302,7 +302,8 @@ def _hull(mask: np.ndarray) -> np.ndarray:
     if len(corners) > 1:
         ImageDraw.Draw(drawn).polygon(corners, fill=255)
     else:
-        drawn.putpixel(tuple(map(int, corners[0])), 255)
+        x, y = corners[0]
+        drawn.putpixel((int(x), int(y)), 255)
     return np.array(drawn)
 
 
@@ -333,9 +334,9 @@ def outlines(masks: np.ndarray, color: tuple[int, int, int] = (0, 0, 0)) -> np.n
     import cv2
 
     frames = np.full((*masks.shape, 3), 255, np.uint8)
-    for frame, mask in zip(frames, masks, strict=True):
+    for number, mask in enumerate(masks):
         contours, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        cv2.drawContours(frame, contours, -1, color, thickness=3)
+        cv2.drawContours(frames[number], contours, -1, color, thickness=3)
     return frames
 
 

@@ -110,9 +110,7 @@ async def _data_of(
     """One image of a reply: in it, or kept and named by its address."""
     file_format = fields.output_format or "png"
     one = made[number]
-    encoded = await front.on_images(
-        request, encode_result, one, file_format, fields.metadata, front.settings.signer
-    )
+    encoded = await front.on_images(request, encode_result, one, file_format, fields.metadata, front.settings.signer)
     written = await front.in_worker(one.medium.as_written, one, encoded)
     own = details_of(written, accepted, number, fields.change_mask)
     if fields.response_format == "url":
