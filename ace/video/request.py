@@ -341,13 +341,7 @@ def open_request(
         ids: list[int] = []
     else:
         num_frames, ids, fps = _times(request, source or control, most_frames)
-    shape = base
-    if request.extend:
-        shares = dict(request.extend)
-        shape = (
-            base[0] + int(shares.get("left", 0) * base[0]) + int(shares.get("right", 0) * base[0]),
-            base[1] + int(shares.get("up", 0) * base[1]) + int(shares.get("down", 0) * base[1]),
-        )
+    shape = _extended(base, dict(request.extend or ()))
     _, wide, high = prepare.working_size(shape, min(num_frames, most_frames), width * height, most_frames)
     given_frames = sum(len(part) for part in (first, last) if part is not None)
     if given_frames >= num_frames:
@@ -386,6 +380,16 @@ def open_request(
         control=control,
         before=before,
         notes=tuple(notes),
+    )
+
+
+def _extended(size: tuple[int, int], shares: dict[str, float]) -> tuple[int, int]:
+    """A size with shares of itself added at its sides."""
+    wide, high = size
+    added = {side: int(share * (wide if side in ("left", "right") else high)) for side, share in shares.items()}
+    return (
+        wide + added.get("left", 0) + added.get("right", 0),
+        high + added.get("up", 0) + added.get("down", 0),
     )
 
 
