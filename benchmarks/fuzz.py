@@ -133,7 +133,7 @@ def request(data: bytes, folder: Path) -> object:
     for body in (GenerationBody, EditBody, TurnBody):
         try:
             fields = body.model_validate_json(data)
-            fields.settings(0, 20)
+            fields.settings(0, 20, 64_000_000)
         except ValidationError:
             continue
     return None

@@ -47,7 +47,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation": ("inference", "video", "data", "weights", "conversation", "families", "files", "pages"),
     "server": ("conditions", "model", "conversation", "lesson"),
     "web": ("server", "extract", "lesson"),
-    "comfyui": ("conditions", "inference", "plus", "weights", "video"),
+    "comfyui": ("conditions", "inference", "plus", "weights", "conversation", "families", "video"),
     "cli": (
         *("conditions", "model", "inference", "plus", "weights", "video", "conversation", "families"),
         *("tiny", "data", "training", "evaluation", "server", "web"),

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from ace.cli import app
 from ace.conditions.images import open_bytes
 from ace.conversation import ChatSession, Job, Made, Mask, Message, Picture, Session, Settings, keep, open_message
+from ace.conversation.family import Answer
 from ace.conversation.recipe import encode
 from ace.conversation.run import conclude
 from ace.diffusion import seeded_generator
@@ -86,8 +87,8 @@ Content = tuple[bytes, bytes]
 
 def content(made: Made) -> Content:
     """The bytes that must not change."""
-    assert made.latents is not None
-    return made.latents.tobytes(), encode(made.image, "PNG", made.recipe)
+    latents = b"" if made.latents is None else made.latents.tobytes()  # merged answers go on from themselves
+    return latents, encode(made.image, "PNG", made.recipe)
 
 
 Way = Callable[["Small", list[int]], Iterable[tuple[int, Content]]]
@@ -134,12 +135,16 @@ class Small:
             self.kept[number] = keep(self.session, self.alone[number]).id
         return self.kept[number]
 
-    def make(self, jobs: Sequence[Job]) -> list[Made]:
-        """All of them in one list."""
+    def answers(self, jobs: Sequence[Job]) -> list[Answer]:
+        """The model's own, all of them in one list."""
         states = self.family.prepare(jobs)
         while running := [state for state in states if not state.done]:
             self.family.step(running)
-        return [conclude(self.family, *pair) for pair in zip(jobs, self.family.finish(states), strict=True)]
+        return self.family.finish(states)
+
+    def make(self, jobs: Sequence[Job]) -> list[Made]:
+        """All of them in one list."""
+        return [conclude(self.family, *pair) for pair in zip(jobs, self.answers(jobs), strict=True)]
 
     def joining(self, numbers: Sequence[int], leaving: bool) -> Iterator[tuple[int, Content]]:
         """As the server's engine: one joins before every step, up to 16 at once, finished ones leave.
@@ -212,7 +217,7 @@ def make_alone(small: Small, numbers: Iterable[int]) -> None:
     for number in numbers:
         if number not in small.alone:
             (small.alone[number],) = small.make([small.job(number)])
-    assert len({content(made)[0] for made in small.alone.values()}) == len(small.alone)
+    assert len({made.image.tobytes() for made in small.alone.values()}) == len(small.alone)
 
 
 def check(small: Small, numbers: Sequence[int], way: Way) -> None:
@@ -281,11 +286,11 @@ def test_accelerated_requests_too(small, name):
 
 def test_without_exact_requests_share_their_passes_and_agree_up_to_rounding(small):
     jobs = [small.job(number) for number in range(4)]
-    exact, rows, pipeline = small.make(jobs), [], small.family.pipeline
+    exact, rows, pipeline = small.answers(jobs), [], small.family.pipeline
     handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[1])))
     pipeline.exact = False
     try:
-        packed = small.make(jobs)
+        packed = small.answers(jobs)
     finally:
         pipeline.exact = None
         handle.remove()

@@ -337,7 +337,7 @@ def make_clip(
     """Create or edit a clip.
 
     \b
-    ace video "a cat walks through snow" -o cat.mp4
+    ace video make "a cat walks through snow" -o cat.mp4    # or without `make`
     ace video "make it night" --video clip.mp4 --control depth -o night.mp4
     ace video "a dog instead" --video clip.mp4 --mask box:40,60,200,220 --track -o dog.mkv
     ace video "a wide beach" --video clip.mp4 --extend left=0.25,right=0.25
@@ -524,7 +524,11 @@ def _composed(name: str, instruction: str, clip: ClipOptions, asked: MakingOptio
 @takes_options(MakingOptions)
 @takes_options(ClipOptions)
 def swap(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -> None:
-    """Put a reference in the place of what a mask selects, in every frame."""
+    """Put a reference in the place of what a mask selects, in every frame.
+
+    \b
+    ace video compose swap "a dog runs" --video clip.mp4 --mask box:40,60,200,220 --track --reference dog.png
+    """
     _composed("swap", instruction, clip, asked)
 
 
@@ -532,7 +536,11 @@ def swap(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -> N
 @takes_options(MakingOptions)
 @takes_options(ClipOptions)
 def animate(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -> None:
-    """Let a reference move as the person in a clip does."""
+    """Let a reference move as the person in a clip does.
+
+    \b
+    ace video compose animate "a robot dances" --video dance.mp4 --reference robot.png
+    """
     _composed("animate", instruction, clip, asked)
 
 
@@ -540,7 +548,11 @@ def animate(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -
 @takes_options(MakingOptions)
 @takes_options(ClipOptions)
 def move(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -> None:
-    """Move what a box holds in a first frame towards another box."""
+    """Move what a box holds in a first frame towards another box.
+
+    \b
+    ace video compose move "the ball rolls" --first ball.png --layout 10,40,40,70:90,40,120,70
+    """
     _composed("move", instruction, clip, asked)
 
 
@@ -548,7 +560,11 @@ def move(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -> N
 @takes_options(MakingOptions)
 @takes_options(ClipOptions)
 def expand(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -> None:
-    """Make room around a first frame, with references in it, and let it go on."""
+    """Make room around a first frame, with references in it, and let it go on.
+
+    \b
+    ace video compose expand "a crowd waves" --first stage.png --extend left=0.25,right=0.25 --reference fan.png
+    """
     _composed("expand", instruction, clip, asked)
 
 
@@ -556,7 +572,11 @@ def expand(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) ->
 @takes_options(MakingOptions)
 @takes_options(ClipOptions)
 def refer(instruction: Instruction, clip: ClipOptions, asked: MakingOptions) -> None:
-    """A clip of the subjects of several references."""
+    """A clip of the subjects of several references.
+
+    \b
+    ace video compose refer "a cat with a hat" --reference cat.png --reference hat.png
+    """
     _composed("refer", instruction, clip, asked)
 
 

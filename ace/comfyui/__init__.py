@@ -1,4 +1,4 @@
-"""COMFYUI GRAPH → PICTURE. Imports: conditions, inference, plus, weights, video.
+"""COMFYUI GRAPH → PICTURE. Imports: conditions, inference, plus, weights, conversation, families, video.
 
 In: what ComfyUI's nodes hand over (IMAGE and MASK tensors, CONDITIONING, VAE). Out: the same kinds. ComfyUI finds the
 two tables through the folder `comfyui/ace_allround`, which imports this room and does nothing else.

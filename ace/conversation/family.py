@@ -21,7 +21,7 @@ from PIL import Image
 
 from ace.conditions.units import MAX_IMAGES
 from ace.conditions.vocabulary import Vocabulary
-from ace.conversation.job import OPTIONAL_SETTINGS, Job, Part
+from ace.conversation.job import OPTIONAL_SETTINGS, FocusedPart, Job
 from ace.conversation.media import IMAGE, Medium
 from ace.conversation.recipe import Recipe, Setting
 from ace.errors import ConditionError, ConfigError, MaskError
@@ -252,7 +252,7 @@ def open_job(family: Family, job: Job) -> Job:
     return family.open(job) if part is None else replace(job, part=replace(part, job=family.open(part.job)))
 
 
-def _part_of(family: Family, job: Job) -> Part | None:
+def _part_of(family: Family, job: Job) -> FocusedPart | None:
     """The part of the edited image around its mask, where the model is to work on that alone."""
     settings, rules, source, mask = job.settings, job.settings.images, job.source, job.mask
     current = job.unit.current
@@ -264,7 +264,7 @@ def _part_of(family: Family, job: Job) -> Part | None:
     part = crop_opened(source, box)
     images, masks = (part.image, *current.images[1:]), (crop_mask(mask, box), *current.masks[1:])
     unit = replace(job.unit, current=replace(current, images=images, masks=masks), target_index=None)
-    return Part(box, replace(job, unit=unit, source=part))
+    return FocusedPart(box, replace(job, unit=unit, source=part))
 
 
 def check_loading(family: Family, loading: Loading) -> None:

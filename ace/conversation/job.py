@@ -113,7 +113,7 @@ class Job:
     clip: ClipRequest | OpenedRequest | None = None
     notes: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
-    part: Part | None = None
+    part: FocusedPart | None = None
 
     @property
     def instruction(self) -> str:
@@ -151,7 +151,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
+class FocusedPart:
     """A part of the edited image that is worked on alone (`ace/inference/focus.py`). box: in px of the image; job: the
     request about that part."""
 

@@ -476,7 +476,8 @@ class Session:
             sync_folder(nodes)
         except OSError as error:
             raise self._not_written(error) from None
-        self._answers[node_id] = normalise_image(medium.still(answer), max_pixels=MOST_PIXELS)
+        if medium is IMAGE:  # others may lose something on their way to the file, which is what the next round sees
+            self._answers[node_id] = normalise_image(medium.still(answer), max_pixels=MOST_PIXELS)
         return self.node(node_id)
 
     def _write_node(
