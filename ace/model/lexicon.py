@@ -334,7 +334,7 @@ class LexiconEncoder(PreTrainedModel):
         return F.layer_norm(words, words.shape[-1:])
 
     def _rows(self, rows: Tensor, number: Tensor, is_row: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of both tables, (R, D), the codes of what they show, (R, D), and their places, (R, 3). rows: (R,) ids."""
+        """Rows of both tables, (R, D), codes of what they show, (R, D), and their places, (R, 3). rows: (R,) ids."""
         ids = self.ids
         of_name = (rows - ids.rows).clamp(0, self.table.num_embeddings - 1)
         of_letter = (rows - ids.halves).clamp(0, self.halves.num_embeddings - 1)
