@@ -38,7 +38,8 @@ class ACEConfig:
     the start. rotary_theta, rotary_scale: see `Rotary`. memory_blocks: blocks that read the rows of a
     `LexiconEncoder`'s tables (`lexicon.py`), whose states are then as wide as the model. frames_once: image frames
     see themselves and those before them only, at timestep 0, so that they are computed once for all steps and turns
-    (`frames.py`).
+    (`frames.py`). draws_from_memory: a last attention lays rows of those tables, decoded, over the picture
+    (`Drawing`).
     Raises ConfigError for impossible sizes."""
 
     patch_size: int = 2
@@ -62,6 +63,7 @@ class ACEConfig:
     rotary_scale: float = 1.0
     memory_blocks: tuple[int, ...] = ()
     frames_once: bool = False
+    draws_from_memory: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory_blocks", tuple(self.memory_blocks))  # JSON knows lists only
@@ -71,8 +73,11 @@ class ACEConfig:
             raise ConfigError("predict_change and learned_sigma exclude each other")
         if self.frames_once and not self.pooled_text:
             raise ConfigError("frames_once needs pooled_text: guidance branches then have passes of their own")
-        if self.memory_blocks and self.text_channels != self.hidden_size + ROW_CHANNELS:
-            raise ConfigError(f"memory_blocks need text states of {self.hidden_size} + {ROW_CHANNELS} channels")
+        if self.draws_from_memory and not (self.memory_blocks and self.predict_change and self.latent_channels == 3):
+            raise ConfigError("draws_from_memory needs memory_blocks, predict_change and pixels as latents")
+        states = self.hidden_size * (1 + self.draws_from_memory)
+        if self.memory_blocks and self.text_channels != states + ROW_CHANNELS:
+            raise ConfigError(f"memory_blocks need text states of {states} + {ROW_CHANNELS} channels")
         if self.hidden_size % self.num_heads:
             raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.head_dim % 2 or self.head_dim < 6:
@@ -120,7 +125,7 @@ PRESETS: dict[str, ACEConfig] = {
         hidden_size=256,
         depth=6,
         num_heads=4,
-        text_channels=256 + ROW_CHANNELS,
+        text_channels=2 * 256 + ROW_CHANNELS,
         max_positions=64,
         learned_sigma=False,
         gelu="none",
@@ -134,6 +139,7 @@ PRESETS: dict[str, ACEConfig] = {
         rotary_scale=2.0,
         memory_blocks=(1, 3),
         frames_once=True,
+        draws_from_memory=True,
     ),
     "0.6b-512": ACEConfig(max_positions=1024),
     "0.6b-1024": ACEConfig(max_positions=4096),

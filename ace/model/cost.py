@@ -50,6 +50,7 @@ def step_cost(
         + NUM_INDICATORS * _text_embed(config)
         + TIME_CHANNELS * width
         + 7 * square
+        + (len(branches) * target * _drawing_parameters(config))
     )
     self_attention = cross_attention = 0
     for number in range(config.depth):
@@ -99,7 +100,14 @@ def num_parameters(config: ACEConfig) -> int:
         + 2 * width
         + width * config.out_channels * cells
         + config.out_channels * cells
+        + _drawing_parameters(config)
     )
+
+
+def _drawing_parameters(config: ACEConfig) -> int:
+    width = config.hidden_size
+    linears = 2 * (width * width + width) + (width * 3 + 3) + width * 4 * config.patch_size**2
+    return linears + width if config.draws_from_memory else 0
 
 
 def weight_bytes(config: ACEConfig, bytes_per_weight: int) -> int:

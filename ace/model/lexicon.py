@@ -224,6 +224,7 @@ class LexiconConfig(PretrainedConfig):
         num_words: int = 1,
         num_names: int = 1,
         num_styles: int = 1,
+        gives_codes: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -233,11 +234,13 @@ class LexiconConfig(PretrainedConfig):
         self.num_words = num_words
         self.num_names = num_names
         self.num_styles = num_styles
+        self.gives_codes = gives_codes
 
 
 class LexiconEncoder(PreTrainedModel):
     """Ids of a `LexiconTokenizer` → states (N, L, D + 3): the state itself, whether it is a row of a table (0 or 1),
-    and the row and column of its cell in the drawing (0 for words)."""
+    and the row and column of its cell in the drawing (0 for words). With `gives_codes`, (N, L, 2 D + 3): after the
+    state the code of what a row shows, for a `Drawing` to decode (0 for words)."""
 
     config_class = LexiconConfig
     config: LexiconConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -255,6 +258,9 @@ class LexiconEncoder(PreTrainedModel):
         self.order = nn.Parameter(torch.empty(MAX_WORDS, width))
         self.table = nn.Embedding(config.num_names * config.num_styles * CELLS, width)
         self.halves = nn.Embedding(len(LETTERS) * HALVES, width)
+        if config.gives_codes:
+            self.codes = nn.Embedding(config.num_names * config.num_styles * CELLS, width)
+            self.half_codes = nn.Embedding(len(LETTERS) * HALVES, width)
         self.cell = nn.Parameter(torch.empty(CELLS + HALVES, width))
         self.style = nn.Parameter(torch.empty(config.num_styles, width))
         self.owner = nn.Linear(width, width)
@@ -262,6 +268,13 @@ class LexiconEncoder(PreTrainedModel):
             _Layer(width, config.num_attention_heads, config.num_hidden_layers) for _ in range(config.num_hidden_layers)
         )
         self.post_init()
+
+    def freeze_pretrained(self) -> None:
+        """Keep what is not learnt here: word pieces, and the codes of drawings, which their decoder belongs to."""
+        self.pieces.requires_grad_(False)
+        if self.config.gives_codes:
+            self.codes.requires_grad_(False)
+            self.half_codes.requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Unit size for all that says what and where: small beside the patches it would not be heard."""
@@ -292,14 +305,15 @@ class LexiconEncoder(PreTrainedModel):
         lengths = ((~is_row) & real).sum(1, keepdim=True)
         words = self._bound(packed, torch.arange(most, device=packed.device) < lengths)  # (N, W, D)
         own = words.gather(1, number[..., None].expand(-1, -1, words.shape[-1]))  # (N, L, D)
+        more = own.shape[-1] if self.config.gives_codes else 0
         if not bool(is_row.any()):
-            return BaseModelOutput(last_hidden_state=F.pad(own, (0, 3)))
-        rows, row_place = self._rows(input_ids[is_row], number, is_row, input_ids)
+            return BaseModelOutput(last_hidden_state=F.pad(own, (0, more + 3)))
+        rows, code, row_place = self._rows(input_ids[is_row], number, is_row, input_ids)
         states = own.clone()
         rows = rows + self.owner(own[is_row])
         states[is_row] = F.layer_norm(rows, rows.shape[-1:])
-        place = own.new_zeros(*input_ids.shape, 3)
-        place[is_row] = row_place
+        place = own.new_zeros(*input_ids.shape, more + 3)
+        place[is_row] = torch.cat([code, row_place], dim=-1) if more else row_place
         return BaseModelOutput(last_hidden_state=torch.cat([states, place], dim=-1))
 
     def _bound(self, packed: Tensor, real: Tensor) -> Tensor:
@@ -319,8 +333,8 @@ class LexiconEncoder(PreTrainedModel):
             words = layer(words, bias)
         return F.layer_norm(words, words.shape[-1:])
 
-    def _rows(self, rows: Tensor, number: Tensor, is_row: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of both tables, (R, D), and their places, (R, 3). rows: (R,) ids."""
+    def _rows(self, rows: Tensor, number: Tensor, is_row: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of both tables, (R, D), codes of what they show, (R, D), and their places, (R, 3). rows: (R,) ids."""
         ids = self.ids
         of_name = (rows - ids.rows).clamp(0, self.table.num_embeddings - 1)
         of_letter = (rows - ids.halves).clamp(0, self.halves.num_embeddings - 1)
@@ -328,6 +342,9 @@ class LexiconEncoder(PreTrainedModel):
         cell, half = of_name % CELLS, of_letter % HALVES
         names = self.table(of_name) + self.cell[cell] + self.style[of_name // CELLS % self.config.num_styles]
         found = torch.where(spells[:, None], self.halves(of_letter) + self.cell[CELLS + half], names)
+        code = found
+        if self.config.gives_codes:
+            code = torch.where(spells[:, None], self.half_codes(of_letter), self.codes(of_name))
         before = input_ids.gather(
             1, (torch.arange(input_ids.shape[1], device=rows.device) - 1).clamp(min=0).expand_as(input_ids)
         )
@@ -337,7 +354,7 @@ class LexiconEncoder(PreTrainedModel):
         index = ((previous - ids.letters).clamp(0, len(LETTERS) * _MARKS - 1) % _MARKS) // (LONGEST + 1)
         line = torch.where(spells, half, cell // SIDE)
         column = torch.where(spells, index, cell % SIDE)
-        return found, torch.stack([torch.ones_like(line), line, column], dim=1).to(found)
+        return found, code, torch.stack([torch.ones_like(line), line, column], dim=1).to(found)
 
 
 class _FeedForward(nn.Module):

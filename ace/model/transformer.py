@@ -49,10 +49,12 @@ FrameKeysValues = tuple[tuple[Tensor, Tensor], ...]
 class TextKeysValues:
     """What a model reads of the texts of its requests, the same at every step.
 
-    blocks: what each block reads. pooled: (B, D) each target's text as a whole, for models with `pooled_text`."""
+    blocks: what each block reads. pooled: (B, D) each target's text as a whole, for models with `pooled_text`. drawn:
+    keys and codes of what a `Drawing` may lay down, (L_long, heads, d) each."""
 
     blocks: tuple[BlockText, ...]
     pooled: Tensor | None = None
+    drawn: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[TextKeysValues]) -> TextKeysValues:
@@ -62,7 +64,12 @@ class TextKeysValues:
             for of_block in zip(*(part.blocks for part in parts), strict=True)
         ]
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return cls(tuple(blocks), torch.cat(pooled) if pooled else None)  # pyright: ignore[reportArgumentType]
+        drawn = [part.drawn for part in parts if part.drawn is not None]
+        return cls(
+            tuple(blocks),  # pyright: ignore[reportArgumentType]
+            torch.cat(pooled) if pooled else None,
+            (torch.cat([keys for keys, _ in drawn]), torch.cat([codes for _, codes in drawn])) if drawn else None,
+        )
 
 
 class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
@@ -100,6 +107,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         rotary_scale: float = 1.0,
         memory_blocks: tuple[int, ...] = (),
         frames_once: bool = False,
+        draws_from_memory: bool = False,
     ) -> None:
         super().__init__()
         self.sizes = ACEConfig(
@@ -124,6 +132,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             rotary_scale,
             memory_blocks,
             frames_once,
+            draws_from_memory,
         )
         cells = patch_size**2
         self.patch_embed = nn.Linear(self.sizes.in_channels * cells, hidden_size)
@@ -136,6 +145,7 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         self.pooled_embed = Linear(hidden_size, hidden_size) if pooled_text else None
         self.blocks = nn.ModuleList(ACEBlock(hidden_size, num_heads, mlp_ratio, qk_norm, gelu) for _ in range(depth))
         self.final = FinalLayer(hidden_size, self.sizes.out_channels * cells)
+        self.drawing = Drawing(hidden_size, num_heads, cells) if draws_from_memory else None
         self.register_buffer("indicator_states", torch.zeros(MAX_INDICATORS, text_channels))
         self.gradient_checkpointing = False
         self.initialise()
@@ -170,7 +180,11 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             plan = tokens.text if reads_rows else tokens.words
             own = places if reads_rows else None
             read.append(block.cross_attn.read_texts(text_tokens, plan, layout.rounds_to_float16, own))
-        return TextKeysValues(tuple(read), self._pool_text(text_tokens, layout))
+        drawn = None
+        if self.drawing is not None:
+            codes = texts[:, self.sizes.hidden_size : -ROW_CHANNELS]
+            drawn = self.drawing.read(text_tokens, codes, layout.targets.text, places)
+        return TextKeysValues(tuple(read), self._pool_text(text_tokens, layout), drawn)
 
     def _pool_text(self, text_tokens: Tensor, layout: Layout) -> Tensor | None:
         if self.pooled_embed is None:
@@ -212,6 +226,8 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
             if stage.owners is not None:
                 modulation, time = modulation[stage.owners], time[stage.owners]
         out = self.final(tokens, time, layout.targets)
+        if self.drawing is not None:
+            out = out + self.drawing(tokens, text_keys_values.drawn, layout.targets)
         return self._changed(out, self._source(patches, layout)) if self.sizes.predict_change else out
 
     @apply_forward_hook
@@ -279,7 +295,8 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, ACEBlock):
                 nn.init.zeros_(module.cross_attn.to_out.weight)
@@ -287,6 +304,8 @@ class ACETransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
         for linear in (*self.time_embed.linears(), self.time_modulation, *embedded):
             nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(self.final.linear.weight)
+        if self.drawing is not None:
+            nn.init.zeros_(self.drawing.ink.weight)
         if self.sizes.open_gates:
             self._open()
 
@@ -435,6 +454,59 @@ class Attention(nn.Module):
         if round_to_float16 and value.dtype == torch.float32:
             value = value.half().float()
         return keys, values, self.to_out(value)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.heads, x.shape[-1] // self.heads)
+
+
+class Drawing(nn.Module):
+    """Lays drawings out of a `LexiconEncoder`'s tables over the picture: each target token points to a row, as in a
+    pointer network, and the row's code, decoded, covers what is there as far as it is opaque.
+
+    Every head points for its own channels of the codes. Words are rows without a code: to point to one draws nothing.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, cells: int) -> None:
+        super().__init__()
+        self.heads = num_heads
+        self.to_q = Linear(hidden_size, hidden_size)
+        self.to_k = Linear(hidden_size, hidden_size)
+        self.norm_qk = RMSNorm(hidden_size)
+        self.ink = nn.Linear(hidden_size, 3)  # by how much more of a colour than in the table a token draws
+        self.decode = nn.Linear(hidden_size, cells * 4, bias=False)  # (pixel, channel): colour times alpha, and alpha
+
+    def read(self, text_tokens: Tensor, codes: Tensor, plan: TextPlan, places: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and codes of the texts that are longer than a token, (L_long, heads, d) each. text_tokens, codes:
+        (L, D); places: rotary table that turns the keys by their cell in the drawing."""
+        keys = self._split(self.norm_qk(self.to_k(text_tokens.index_select(0, plan.long_index))))
+        keys = keys if places is None else apply_rotary(keys, places[plan.long_index])
+        own = codes.index_select(0, plan.long_index).unflatten(-1, (-1, self.heads))
+        return keys, own.transpose(1, 2)  # channels in turn, so that every head has large and small components
+
+    def set_decoder(self, weight: Tensor) -> None:
+        """Decode codes so: (cells · 4, D), columns in the order of a code's channels."""
+        order = torch.arange(weight.shape[1]).view(-1, self.heads).t().flatten()  # as `forward` has them, head by head
+        self.decode.weight.data.copy_(weight[:, order])
+
+    def forward(self, tokens: Tensor, drawn: tuple[Tensor, Tensor] | None, targets: TokenSet) -> Tensor:
+        """tokens: of the targets. Returns what is added to the last layer's output, (T_target, cells · 4): a change,
+        and how much less of the source is kept."""
+        plan = targets.text
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        if plan.plan is None or drawn is None:
+            return rows.new_zeros(len(rows), self.decode.out_features)
+        rows = F.layer_norm(rows, rows.shape[-1:], eps=NORM_EPS)
+        own, place = rows, targets.place_rotary
+        if plan.readers is not None:
+            own, place = rows.index_select(0, plan.readers), place[plan.readers]
+        query = apply_rotary(self._split(self.norm_qk(self.to_q(own))), place)
+        code = attend(query, *drawn, plan.plan).flatten(1)  # (readers, D)
+        color, alpha = self.decode(code).unflatten(-1, (-1, 4)).split([3, 1], dim=-1)
+        change = 2 * (1 + self.ink(own)).unsqueeze(1) * color - alpha  # latents run from -1 to 1
+        out = torch.cat([change, -alpha], dim=-1).flatten(1)
+        if plan.readers is None:
+            return out
+        return out.new_zeros(len(rows), out.shape[1]).index_copy(0, plan.readers, out)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.heads, x.shape[-1] // self.heads)

@@ -26,14 +26,17 @@ from ace.data.world.sprites import HELD_OUT_STYLE, STYLE_NAMES, STYLES, SpriteLi
 from ace.model.lexicon import CELLS, HALVES, LETTERS, SIDE, Lexicon, LexiconConfig, LexiconEncoder, LexiconTokenizer
 
 CELL_PX = 16
+LETTERS_COUNT = 30  # as often as a cell of a drawing, so that the few letters are coded well
 KEPT_SPREAD = 0.5  # power of the spread that components keep: 1 = as they are, 0 = all alike
 
 
-def start_lexicon(folder: Path, width: int, heads: int, with_tables: bool) -> tuple[LexiconTokenizer, LexiconEncoder]:
-    """A fresh tokenizer and encoder.
+def start_lexicon(
+    folder: Path, width: int, heads: int, with_tables: bool, with_codes: bool = False
+) -> tuple[LexiconTokenizer, LexiconEncoder, Tensor | None]:
+    """A fresh tokenizer and encoder, and with codes the decoder of these, (4 x 16 x 16, width), for `Drawing`.
 
     folder: of a BERT encoder, whose word pieces and their embeddings are taken. with_tables: tables start as the
-    drawings' components, else at random."""
+    drawings' components, else at random. with_codes: the encoder gives codes of the drawings themselves."""
     library = SpriteLibrary()
     concepts = [concept for concept in library.concepts if concept.core]
     styles = [DEFAULT_STYLE, *(s for s in STYLES if s not in (DEFAULT_STYLE, HELD_OUT_STYLE))]
@@ -49,17 +52,36 @@ def start_lexicon(folder: Path, width: int, heads: int, with_tables: bool) -> tu
         num_words=tokenizer.layout.num_words,
         num_names=len(concepts),
         num_styles=len(styles),
+        gives_codes=with_codes,
     )
     encoder = LexiconEncoder(config)
     pretrained = AutoModel.from_pretrained(folder, dtype=torch.float32).embeddings.word_embeddings.weight.detach()
+    decoder = None
     with torch.no_grad():
         encoder.pieces.weight[: len(pretrained)] = components(pretrained, width)[: config.num_words]
-        if with_tables:
+        if with_tables or with_codes:
             cells = drawing_cells(library, [c.slug for c in concepts], styles)
+            letters = letter_cells(library)
+        if with_tables:
             encoder.table.weight.copy_(components(cells, width))
-            encoder.halves.weight.copy_(components(letter_cells(library), width))
-    encoder.pieces.requires_grad_(False)
-    return tokenizer, encoder
+            encoder.halves.weight.copy_(components(letters, width))
+        if with_codes:
+            codes, half_codes, decoder = coded(cells, letters, width)
+            encoder.codes.weight.copy_(codes)
+            encoder.half_codes.weight.copy_(half_codes)
+    encoder.freeze_pretrained()
+    return tokenizer, encoder, decoder
+
+
+def coded(cells: Tensor, letters: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells (R, F) and letters (S, F) as codes of `width` numbers, of unit size on the whole, and the decoder (F,
+    width) that gives them back: their common principal components, not centred, so that no code is no drawing."""
+    weighted = torch.cat([cells, LETTERS_COUNT**0.5 * letters]).double()
+    axes = torch.linalg.eigh(weighted.T @ weighted)[1].flip(1)[:, :width]
+    codes = torch.cat([cells, letters]).double() @ axes
+    size = codes.square().mean().sqrt()
+    own, of_letters = (codes / size).float().split([len(cells), len(letters)])
+    return own, of_letters, (axes * size).float()
 
 
 def components(rows: Tensor, width: int) -> Tensor:

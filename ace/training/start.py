@@ -121,7 +121,7 @@ def _go_on(recipe: ModelRecipe) -> tuple[ACEPipeline, ModelRecipe]:
     _nameless(pipeline.vae).requires_grad_(False)
     pipeline.text_encoder.requires_grad_(bool(recipe.text_lr_scale and not recipe.lora))
     if isinstance(pipeline.text_encoder, LexiconEncoder):
-        pipeline.text_encoder.pieces.requires_grad_(False)
+        pipeline.text_encoder.freeze_pretrained()
     if hasattr(pipeline.text_encoder, "embeddings"):
         pipeline.text_encoder.embeddings.requires_grad_(False)
         pipeline.text_encoder.pooler.requires_grad_(False)
@@ -135,12 +135,17 @@ def _begin(recipe: ModelRecipe) -> ACEPipeline:
     sizes = dataclasses.replace(PRESETS[recipe.preset], source_on_channels=recipe.source_on_channels)
     words = find_text_encoder(recipe.text_encoder)
     if sizes.memory_blocks:
-        tokenizer, text_encoder = start_lexicon(words, sizes.hidden_size, sizes.num_heads, recipe.memory_start)
+        tokenizer, text_encoder, decoder = start_lexicon(
+            words, sizes.hidden_size, sizes.num_heads, recipe.memory_start, sizes.draws_from_memory
+        )
     else:
+        decoder = None
         tokenizer, text_encoder = start_text_encoder(words, recipe.text_layers)
     if not recipe.text_lr_scale:
         text_encoder.requires_grad_(False)
     transformer = ACETransformer(**dataclasses.asdict(sizes))
+    if decoder is not None and transformer.drawing is not None:
+        transformer.drawing.set_decoder(decoder)
     if recipe.pixart:
         transformer.load_state_dict({**transformer.state_dict(), **read_pixart(Path(recipe.pixart), sizes)})
     first = 0 if tokenizer.cls_token is None else 1  # where the image name's own token stands

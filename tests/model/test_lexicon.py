@@ -102,6 +102,27 @@ def test_a_change_is_added_to_as_much_of_the_source_as_is_kept():
         assert torch.equal(answer(), torch.full_like(source, 0.25))  # nothing is kept
 
 
+DRAWS = dataclasses.replace(SIZES, text_channels=2 * 48 + ROW_CHANNELS, draws_from_memory=True)
+
+
+def test_a_code_that_a_token_points_to_is_laid_over_the_picture():
+    model = ACETransformer(**vars(DRAWS)).eval()
+    source = torch.rand(3, 8, 8, generator=seeded_generator(3))
+    words = torch.zeros(2, 2 * 48 + ROW_CHANNELS)  # a word and a row
+    words[1, 48:96], words[1, 96] = 1.0, 1.0
+    request = RequestFrames((8, 8), (words,), source=source)
+    layout = make_layout([request], 4, model.sizes.head_dim, (), model.sizes.rotary, True, [0])
+    patches = pack_latents([torch.randn(3, 8, 8)], [condition_patches(request, 4, 3)], 4)
+    covers = torch.tensor([1.0, 0.5, 0.0, 1.0])  # orange, opaque: colour times alpha, and alpha
+    with torch.no_grad():
+        model.drawing.to_q.weight.zero_()  # points to the word and to the row alike
+        model.drawing.set_decoder((covers.repeat(16) / 48)[:, None].expand(-1, 48))
+        cells = model(patches, torch.full((1,), 999.0), layout, texts=words).view(2, 2, 4, 4, 3)
+    drawn = torch.tensor([1.0, 0.0, -1.0])[:, None, None]
+    expected = 0.5 * drawn + 0.5 * source
+    assert torch.allclose(cells.permute(4, 0, 2, 1, 3).reshape(3, 8, 8), expected, atol=1e-5)
+
+
 def rows_of(ids: list[int], tokenizer: LexiconTokenizer) -> list[int]:
     return [i for i in ids if i >= tokenizer.layout.rows]
 

@@ -14,7 +14,7 @@ from ace.diffusion import seeded_generator
 from ace.errors import ConfigError
 from ace.model.lexicon import CELLS
 from ace.training.config import ModelRecipe, TrainingStage
-from ace.training.lexicon import components, drawing_cells, start_lexicon
+from ace.training.lexicon import coded, components, drawing_cells, letter_cells, start_lexicon
 from ace.training.model import train_model
 from ace.training.places import teach_places
 from ace.weights.sources import SHIPPED_MODEL
@@ -69,7 +69,7 @@ def test_components_of_rows_tell_the_rows_apart_as_the_rows_do():
 
 def test_tables_start_as_what_the_drawings_cells_look_like(encoder_folder):
     torch.manual_seed(0)
-    tokenizer, encoder = start_lexicon(encoder_folder, 48, 4, True)
+    tokenizer, encoder, _ = start_lexicon(encoder_folder, 48, 4, True)
     library = SpriteLibrary()
     slug_of = {c.name: c.slug for c in library.concepts}
     slugs, styles = [slug_of[n] for n in tokenizer.lexicon.names], list(tokenizer.lexicon.styles)
@@ -83,7 +83,8 @@ def test_tables_start_as_what_the_drawings_cells_look_like(encoder_folder):
 
 def test_lessons_teach_an_encoder_where_things_are_wanted(encoder_folder):
     torch.manual_seed(0)
-    tokenizer, encoder = start_lexicon(encoder_folder, 48, 4, False)
+    tokenizer, encoder, decoder = start_lexicon(encoder_folder, 48, 4, False)
+    assert decoder is None
     before = encoder.table.weight.clone()
     taught = teach_places(tokenizer, encoder, "one", 1600, 4e-3)
     assert taught > 3 / 64  # three times chance, in seconds
@@ -104,3 +105,15 @@ def test_a_run_of_a_pixel_model_ends_in_a_pipeline_and_goes_on_after_a_kill(enco
 def test_lessons_are_for_a_new_encoder_only():
     with pytest.raises(ConfigError, match="place_lessons"):
         ModelRecipe(stages=(STAGE,), init="ace-tiny", place_lessons=10)
+
+
+def test_codes_of_drawings_and_letters_are_decoded_to_what_they_show():
+    library = SpriteLibrary()
+    cells = drawing_cells(library, [c.slug for c in library.concepts if c.core][:40], ["fluent-3d"])
+    letters = letter_cells(library)
+    codes, of_letters, decoder = coded(cells, letters, 256)
+    for shown, code in ((cells, codes), (letters, of_letters)):
+        lost = (code @ decoder.T - shown).square().sum() / shown.square().sum()
+        assert lost < 0.01
+    assert torch.cat([codes, of_letters]).square().mean() == pytest.approx(1, abs=1e-3)
+    assert (codes[cells.abs().amax(1) == 0] == 0).all()  # where nothing is drawn there is no code
