@@ -106,7 +106,9 @@ class ClipState:
             made, given = self.pipeline.finish(self.state), self.opened.windows[self.window].given
             draft = replace_frames(self.draft, given)
             kept = (
-                paste_frames(draft, made[given:], self.job.settings.images.feather_px) if self.opened.keeps else made[given:]
+                paste_frames(draft, made[given:], self.job.settings.images.feather_px)
+                if self.opened.keeps
+                else made[given:]
             )
             self.spool.add(iter(kept))
             self.state, self.draft, self.window = None, None, self.window + 1

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import socket
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -144,6 +146,9 @@ class Connection(H11Protocol):
         self._left = left
         stalled = left > 0 and now - self._moved_at > self.limits.stall_s
         silent = self.idle and left == 0 and now - self.idle_since > self.limits.idle_s
+        if stalled:  # nor may what the system still holds for it wait to be taken
+            held = self.transport.get_extra_info("socket")
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if stalled or silent:
             self.transport.abort()
         else:
