@@ -33,6 +33,7 @@ def test_larger_patches_keep_most_of_what_was_learned(tmp_path: Path):
         init="ace-tiny",
         size_px=side,
         num_workers=0,
+        mixed_precision="no",
         tracker="none",
     )
     fitted = dataclasses.replace(recipe, patch_size=patch_size)
