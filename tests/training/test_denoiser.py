@@ -33,6 +33,7 @@ from ace.weights.adapters import AdapterChoice
 from ace.weights.sources import SHIPPED_MODEL, find_model, load_pipeline
 
 GEOMETRY = Geometry(budget=64, cell_px=8, latent_px=8, enlarge=True, mask_by_area=True)
+IN_FLOAT32: dict = {"num_workers": 0, "tracker": "none", "mixed_precision": "no"}  # quick on any processor
 STAGE = TrainingStage("only", samples=8, lr=1e-3, batch_size=4)
 
 
@@ -57,6 +58,7 @@ def recipe(text_encoder: Path, **settings: object) -> ModelRecipe:
         "text_encoder": str(text_encoder),
         "text_layers": 1,
         "num_workers": 0,
+        "mixed_precision": "no",
         "num_inference_steps": 2,
         "tracker": "none",
         "stages": (STAGE,),
@@ -192,7 +194,9 @@ def test_cached_features_are_used_and_change_no_loss(tmp_path: Path, text_encode
 
 
 def test_a_lora_trains_little_and_goes_on_from_either_of_its_formats(tmp_path: Path):
-    wanted = ModelRecipe((STAGE,), init="ace-tiny", lora=Lora(rank=4), num_workers=0, tracker="none")
+    wanted = ModelRecipe(
+        (STAGE,), init="ace-tiny", lora=Lora(rank=4), num_workers=0, tracker="none", mixed_precision="no"
+    )
     before = load_pipeline(find_model("ace-tiny"), device="cpu").transformer.state_dict()
     trained = train_model(wanted, tmp_path / "one", quiet=True).transformer
     adapter = tmp_path / "one" / "adapter"
@@ -215,9 +219,7 @@ def test_a_lora_trains_little_and_goes_on_from_either_of_its_formats(tmp_path: P
 
 
 def test_a_preview_of_a_lora_is_what_inference_draws_with_it(tmp_path: Path):
-    wanted = ModelRecipe(
-        (STAGE,), init="ace-tiny", lora=Lora(rank=4, alpha=64.0), num_workers=0, tracker="none", preview_steps=2
-    )
+    wanted = ModelRecipe((STAGE,), init="ace-tiny", lora=Lora(rank=4, alpha=64.0), preview_steps=2, **IN_FLOAT32)
     train_model(wanted, tmp_path, quiet=True)
     base = load_pipeline(find_model("ace-tiny"), device="cpu")
     base.set_progress_bar_config(disable=True)
@@ -234,7 +236,9 @@ def test_a_preview_of_a_lora_is_what_inference_draws_with_it(tmp_path: Path):
 
 
 def test_a_lora_without_a_matching_layer_is_refused(tmp_path: Path):
-    wanted = ModelRecipe((STAGE,), init="ace-tiny", lora=Lora(targets=("nothing",)), num_workers=0, tracker="none")
+    wanted = ModelRecipe(
+        (STAGE,), init="ace-tiny", lora=Lora(targets=("nothing",)), num_workers=0, tracker="none", mixed_precision="no"
+    )
     with pytest.raises(ConfigError, match="no layer matches nothing"):
         train_model(wanted, tmp_path, quiet=True)
 
