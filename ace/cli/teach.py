@@ -14,6 +14,7 @@ from ace.cli.options import Json, Model, Quiet
 from ace.cli.terminal import Output, complain, short, silence_libraries
 
 if TYPE_CHECKING:
+    from ace.training.pairs import TaughtPair
     from ace.training.teach import Lesson
 
 
@@ -66,15 +67,12 @@ def teach(
     check_installed("accelerate", "peft", "tomli_w", extra="train")
     from ace.conditions.images import open_image
     from ace.lesson import check_name, instruction_of
-    from ace.training.pairs import check_pairs, read_pairs
-    from ace.weights.sources import find_model
 
     name = check_name(name)
     instruction = (say or "").strip() or instruction_of(name)
     folder = folder or Path("adapters") / name
     looked_at = None if preview is None else open_image(preview).image
-    pairs = read_pairs(before, after, 4 * find_model(model).side_px)
-    check_pairs(pairs)  # before torch is imported
+    pairs = _checked_pairs(before, after, model)  # before torch is imported
 
     silence_libraries()
     from ace.training.teach import teach as run
@@ -98,6 +96,15 @@ def teach(
     output.data({**lesson.as_json(), "folder": str(folder)})
     for line in _words(lesson, folder, model):
         output.say(line)
+
+
+def _checked_pairs(before: Path, after: Path, model: str | None) -> list[TaughtPair]:
+    from ace.training.pairs import check_pairs, read_pairs
+    from ace.weights.sources import find_model
+
+    pairs = read_pairs(before, after, 4 * find_model(model).side_px)
+    check_pairs(pairs)
+    return pairs
 
 
 @contextmanager

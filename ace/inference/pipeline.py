@@ -48,6 +48,7 @@ from ace.inference.published import (
     sample_posteriors,
 )
 from ace.model.frames import FrameCache, joined, num_tokens
+from ace.model.lexicon import LexiconEncoder, LexiconTokenizer  # diffusers loads only what is imported already
 from ace.model.text import encode_texts, unread_part
 from ace.model.tokens import (
     ConditionPatches,
@@ -172,8 +173,8 @@ class ACEPipeline(DiffusionPipeline):
         self,
         transformer: ACETransformer,
         vae: Autoencoder,
-        text_encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: PreTrainedModel | LexiconEncoder,
+        tokenizer: PreTrainedTokenizerBase | LexiconTokenizer,
         scheduler: SchedulerMixin,
         budget: int = 1024,
         enlarge: bool = False,
@@ -416,7 +417,8 @@ class ACEPipeline(DiffusionPipeline):
         `ace/inference/detail.py`). None if nothing is edited."""
         if state.inputs.source is None:
             return None
-        latents = state.branches[0].frames.images[state.inputs.source]
+        frames = state.branches[0].frames  # of some models the edited image is on channels, and no frame
+        latents = frames.images[state.inputs.source] if frames.source is None else frames.source
         return _to_image(decode_latents(self.vae, [latents.to(state.latents)])[0])
 
     def unread_words(self, request: Request) -> tuple[str, ...]:

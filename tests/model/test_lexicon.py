@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,12 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
+from ace.conditions.images import normalise_image
 from ace.conditions.prompt import IMAGE_NAMES
+from ace.conversation import Message, Picture, Settings, make, open_message
 from ace.diffusion import ACEDDIMScheduler, seeded_generator
 from ace.errors import ConfigError
+from ace.families.ace import AceFamily
 from ace.inference.pipeline import ACEPipeline, Request
 from ace.inference.pixels import Pixels
 from ace.model.config import ROW_CHANNELS, ACEConfig
@@ -22,7 +27,7 @@ from ace.model.lexicon import CELLS, SIDE, Lexicon, LexiconConfig, LexiconEncode
 from ace.model.text import encode_indicators, encode_texts
 from ace.model.tokens import RequestFrames, condition_patches, make_layout, pack_latents
 from ace.model.transformer import ACETransformer, FrameKeysValues
-from ace.weights.sources import SHIPPED_MODEL, ModelFiles, load_pipeline
+from ace.weights.sources import SHIPPED_MODEL, ModelFiles, find_model, load_pipeline
 from tests.random_models import randomise
 
 LEXICON = Lexicon(
@@ -269,6 +274,22 @@ def test_a_saved_pixel_model_draws_the_same(pipeline, tmp_path: Path):
         one("write 'HI' on {image}", picture(1), generator=seeded_generator(1)).latents[0] for one in (pipeline, loaded)
     ]
     assert torch.equal(*made)
+
+
+def test_a_saved_pixel_model_is_loaded_by_a_process_that_knows_nothing_of_it(pipeline, tmp_path: Path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    code = "import sys; from ace.inference.pipeline import ACEPipeline; ACEPipeline.from_pretrained(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "saved")], check=True, timeout=300)
+
+
+def test_an_edit_by_a_pixel_model_has_the_photographs_own_size(pipeline, tmp_path: Path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    family = AceFamily(find_model(str(tmp_path / "saved")), pipeline)
+    photo = Picture.of_image(normalise_image(picture(1).resize((40, 30))), "photo")
+    job = open_message(family, Message("write 'HI' on {image}", Settings(seed=1), photo))
+    (made,) = make(family, [job])
+    assert made.image.size == (40, 30)
+    assert made.delivered is not None
 
 
 def test_a_damaged_lexicon_is_refused(tmp_path: Path):
