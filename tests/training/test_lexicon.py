@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ace.data.world.sprites import SpriteLibrary
 from ace.diffusion import seeded_generator
@@ -17,7 +19,7 @@ from ace.training.config import ModelRecipe, TrainingStage
 from ace.training.lexicon import coded, components, drawing_cells, letter_cells, start_lexicon
 from ace.training.model import train_model
 from ace.training.places import teach_places
-from ace.weights.sources import SHIPPED_MODEL
+from ace.weights.sources import SHIPPED_MODEL, find_model, load_pipeline
 
 STAGE = TrainingStage("only", samples=12, lr=1e-3, batch_size=4, level="edits")
 
@@ -117,3 +119,13 @@ def test_codes_of_drawings_and_letters_are_decoded_to_what_they_show():
         assert lost < 0.01
     assert torch.cat([codes, of_letters]).square().mean() == pytest.approx(1, abs=1e-3)
     assert (codes[cells.abs().amax(1) == 0] == 0).all()  # where nothing is drawn there is no code
+
+
+def test_what_training_goes_on_from_draws_a_thing_where_it_is_wanted():
+    folder = Path(__file__).parents[2] / "recipes" / "tiny-pixels-edits"
+    pipeline = load_pipeline(find_model(str(folder)), device="cpu", dtype="float32")
+    pipeline.set_progress_bar_config(disable=True)
+    white = Image.new("RGB", (128, 128), "white")
+    drawn = pipeline("add a cat on the left", white, generator=seeded_generator(1), preserve=False).images[0]
+    away = 255 - np.asarray(drawn.convert("L"), np.float32)
+    assert away[32:96, :64].mean() > 3 * away[32:96, 64:].mean()
